@@ -1,0 +1,1 @@
+"""Programs: flags, files and printing around the segjax library."""

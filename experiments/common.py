@@ -1,0 +1,87 @@
+"""What train, evaluate and predict share: model, dataset and predictor of a config."""
+
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from segjax import checkpoint, inference, models, sharding
+from segjax.data import datasets
+from segjax.errors import UserError
+
+
+def make_predictor(config: ConfigDict, model: nn.Module) -> inference.Predictor:
+    """The config's way of predicting whole images: at once, or in ``config.tile``s."""
+    if config.tile:
+        return inference.overlap_tile(model, config.tile)
+    return inference.whole(model)
+
+
+def save_dataset(info: datasets.Dataset, path: Path) -> None:
+    """Class names, palette, mean and channels, for programs without the data."""
+    values = info._asdict() | {"palette": np.asarray(info.palette).tolist()}
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def load_dataset(path: Path) -> datasets.Dataset:
+    """Reads what ``save_dataset`` wrote."""
+    if not path.is_file():
+        raise UserError(f"{path} not found: is {path.parent} a training workdir?")
+    values = json.loads(path.read_text())
+    values["palette"] = np.array(values["palette"], np.uint8)
+    for key in ("classes", "mean"):
+        values[key] = tuple(values[key])
+    return datasets.Dataset(**values)
+
+
+def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> None:
+    """Raises UserError if a model of ``trained`` cannot be used on ``info``."""
+    for what, have, want in (
+        ("classes", len(trained.classes), len(info.classes)),
+        ("image channels", trained.channels, info.channels),
+    ):
+        if have != want:
+            raise UserError(
+                f"the checkpoint was trained on {trained.name} with {have} {what}, but "
+                f"{info.name} has {want}: use data with the same {what} or train in "
+                "another --workdir"
+            )
+
+
+def load_model(
+    config: ConfigDict, workdir: Path, info: datasets.Dataset, which: str
+) -> tuple[nn.Module, dict, int]:
+    """The model of a workdir and the variables of one of its checkpoints.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      info: its dataset.
+      which: "best", "latest" or a step.
+
+    Returns:
+      model, variables replicated on all devices, step.
+    """
+    model = models.build(config, len(info.classes))
+    side = model.tiling.smallest(64)
+    images = jax.ShapeDtypeStruct((1, side, side, info.channels), np.uint8)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    shapes = jax.eval_shape(lambda x: model.init(keys, x, train=True), images)
+    mesh = sharding.make_mesh()
+    place = sharding.replicated(mesh)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})},
+    )
+    best = workdir / "best"
+    if which == "best" and not best.is_dir():
+        which = "latest"  # a run that never evaluated
+    folder = best if which == "best" else workdir / "checkpoints"
+    step = int(which) if which.isdigit() else None
+    if step is not None and (best / which).is_dir():
+        folder = best
+    variables, step, _ = checkpoint.restore_model(folder, step, abstract)
+    return model, variables, step

@@ -1,0 +1,424 @@
+"""Trains a segmentation network; resumes by itself.
+
+    python -m experiments.train --config configs/quickstart.py --workdir /tmp/run
+    python -m experiments.train --config configs/unet_camvid.py --workdir /tmp/run \\
+        --config.data.root=/data/CamVid --config.optim.lr=0.02
+
+Every field of the config can be overridden with --config.FIELD=VALUE; segjax/config.py
+explains each.  The same command started again continues from the last checkpoint and
+ends with the same bits as an uninterrupted run.  On several hosts, start the same
+command on each of them.
+
+The workdir holds config.json, dataset.json, versions.json, metrics.jsonl,
+tensorboard/, pictures/, checkpoints/ (the latest) and best/ (highest validation mIoU).
+
+Exit codes: 0 finished; 2 bad input; 3 the loss became NaN or infinite; 75 stopped by
+SIGTERM or SIGINT after saving: start again to continue.
+"""
+
+import importlib.metadata
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import tqdm
+from absl import flags
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict, config_flags
+
+from experiments import cli, common
+from segjax import (
+    checkpoint,
+    compilation,
+    evaluators,
+    metrics,
+    models,
+    optim,
+    sharding,
+    training,
+    viz,
+)
+from segjax import config as config_lib
+from segjax.data import datasets, pipeline, transforms
+from segjax.errors import UserError
+from segjax.writer import Writer
+
+STOPPED = 75  # EX_TEMPFAIL: schedulers restart on it
+NON_FINITE = 3
+
+# Fields that may differ when a run is continued: they do not change what is learned.
+FREE_FIELDS = {
+    "workers",
+    "threads",
+    "eval_every",
+    "eval_batch_size",
+    "eval_images",
+    "save_every",
+    "log_every",
+    "keep",
+    "tile",
+    "total_steps",
+    "data.root",
+    "data.data_dir",
+}
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Trains ``config`` in ``workdir``, or continues there; returns the exit code."""
+    # Data and model: checked before any long work.
+    config_lib.check(config)
+    sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate)
+    sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
+    source, info = datasets.load(config.data, config.data.train_split)
+    eval_source, _ = datasets.load(config.data, config.data.eval_split)
+    _check_class_weights(config, info)
+    model = models.build(config, len(info.classes))
+    options = transforms.options(config.augment, info.mean)
+    options = options._replace(
+        crop=options.crop if any(options.crop) else _common_size(source),
+        margin=model.tiling.margin,
+    )
+
+    # The state: its structure, then its values from a checkpoint or from the seed.
+    mesh = sharding.make_mesh()
+    place = sharding.replicated(mesh)
+
+    def optimizer_of(params):
+        return optim.create(config.optim, params, config.total_steps)
+
+    def init():
+        shape = (*options.crop, info.channels)
+        return training.create_state(model, optimizer_of, shape, config.seed)
+
+    abstract = _abstract_state(init, options.crop, place)
+    if jax.process_index() == 0:
+        _prepare_workdir(config, info, workdir)
+        checkpoint.check_space(workdir, abstract, copies=config.keep + 2)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("workdir")
+    latest = checkpoint.open_folder(workdir / "checkpoints", config.keep)
+    best = checkpoint.open_folder(workdir / "best", 1)
+    restored = checkpoint.restore_latest(latest, abstract)
+    if restored:
+        state, extra = restored
+        cli.log(f"continuing from step {int(state.step)} of {config.total_steps}")
+    else:
+        state, extra = jax.jit(init, out_shardings=place)(), {"best_miou": -1.0}
+    start = int(state.step)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    cli.log(
+        f"{config.model_name}: {count:,} parameters; {info.name}: {len(source)} training "
+        f"and {len(eval_source)} evaluation images, {len(info.classes)} classes"
+    )
+
+    # The two compiled programs and their input.
+    step_fn = jax.jit(
+        training.make_step(
+            model,
+            optimizer_of(state.params),
+            config.loss,
+            config.seed,
+            config.accumulate,
+        ),
+        donate_argnums=0,
+        out_shardings=place,
+    )
+    eval_step = jax.jit(
+        evaluators.make_eval_step(
+            common.make_predictor(config, model), len(info.classes)
+        ),
+        out_shardings=(place, sharding.split(mesh)),
+    )
+    batches = pipeline.train_batches(
+        source,
+        options,
+        config.batch_size,
+        config.seed,
+        start,
+        (jax.process_index(), jax.process_count()),
+        config.workers,
+        config.threads,
+    )
+
+    # The loop.  Its order makes resuming exact: a checkpoint of step i has consumed
+    # exactly i batches, and neither evaluating nor saving changes the state.
+    code, stop, step = 0, _StopSignal(), start
+    progress = _Progress(config, workdir, start)
+    try:
+        feed = sharding.prefetch(batches, mesh)
+        for step in range(start + 1, config.total_steps + 1):
+            batch, on_device = progress.wait_for(feed)
+            state, values = step_fn(state, on_device)
+            progress.add(step, batch["id"], values)
+            last = step == config.total_steps
+            stopping = stop.requested(step) and not last
+            evaluating = last or (config.eval_every and step % config.eval_every == 0)
+            saving = last or stopping or step % config.save_every == 0
+            if (evaluating or saving or step % config.log_every == 0) and (
+                bad := progress.flush()
+            ):
+                good = max(latest.all_steps(), default=None)
+                cli.log(
+                    f"error: {bad}; last good checkpoint: "
+                    + ("none" if good is None else f"{workdir}/checkpoints/{good}")
+                    + "; lower config.optim.lr or set config.optim.clip_norm"
+                )
+                code = NON_FINITE
+                break
+            if evaluating and not stopping:
+                scores, shown = _evaluate(eval_step, state, config, eval_source, info)
+                progress.evaluation(step, scores, shown, info)
+                if scores["miou"] > extra["best_miou"]:
+                    extra["best_miou"] = scores["miou"]
+                    checkpoint.save(best, state, {"miou": scores["miou"]})
+            if saving:
+                checkpoint.save(latest, state, extra)
+            if stopping:
+                code = STOPPED
+                break
+        checkpoint.finish(best)
+        checkpoint.finish(latest)
+    finally:
+        progress.close()
+    if code == STOPPED:
+        cli.log(f"stopped and saved at step {step}; start again to continue")
+    elif code == 0:
+        cli.log(
+            f"done: best validation mIoU {extra['best_miou']:.4f}; "
+            f"{compilation.count()} programs compiled; results in {workdir}"
+        )
+    return code
+
+
+class _Progress:
+    """Metrics that are still on the device, timing, the bar and the log files."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, start: int):
+        self.workdir = workdir
+        self.batch_size = config.batch_size
+        self.rate = optim.schedule(config.optim, config.total_steps)
+        main = jax.process_index() == 0
+        self.writer = Writer(workdir, start) if main else None
+        self.bar = tqdm.tqdm(
+            total=config.total_steps,
+            initial=start,
+            unit="step",
+            disable=not main,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        )
+        self.pending: list[tuple[int, np.ndarray, dict]] = []
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self.began, self.waited = time.perf_counter(), 0.0
+
+    def wait_for(self, feed):
+        asked = time.perf_counter()
+        item = next(feed)
+        self.waited += time.perf_counter() - asked
+        return item
+
+    def add(self, step: int, ids: np.ndarray, values: dict) -> None:
+        self.pending.append((step, ids, values))
+
+    def flush(self) -> str:
+        """Fetches and logs the pending metrics; says which step was not finite."""
+        rows = jax.device_get([values for _, _, values in self.pending])
+        elapsed = time.perf_counter() - self.began
+        bad = training.non_finite(rows)
+        if bad is not None:
+            step, ids, _ = self.pending[bad]
+            return (
+                f"loss {rows[bad]['loss']}, gradient norm {rows[bad]['grad_norm']} at "
+                f"step {step}, batch of {', '.join(map(str, ids))}"
+            )
+        step = self.pending[-1][0]
+        speed = len(rows) * self.batch_size / elapsed
+        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        means["lr"] = float(self.rate(step - 1))
+        means["images_per_second"] = speed
+        means["input_wait"] = self.waited / elapsed
+        if self.writer:
+            self.writer.scalars(step, means)
+        text = f"loss {means['loss']:.3f}, {speed:.1f} img/s"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(step - self.bar.n)
+        self.pending.clear()
+        self._restart_clock()
+        return ""
+
+    def evaluation(self, step: int, scores: dict, shown: list[dict], info) -> None:
+        """Logs the scores and the pictures image / truth / prediction."""
+        if self.writer:
+            names = ("pixel_accuracy", "mean_accuracy", "miou", "fwiou")
+            values = {f"val_{name}": scores[name] for name in names}
+            self.writer.scalars(step, values)
+            line = ", ".join(f"{name} {scores[name]:.4f}" for name in names)
+            self.bar.write(f"step {step}: validation {line}", file=sys.stderr)
+            folder = self.workdir / "pictures"
+            folder.mkdir(exist_ok=True)
+            for i, example in enumerate(shown):
+                picture = viz.panel(
+                    example["image"],
+                    example["label"],
+                    example["prediction"],
+                    info.palette,
+                )
+                self.writer.picture(step, f"validation/{i}", picture)
+                path = folder / f"{step:08d}_{i}.png"
+                cv2.imwrite(str(path), picture[..., ::-1])
+        self._restart_clock()
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.writer:
+            self.writer.close()
+
+
+class _StopSignal:
+    """Whether SIGTERM or SIGINT asked for a save; agreed on by all processes."""
+
+    def __init__(self):
+        self.received = False
+        self.many = jax.process_count() > 1
+        if self.many:
+            # The runtime's own SIGTERM handler tells all processes; Ctrl-C joins it.
+            signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+        else:
+            signal.signal(signal.SIGTERM, self._receive)
+            signal.signal(signal.SIGINT, self._receive)
+
+    def _receive(self, number: int, _) -> None:
+        self.received = True
+        signal.signal(number, signal.SIG_DFL)  # the second one ends at once
+
+    def requested(self, step: int) -> bool:
+        if self.many:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.received
+
+
+def _evaluate(eval_step, state, config, source, info) -> tuple[dict, list[dict]]:
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    h, shown = evaluators.evaluate(
+        eval_step,
+        variables,
+        pipeline.eval_batches(
+            source,
+            source.sizes(),
+            config.eval_batch_size,
+            info.mean,
+            (jax.process_index(), jax.process_count()),
+            config.threads,
+        ),
+        sharding.make_mesh(),
+        config.eval_images,
+    )
+    return metrics.scores(h), shown
+
+
+def _abstract_state(init, crop: tuple[int, int], place) -> training.TrainState:
+    """The structure of the state; no computation, so that bad fields fail early."""
+    try:
+        shapes = jax.eval_shape(init)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"config on {crop[0]}x{crop[1]} crops: {error}") from error
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+    )
+
+
+def _common_size(source) -> tuple[int, int]:
+    sizes = set(source.sizes())
+    if len(sizes) > 1:
+        raise UserError(
+            f"the training images have {len(sizes)} different sizes, such as "
+            f"{sorted(sizes)[0]} and {sorted(sizes)[-1]}: set config.augment.crop=H,W"
+        )
+    return sizes.pop()
+
+
+def _check_class_weights(config: ConfigDict, info: datasets.Dataset) -> None:
+    weights = config.loss.class_weights
+    if weights and len(weights) != len(info.classes):
+        raise UserError(
+            f"config.loss.class_weights has {len(weights)} values; {info.name} has "
+            f"{len(info.classes)} classes"
+        )
+
+
+def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) -> None:
+    """Writes what describes the run; refuses to continue a different one."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror}") from error
+    path = workdir / "config.json"
+    if path.exists():
+        common.check_same_classes(common.load_dataset(workdir / "dataset.json"), info)
+        old, new = _flat(config_lib.load(path)), _flat(config)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and key not in FREE_FIELDS:
+                raise UserError(
+                    f"{workdir} was trained with config.{key}={old.get(key)!r}, this "
+                    f"command has {new.get(key)!r}: use another --workdir, or the old "
+                    "value to continue"
+                )
+    common.save_dataset(info, workdir / "dataset.json")
+    (workdir / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
+    config_lib.save(config, path)
+
+
+def _flat(values, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in config_lib.json_like(values).items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _versions() -> dict:
+    """Packages, devices, command line and git commit of this run."""
+    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"]
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return versions | {
+        "python": sys.version.split()[0],
+        "git_commit": git.stdout.strip() or "not a git checkout",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "command": sys.argv,
+    }
+
+
+def main(argv) -> int:
+    del argv
+    cli.start()
+    return train(_CONFIG.value, Path(_WORKDIR.value).expanduser().absolute())
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "A file in configs/, e.g. configs/quickstart.py."
+    )
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Where everything is written; resumes if it exists."
+    )
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(main)

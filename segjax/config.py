@@ -1,0 +1,211 @@
+"""The configuration of an experiment: every field, its default and its meaning.
+
+A file in ``configs/`` is ``get_config(arg="")`` returning ``make(**what_differs)``.
+Fields of ``config.model`` are the dataclass fields of the model (its ablation axes);
+``make`` fills in their defaults, so all of them can be overridden on the command
+line: ``--config.model.bins=1,2``.  Defaults are never None, because an
+ml_collections field whose default is None cannot be overridden.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from segjax import models
+from segjax.errors import UserError
+
+DEFAULTS = dict(
+    seed=0,  # of initialisation, data order, augmentation and dropout
+    model_name="unet",  # a key of segjax.models.MODELS
+    model={},  # fields of that model
+    data=dict(
+        name="scenes",  # "scenes", "camvid", "isbi2012" or "folder" (own data)
+        root="",  # the raw folder, as downloaded; docs/data.md shows the layouts
+        data_dir="~/.cache/segjax",  # prepared array_record files
+        resize=(0, 0),  # (h, w): resize every image on reading; (0, 0): native size
+        train_split="train",
+        eval_split="validation",
+        scenes_size=(96, 96),  # procedural scenes: size, counts and seed
+        scenes_train=800,
+        scenes_validation=100,
+        scenes_seed=0,
+        classes="",  # own data: a file of class names; "": root/classes.txt if there
+        void_values=(255,),  # own data: raw mask values that mean "no label"
+    ),
+    augment=dict(  # all geometry is composed into one warp per example
+        crop=(0, 0),  # (h, w) of a training example; (0, 0): the image size
+        scale=(1.0, 1.0),  # uniform range of the scale factor
+        rotate=0.0,  # maximum angle, degrees
+        rotate_prob=1.0,
+        flip=0.5,  # probability of a left-right mirror
+        vflip=0.0,  # probability of an up-down mirror
+        rot90=False,  # random quarter turns (microscopy)
+        translate=0.0,  # maximum shift as a fraction of the image
+        elastic_sigma=0.0,  # px, standard deviation of the coarse displacement grid
+        elastic_grid=3,
+        border="mean",  # outside the image: "mean" colour or "reflect"; label: void
+        brightness=0.0,  # maximum relative deviations
+        contrast=0.0,
+        saturation=0.0,
+        gamma=0.0,
+        blur_prob=0.0,  # probability of a 5x5 Gaussian blur
+        noise=0.0,  # standard deviation in grey levels
+    ),
+    batch_size=8,  # global: over all devices of all processes
+    accumulate=1,  # split the batch into so many parts, one gradient step
+    total_steps=1000,
+    workers=0,  # worker processes of the input pipeline; 0: threads
+    threads=4,  # threads per process reading and augmenting
+    loss=dict(
+        normalize="pixels",  # mean over valid "pixels", or sum / "images" (FCN's Caffe)
+        class_weights=(),  # one weight per class; (): all 1
+        aux_weight=0.4,  # weight of the auxiliary loss, if the model has that head
+    ),
+    optim=dict(
+        name="sgd",  # "sgd" (lr outside the momentum), "caffe_sgd" (inside), "adam"
+        lr=0.01,
+        momentum=0.9,
+        nesterov=False,
+        b2=0.999,  # Adam's second moment
+        schedule="poly",  # "poly", "step" or "constant"
+        power=0.9,  # poly: lr * (1 - step / total_steps) ** power
+        step_every=2000,  # step: lr * step_factor ** (step // step_every)
+        step_factor=0.1,
+        warmup_steps=0,  # linear from 0
+        weight_decay=1e-4,  # L2, added to the gradient before the momentum
+        decay_exclude=("bias", "scale"),  # regular expressions of undecayed parameters
+        lr_mult=(),  # "regex=factor" strings; factors of all matches multiply
+        clip_norm=0.0,  # clip the global gradient norm; 0: off
+    ),
+    eval_every=200,  # steps; 0: only at the end
+    eval_batch_size=8,
+    eval_images=4,  # pictures image / truth / prediction per evaluation
+    tile=0,  # evaluate and predict by overlap-tiles of this input side; 0: whole image
+    save_every=200,  # steps
+    log_every=20,  # steps
+    keep=2,  # latest checkpoints kept, besides the best one
+)
+
+
+def make(**overrides) -> ConfigDict:
+    """The defaults with ``overrides`` (nested dicts) put in, keys checked.
+
+    Raises:
+      UserError: an unknown key or model name; names the nearest right one.
+    """
+    values = json_like(DEFAULTS)
+    model = dict(overrides.pop("model", {}))
+    _merge(values, overrides, "config")
+    fields = models.model_fields(values["model_name"])
+    _merge(fields, model, "config.model")
+    values["model"] = fields
+    return ConfigDict(values)
+
+
+def _merge(values: dict, overrides: Mapping, where: str) -> None:
+    for key, value in overrides.items():
+        if key not in values:
+            raise UserError(unknown_key(f"{where}.{key}", values))
+        if isinstance(values[key], dict):
+            _merge(values[key], value, f"{where}.{key}")
+            continue
+        default, value = values[key], json_like(value)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise UserError(
+                f"{where}.{key} is {value!r}; expected {type(default).__name__}, "
+                f"such as {default!r}"
+            )
+        values[key] = value
+
+
+def unknown_key(path: str, valid: Iterable[str]) -> str:
+    """One line: an unknown key, the nearest right one, or all of them."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(path.rpartition(".")[2], valid, 1)
+    hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(valid)
+    return f"unknown config key '{path}'; {hint}"
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what can be checked without data or devices.
+
+    Raises:
+      UserError: names the field, what it holds and what it may hold.
+    """
+
+    def require(ok: bool, field: str, expected: str) -> None:
+        if not ok:
+            value = config
+            for part in field.split("."):
+                value = value[part]
+            raise UserError(f"config.{field} is {value!r}; expected {expected}")
+
+    for field in ("batch_size", "accumulate", "total_steps", "eval_batch_size"):
+        require(config[field] > 0, field, "a positive integer")
+    for field in ("save_every", "log_every", "keep"):
+        require(config[field] > 0, field, "a positive integer")
+    require(config.eval_every >= 0, "eval_every", "0 or more")
+    require(
+        config.batch_size % config.accumulate == 0,
+        "accumulate",
+        f"a divisor of config.batch_size = {config.batch_size}",
+    )
+    for field, choices in (
+        ("loss.normalize", ("pixels", "images")),
+        ("optim.name", ("sgd", "caffe_sgd", "adam")),
+        ("optim.schedule", ("poly", "step", "constant")),
+        ("augment.border", ("mean", "reflect")),
+    ):
+        group, key = field.split(".")
+        require(config[group][key] in choices, field, "one of " + ", ".join(choices))
+    for rule in config.optim.lr_mult:
+        name, _, factor = str(rule).rpartition("=")
+        require(
+            bool(name) and _is_float(factor),
+            "optim.lr_mult",
+            "strings 'regex=factor', such as 'score_.*=10'",
+        )
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def json_like(value):
+    """A deep copy of nested mappings as dicts, and of sequences as tuples."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: json_like(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(json_like(item) for item in value)
+    return value
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    """Writes the resolved configuration as JSON."""
+    path.write_text(json.dumps(json_like(config), indent=1) + "\n")
+
+
+def load(path: Path) -> ConfigDict:
+    """Reads what ``save`` wrote; fields added since then get their defaults.
+
+    Raises:
+      UserError: no such file, not JSON, or unknown keys.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path} not found: give a workdir written by experiments.train"
+        )
+    try:
+        values = json_like(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    return make(**values)

@@ -1,0 +1,1 @@
+"""Datasets, procedural scenes, augmentation and the input pipeline (no jax)."""

@@ -1,0 +1,1 @@
+"""TFDS builders: raw folders to array_record."""

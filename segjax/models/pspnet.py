@@ -1,0 +1,139 @@
+"""PSPNet (Zhao et al., CVPR 2017): pyramid pooling behind a dilated ResNet."""
+
+import jax
+from flax import linen as nn
+
+from segjax.models import layers, resnet
+from segjax.ops import geometry, image, pool, resize
+
+
+class PSPNet(nn.Module):
+    """Images [N, H, W, C] of any size -> logits [N, H, W, K].
+
+    Maps are resized with aligned corners, which is exact for sides 8k + 1 (473, 713);
+    other sizes are stretched by a fraction of a cell. Kernels start He-normal; the
+    papers start the backbone from ImageNet weights.
+
+    Attributes:
+      num_classes: K.
+      backbone: "resnet50" or "resnet101".
+      stage_sizes: blocks per stage; () takes the backbone's.
+      width: of the backbone, 64.
+      stem: "deep" (the paper) or "plain".
+      output_stride: of the backbone: 8 (the paper), 16 or 32.
+      stride_in_1x1, first_block_dilation: see resnet.ResNet.
+      bins: pyramid levels, each pooled to b x b; () is the dilated baseline.
+      pool: "avg" or "max".
+      reduce: 1x1 convolution (with batch normalisation, ReLU) of every level to
+        `pyramid_channels` (the paper's DR); otherwise levels are concatenated raw.
+      pyramid_channels, head_channels: 512 both.
+      aux: auxiliary head on block3 (section 4.1). Its parameters are always made; it
+        is computed in training only.
+      dropout: rate before the classifiers, element-wise.
+      bn_momentum: fraction of the old running statistics kept at a step.
+      image_stats: see ops/image.py.
+      dtype: compute type; class scores are computed in float32.
+
+    Endpoints: those of the backbone, pyramid (the concatenation), conv5_4, conv6
+    (scores before resizing) and, with `aux` in training, aux_logits [N, H, W, K].
+
+    A level of one bin has N values per channel to normalise over. In training with a
+    single image that would be one value, which has no variance: the running statistics
+    are used instead. Small batches work but make that level noisy.
+
+    Raises:
+      UserError: a bad field value.
+    """
+
+    num_classes: int
+    backbone: str = "resnet50"
+    stage_sizes: tuple[int, ...] = ()
+    width: int = 64
+    stem: str = "deep"
+    output_stride: int = 8
+    stride_in_1x1: bool = False
+    first_block_dilation: bool = True
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    pool: str = "avg"
+    reduce: bool = True
+    pyramid_channels: int = 512
+    head_channels: int = 512
+    aux: bool = True
+    dropout: float = 0.1
+    bn_momentum: float = 0.9
+    image_stats: str = "imagenet"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        layers.check_choice(self, "backbone", tuple(resnet.STAGE_SIZES))
+        layers.check_choice(self, "stem", resnet.STEMS)
+        layers.check_choice(self, "output_stride", resnet.OUTPUT_STRIDES)
+        layers.check_choice(self, "pool", ("avg", "max"))
+        layers.check_positive(self, "bins", distinct=True)
+        if self.stage_sizes:
+            layers.check_positive(self, "stage_sizes", length=4)
+        image.check_image_stats(self.image_stats)
+        super().__post_init__()
+
+    @property
+    def tiling(self) -> geometry.Tiling:
+        """Any size in, the same size out."""
+        return geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def unit(x, name, features, size, use_batch=train):
+            x = layers.Conv(
+                features,
+                size,
+                padding=size // 2,
+                use_bias=False,
+                dtype=self.dtype,
+                name=f"{name}_conv" if name != "conv5_4" else name,
+            )(x)
+            x = layers.batch_norm(
+                x, use_batch, self.bn_momentum, self.dtype, name=f"{name}_bn"
+            )
+            return nn.relu(x)
+
+        def classify(x, name):
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            return layers.Conv(
+                self.num_classes, 1, kernel_init=layers.lecun_normal, name=name
+            )(x)
+
+        endpoints = resnet.ResNet(
+            stage_sizes=self.stage_sizes or resnet.STAGE_SIZES[self.backbone],
+            width=self.width,
+            stem=self.stem,
+            output_stride=self.output_stride,
+            stride_in_1x1=self.stride_in_1x1,
+            first_block_dilation=self.first_block_dilation,
+            bn_momentum=self.bn_momentum,
+            dtype=self.dtype,
+            name="backbone",
+        )(image.normalize(images, self.image_stats, self.dtype), train)
+        features = endpoints["block4"]
+        size = features.shape[1:3]
+
+        levels = [features]
+        adaptive = {"avg": pool.adaptive_avg_pool, "max": pool.adaptive_max_pool}
+        for bins in self.bins:
+            level = adaptive[self.pool](features, bins)
+            if self.reduce:
+                several = level.shape[0] * bins * bins > 1
+                level = unit(
+                    level, f"pool{bins}", self.pyramid_channels, 1, train and several
+                )
+            levels.append(resize.resize_bilinear(level, size, align_corners=True))
+        x = endpoints["pyramid"] = jax.numpy.concatenate(levels, axis=-1)
+        x = endpoints["conv5_4"] = unit(x, "conv5_4", self.head_channels, 3)
+        scores = endpoints["conv6"] = classify(x, "conv6")
+        full = images.shape[1:3]
+        if self.aux and (train or self.is_initializing()):
+            x = unit(endpoints["block3"], "aux", endpoints["block3"].shape[-1] // 4, 3)
+            aux = classify(x, "aux_score")
+            endpoints["aux_logits"] = resize.resize_bilinear(aux, full, True)
+        return resize.resize_bilinear(scores, full, align_corners=True), endpoints

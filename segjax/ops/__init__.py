@@ -1,0 +1,1 @@
+"""Pure array functions; imports jax only."""

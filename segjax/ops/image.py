@@ -1,0 +1,56 @@
+"""From RGB bytes to what a network was trained on, on the device."""
+
+import difflib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax.errors import UserError
+
+# name -> (scale, RGB mean, RGB deviation): (x * scale - mean) / deviation.
+IMAGE_STATS: dict[str, tuple[float, tuple[float, ...], tuple[float, ...]]] = {
+    # Caffe's ILSVRC12 mean, as FCN subtracts it (there in BGR order).
+    "caffe": (1.0, (122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0)),
+    # Mean and deviation of ImageNet, as torchvision's networks take them.
+    "imagenet": (1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # [-1, 1], for any number of channels.
+    "unit": (1 / 127.5, (1.0,), (1.0,)),
+}
+
+
+def check_image_stats(image_stats: str) -> None:
+    """Raises a UserError that lists the known names if `image_stats` is not one."""
+    if image_stats not in IMAGE_STATS:
+        near = difflib.get_close_matches(str(image_stats), IMAGE_STATS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"image_stats: unknown value {image_stats!r}, expected one of "
+            f"{', '.join(map(repr, IMAGE_STATS))}{hint}"
+        )
+
+
+def normalize(images: jax.Array, image_stats: str, dtype: str = "float32") -> jax.Array:
+    """Normalises `images` [N, H, W, C], RGB in 0..255, uint8 or float.
+
+    Args:
+      image_stats: a key of ``IMAGE_STATS``. "caffe" subtracts the RGB mean, "imagenet"
+        also divides by 255 and the deviation, "unit" maps 0..255 to -1..1.
+      dtype: type of the result; the arithmetic is float32.
+
+    Raises:
+      UserError: unknown `image_stats`, or a number of channels it has no mean for.
+    """
+    check_image_stats(image_stats)
+    scale, mean, deviation = IMAGE_STATS[image_stats]
+    channels = images.shape[-1]
+    if len(mean) not in (1, channels):
+        raise UserError(
+            f"image_stats {image_stats!r} is for {len(mean)} channels, the images have "
+            f"{channels}; use image_stats 'unit'"
+        )
+    x = images.astype(jnp.float32) * scale
+    # Explicit axes: implicit rank promotion is an easy way to hide a wrong shape.
+    x = x - np.float32(mean).reshape(1, 1, 1, -1)
+    x = x / np.float32(deviation).reshape(1, 1, 1, -1)
+    return x.astype(dtype)

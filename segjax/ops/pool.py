@@ -1,0 +1,114 @@
+"""Pooling of [N, H, W, C] maps: windowed (floor or Caffe ceil) and adaptive bins.
+
+Windows are reduced one axis at a time over strided slices instead of with
+``lax.reduce_window``: same values, and a gradient of pads and selects, which is an
+order of magnitude faster on CPU than its select-and-scatter. Where several cells of a
+window tie for the maximum they share its gradient.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax.ops import geometry, resize
+
+
+def _output_side(side: int, kernel: int, stride: int, padding: int, ceil: bool) -> int:
+    if ceil:
+        return geometry.ceil_pool_size(side, kernel, stride, padding)
+    return geometry.conv_size(side, kernel, stride, padding)
+
+
+def _reduce_axis(
+    x: jax.Array,
+    axis: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    ceil: bool,
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    fill: float | int,
+) -> jax.Array:
+    side = x.shape[axis]
+    out = _output_side(side, kernel, stride, padding, ceil)
+    span = (out - 1) * stride  # first cell of the last window
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (padding, max(0, span + kernel - side - padding))
+    if widths[axis] != (0, 0):
+        x = jnp.pad(x, widths, constant_values=fill)
+    y = None
+    for i in range(kernel):
+        part = jax.lax.slice_in_dim(x, i, i + span + 1, stride, axis)
+        y = part if y is None else combine(y, part)
+    return y
+
+
+def max_pool(
+    x: jax.Array, kernel: int, stride: int, padding: int = 0, ceil: bool = False
+) -> jax.Array:
+    """Maximum over windows of `x` [N, H, W, C]; padding never wins.
+
+    Floor mode drops an incomplete last window; `ceil` is Caffe's rule, which keeps it
+    (clipped to the map).
+    """
+    lowest = (
+        -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    )
+    for axis in (1, 2):
+        x = _reduce_axis(
+            x, axis, kernel, stride, padding, ceil, jnp.maximum, fill=lowest
+        )
+    return x
+
+
+def avg_pool(
+    x: jax.Array, kernel: int, stride: int, padding: int = 0, ceil: bool = False
+) -> jax.Array:
+    """Mean over windows of `x` [N, H, W, C], float32 sums, type kept.
+
+    The divisor is Caffe's: cells of the window inside the padded map (padding counts,
+    what a ceil-mode window has beyond the padding does not).
+    """
+    y = x.astype(jnp.float32)
+    for axis in (1, 2):
+        side = x.shape[axis]
+        y = _reduce_axis(y, axis, kernel, stride, padding, ceil, jnp.add, fill=0)
+        first = np.arange(y.shape[axis]) * stride
+        cells = np.minimum(first + kernel, side + 2 * padding) - first
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        y = y / cells.astype(np.float32).reshape(shape)
+    return y.astype(x.dtype)
+
+
+def adaptive_bins(side: int, bins: int) -> list[tuple[int, int]]:
+    """Bounds [floor(i n / b), ceil((i+1) n / b)) of `bins` bins over `side` cells.
+
+    Bins overlap where `bins` does not divide `side`; none is empty, even where there
+    are more bins than cells.
+    """
+    return [(i * side // bins, -((i + 1) * side // -bins)) for i in range(bins)]
+
+
+def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
+    """Mean of `x` [N, H, W, C] in bins x bins cells: [N, bins, bins, C], any H, W."""
+    matrices = []
+    for side in x.shape[1:3]:
+        matrix = np.zeros((bins, side))
+        for i, (low, high) in enumerate(adaptive_bins(side, bins)):
+            matrix[i, low:high] = 1 / (high - low)
+        matrices.append(matrix)
+    return resize.separable_product(x, *matrices)
+
+
+def adaptive_max_pool(x: jax.Array, bins: int) -> jax.Array:
+    """Maximum of `x` [N, H, W, C] in bins x bins cells: [N, bins, bins, C]."""
+    for axis in (1, 2):
+        parts = [
+            jax.lax.slice_in_dim(x, low, high, axis=axis).max(axis, keepdims=True)
+            for low, high in adaptive_bins(x.shape[axis], bins)
+        ]
+        x = jnp.concatenate(parts, axis)
+    return x

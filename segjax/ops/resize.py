@@ -1,0 +1,70 @@
+"""Resizing of [N, H, W, C] maps; the weights are numpy constants at trace time.
+
+Bilinear resizing is separable, so it is two small matrix products: exact for any
+pair of sizes, differentiable, and fast on CPU and on matrix units alike.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def separable_product(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Applies `rows` [h, H] and `columns` [w, W] to `x` [N, H, W, C] -> [N, h, w, C].
+
+    Computed in float32 at full precision whatever the type of `x` (matrix units would
+    otherwise round interpolation weights to bfloat16); returned in the type of `x`.
+    """
+    rows, columns = rows.astype(np.float32), columns.astype(np.float32)
+    y = x.astype(jnp.float32)
+    y = jnp.einsum("oh,nhwc->nowc", rows, y, precision=jax.lax.Precision.HIGHEST)
+    y = jnp.einsum("pw,nowc->nopc", columns, y, precision=jax.lax.Precision.HIGHEST)
+    return y.astype(x.dtype)
+
+
+def bilinear_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
+    """Weights [target, source] of 1-D linear interpolation; every row sums to 1.
+
+    `align_corners` puts the first and last samples of both on each other (Caffe
+    ``Interp``); otherwise pixels are areas and samples beyond the outermost pixel
+    centres repeat the border (half-pixel centres, as in OpenCV). No antialiasing.
+    """
+    index = np.arange(target)
+    if align_corners:
+        position = index * ((source - 1) / max(target - 1, 1))
+    else:
+        position = np.clip((index + 0.5) * (source / target) - 0.5, 0, source - 1)
+    low = np.minimum(position.astype(int), max(source - 2, 0))
+    high = np.minimum(low + 1, source - 1)
+    weights = np.zeros((target, source))
+    np.add.at(weights, (index, low), 1 - (position - low))
+    np.add.at(weights, (index, high), position - low)
+    return weights
+
+
+def resize_bilinear(
+    x: jax.Array, size: tuple[int, int], align_corners: bool
+) -> jax.Array:
+    """Bilinear resize of `x` [N, H, W, C] to `size` (h, w); keeps the type."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    rows, columns = (
+        bilinear_matrix(source, target, align_corners)
+        for source, target in zip(x.shape[1:3], size, strict=True)
+    )
+    return separable_product(x, rows, columns)
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Nearest resize of `x` [N, H, W, C] to `size`: output i reads floor(i * n / m).
+
+    OpenCV's and torch's "nearest" rule. Any type, values copied unchanged.
+    """
+    for axis, target in zip((1, 2), size, strict=True):
+        source = x.shape[axis]
+        if target % source == 0:
+            # A whole factor is a broadcast, much cheaper than a gather.
+            x = jnp.repeat(x, target // source, axis=axis)
+        else:
+            x = jnp.take(x, np.arange(target) * source // target, axis=axis)
+    return x

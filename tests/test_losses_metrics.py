@@ -1,0 +1,172 @@
+"""Losses, metrics and optimizers against hand-computed and numpy numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+from ml_collections import ConfigDict
+
+from segjax import config, losses, metrics, optim
+
+
+def test_cross_entropy_counts_valid_pixels_only():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, (2, 3, 5)).astype(np.uint8)
+    labels[0, :2] = 255
+    valid = labels != 255
+    log_p = scipy.special.log_softmax(logits.astype(np.float64), -1)
+    truth = np.take_along_axis(log_p, np.where(valid, labels, 0)[..., None], -1)
+    total, count = losses.cross_entropy(logits, labels)
+    assert count == valid.sum()
+    np.testing.assert_allclose(total, -truth[valid].sum(), rtol=1e-6)
+
+    weights = (1.0, 2.0, 0.0, 0.5)
+    total, count = losses.cross_entropy(logits, labels, weights)
+    w = np.array(weights)[labels[valid]]
+    np.testing.assert_allclose(count, w.sum(), rtol=1e-6)
+    np.testing.assert_allclose(total, -(w * truth[valid, 0]).sum(), rtol=1e-6)
+
+
+def test_all_void_is_zero_with_finite_gradient():
+    labels = np.full((1, 2, 2), 255, np.uint8)
+    logits = jnp.full((1, 2, 2, 3), jnp.inf).at[..., 0].set(0.0)
+    total, count = losses.cross_entropy(logits, labels)
+    assert total == 0 and count == 0
+
+
+def test_labels_are_centre_cropped_to_valid_logits():
+    labels = jnp.arange(64).reshape(1, 8, 8)
+    assert losses.centre_crop(labels, (4, 6)).tolist() == labels[:, 2:6, 1:7].tolist()
+    with pytest.raises(ValueError, match="even"):
+        losses.centre_crop(labels, (5, 8))
+
+
+def test_metrics_oracle():
+    truth = np.array([[[0, 0, 1, 1], [0, 0, 1, 255], [2, 2, 1, 1], [2, 2, 2, 0]]])
+    guess = np.array([[[0, 0, 1, 1], [0, 1, 1, 1], [2, 1, 1, 1], [2, 2, 0, 0]]])
+    h = metrics.confusion(truth, guess, 3)
+    assert h.tolist() == [[4, 1, 0], [0, 5, 0], [1, 1, 3]]
+    scores = metrics.scores(h)
+    assert scores["pixel_accuracy"] == pytest.approx(0.8)
+    assert scores["mean_accuracy"] == pytest.approx(0.8)
+    assert scores["miou"] == pytest.approx(0.6603174603)
+    assert scores["fwiou"] == pytest.approx(0.6603174603)
+    wider = metrics.scores(metrics.confusion(truth, guess, 4))
+    assert np.isnan(wider["iou"][3])
+    assert wider["miou"] == pytest.approx(0.6603174603)
+
+
+def test_predicted_but_absent_class_counts_as_zero():
+    h = metrics.confusion(np.array([[[0, 0], [1, 1]]]), np.array([[[0, 2], [1, 1]]]), 3)
+    scores = metrics.scores(h)
+    assert scores["iou"].tolist() == [0.5, 1.0, 0.0]
+    assert scores["miou"] == 0.5
+    assert (scores["mean_accuracy"], scores["fwiou"]) == (0.75, 0.75)
+
+
+def test_set_statistics_are_not_image_means():
+    h = metrics.confusion(
+        np.array([[[0, 0, 0, 1]], [[1, 1, 1, 1]]]),
+        np.array([[[0, 0, 0, 0]], [[1, 1, 1, 0]]]),
+        2,
+    )
+    assert h.tolist() == [[3, 0], [2, 3]]
+    assert metrics.scores(h)["miou"] == pytest.approx(0.6)
+    assert metrics.scores(h)["mean_accuracy"] == pytest.approx(0.8)
+
+
+def test_fcn_metric_oracle_and_baseline():
+    h = np.array([[50, 3, 2], [4, 20, 1], [0, 5, 15]])
+    scores = metrics.scores(h)
+    assert scores["pixel_accuracy"] == pytest.approx(0.85)
+    assert scores["mean_accuracy"] == pytest.approx(0.819697, abs=1e-6)
+    assert scores["miou"] == pytest.approx(0.701897, abs=1e-6)
+    assert scores["fwiou"] == pytest.approx(0.748052, abs=1e-6)
+    baseline = metrics.majority_baseline(h)
+    assert baseline["pixel_accuracy"] == pytest.approx(0.55)
+    assert baseline["miou"] == pytest.approx(0.55 / 3)
+
+
+def _options(**changes) -> ConfigDict:
+    options = config.make(optim={"weight_decay": 0.0} | changes).optim
+    return options
+
+
+def test_schedules():
+    poly = optim.schedule(_options(lr=0.01, power=0.9), 1000)
+    assert poly(0) == pytest.approx(0.01)
+    assert poly(1) == pytest.approx(0.00999099955)
+    assert poly(500) == pytest.approx(0.00535886731)
+    assert poly(1000) == 0
+    step = optim.schedule(_options(lr=1.0, schedule="step", step_every=10), 100)
+    assert [float(step(i)) for i in (0, 9, 10, 29)] == pytest.approx([1, 1, 0.1, 0.01])
+    warm = optim.schedule(_options(lr=1.0, schedule="constant", warmup_steps=4), 100)
+    assert [float(warm(i)) for i in (0, 1, 3, 4)] == [0.25, 0.5, 1.0, 1.0]
+
+
+PARAMS = {
+    "conv1_1": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])},
+    "score": {"kernel": jnp.array([3.0]), "bias": jnp.array([-1.0])},
+}
+
+
+def _run(options, gradients):
+    """Parameters after one step for each of ``gradients`` (floats for all leaves)."""
+    optimizer = optim.create(options, PARAMS, 10)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for g in gradients:
+        grads = jax.tree.map(lambda p, g=g: jnp.full_like(p, g), params)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", ["sgd", "caffe_sgd"])
+def test_sgd_is_the_papers_formula(name):
+    """Decay joins the gradient; Caffe keeps lr (and its changes) in the momentum."""
+    options = _options(
+        name=name,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=0.01,
+        schedule="step",
+        step_every=1,
+        step_factor=0.5,
+        lr_mult=("score=10", "bias=2"),
+    )
+    found = _run(options, [1.0, -2.0, 0.5])
+    for module, leaf, mult, decay in (
+        ("conv1_1", "kernel", 1, 0.01),
+        ("conv1_1", "bias", 2, 0.0),
+        ("score", "kernel", 10, 0.01),
+        ("score", "bias", 20, 0.0),
+    ):
+        w, h = np.array(PARAMS[module][leaf], np.float64), 0.0
+        for t, g in enumerate([1.0, -2.0, 0.5]):
+            lr = 0.1 * 0.5**t * mult
+            g = g + decay * w
+            if name == "caffe_sgd":
+                h = 0.9 * h + lr * g
+                w = w - h
+            else:
+                h = 0.9 * h + g
+                w = w - lr * h
+        np.testing.assert_allclose(found[module][leaf], w, rtol=1e-5)
+
+
+def test_adam_and_clipping():
+    options = _options(name="adam", lr=0.1, schedule="constant", momentum=0.9)
+    params = _run(options, [3.0])  # the first Adam step is lr * sign
+    np.testing.assert_allclose(params["conv1_1"]["kernel"], [0.9, -2.1], rtol=1e-5)
+    options = _options(lr=1.0, schedule="constant", momentum=0.0, clip_norm=1.0)
+    params = _run(options, [4.0])
+    moved = jax.tree.map(lambda a, b: a - b, PARAMS, params)
+    assert optax.global_norm(moved) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_multiplier_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match="socre"):
+        optim.create(_options(lr_mult=("socre=10",)), PARAMS, 10)
