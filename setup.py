@@ -26,7 +26,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "cuda": ["jax[cuda13]"],
+        "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "test": ["pytest", "ruff", "scipy"],
     },

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import absl.logging
 import jax
 from absl import app, flags
 from ml_collections import config_flags
@@ -38,8 +39,8 @@ _CACHE = flags.DEFINE_string(
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """``app.run`` that prints bad input as one line and exits with 2."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("absl", "orbax", "jax", "grain"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Orbax abandons its other reads when one file of a checkpoint is damaged.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
     except UserError as error:
@@ -97,6 +98,7 @@ def define_workdir_config() -> None:
 
 def start() -> None:
     """Joins the other processes, switches the compilation cache on, says hello."""
+    absl.logging.set_verbosity("error")  # orbax tells its whole story at INFO
     # Grain and orbax warn about internals that a user can do nothing about.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     if _COORDINATOR.value:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from segjax import checkpoint, inference, models, sharding
 from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.ops import geometry
 
 
 def make_predictor(config: ConfigDict, model: nn.Module) -> inference.Predictor:
@@ -52,7 +53,11 @@ def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> Non
 
 
 def load_model(
-    config: ConfigDict, workdir: Path, info: datasets.Dataset, which: str
+    config: ConfigDict,
+    workdir: Path,
+    info: datasets.Dataset,
+    which: str,
+    mesh: jax.sharding.Mesh,
 ) -> tuple[nn.Module, dict, int]:
     """The model of a workdir and the variables of one of its checkpoints.
 
@@ -61,16 +66,16 @@ def load_model(
       workdir: of the run.
       info: its dataset.
       which: "best", "latest" or a step.
+      mesh: whose devices get the variables.
 
     Returns:
       model, variables replicated on all devices, step.
     """
     model = models.build(config, len(info.classes))
-    side = model.tiling.smallest(64)
+    side = geometry.nearest_sides(model.tiling, 64)[-1]
     images = jax.ShapeDtypeStruct((1, side, side, info.channels), np.uint8)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     shapes = jax.eval_shape(lambda x: model.init(keys, x, train=True), images)
-    mesh = sharding.make_mesh()
     place = sharding.replicated(mesh)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),

@@ -42,20 +42,20 @@ def evaluate(
     trained = common.load_dataset(workdir / "dataset.json")
     common.check_same_classes(trained, info)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
-    model, variables, step = common.load_model(config, workdir, info, which)
     mesh = sharding.make_mesh()
+    model, variables, step = common.load_model(config, workdir, info, which, mesh)
     eval_step = jax.jit(
         evaluators.make_eval_step(
             common.make_predictor(config, model), len(info.classes)
         ),
         out_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
     )
-    sizes = source.sizes()
+    sizes = source.sizes
     batches = pipeline.eval_batches(
         source,
         sizes,
         config.eval_batch_size,
-        info.mean,
+        info.channels,
         (jax.process_index(), jax.process_count()),
         config.threads,
     )
@@ -119,9 +119,7 @@ def table(results: dict) -> str:
         lines.append(f"{name:{width}}" + " ".join(cells))
     lines += ["", " " * width + "pixel acc  mean acc      mIoU    fw IoU"]
     for name, key in (("model", "scores"), ("majority class", "majority_baseline")):
-        lines.append(
-            f"{name:{width}}" + " ".join(cell(results[key][n]) for n in NAMES)
-        )
+        lines.append(f"{name:{width}}" + " ".join(cell(results[key][n]) for n in NAMES))
     sizes = ", ".join(f"{h}x{w}" for h, w in results["image_size"])
     lines.append(
         f"{results['images']} images of {results['dataset']}/{results['split']} "

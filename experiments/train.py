@@ -113,7 +113,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     start = int(state.step)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
-        f"{config.model_name}: {count:,} parameters; {info.name}: {len(source)} training "
+        f"{config.model_name}: {count:,} parameters; {info.name}: {len(source)} train "
         f"and {len(eval_source)} evaluation images, {len(info.classes)} classes"
     )
 
@@ -311,9 +311,9 @@ def _evaluate(eval_step, state, config, source, info) -> tuple[dict, list[dict]]
         variables,
         pipeline.eval_batches(
             source,
-            source.sizes(),
+            source.sizes,
             config.eval_batch_size,
-            info.mean,
+            info.channels,
             (jax.process_index(), jax.process_count()),
             config.threads,
         ),
@@ -337,7 +337,7 @@ def _abstract_state(init, crop: tuple[int, int], place) -> training.TrainState:
 
 
 def _common_size(source) -> tuple[int, int]:
-    sizes = set(source.sizes())
+    sizes = set(source.sizes)
     if len(sizes) > 1:
         raise UserError(
             f"the training images have {len(sizes)} different sizes, such as "

@@ -6,7 +6,7 @@ batch-norm statistics and losses are over the global batch.
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,10 +15,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from segjax.errors import UserError
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """All devices on the axis ``data``."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """``devices`` (default: all, of all processes) on the axis ``data``."""
+    devices = jax.devices() if devices is None else devices
     # make_mesh defaults to Explicit axes, under which convolutions do not trace.
-    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -135,7 +135,7 @@ def make_step(
         metrics = {
             "loss": total / count,
             "main_loss": main / count,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return state, metrics
 

@@ -164,7 +164,7 @@ def test_adam_and_clipping():
     options = _options(lr=1.0, schedule="constant", momentum=0.0, clip_norm=1.0)
     params = _run(options, [4.0])
     moved = jax.tree.map(lambda a, b: a - b, PARAMS, params)
-    assert optax.global_norm(moved) == pytest.approx(1.0, rel=1e-5)
+    assert optax.tree.norm(moved) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_multiplier_that_matches_nothing_is_an_error():

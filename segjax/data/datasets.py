@@ -66,7 +66,7 @@ DATASETS = {
         name="scenes",
         classes=tuple(scenes.CLASSES),
         palette=np.array(scenes.PALETTE, np.uint8),
-        mean=(127.5, 127.5, 127.5),
+        mean=(122.7, 125.5, 108.0),  # of 256 scenes of 96 x 96, seed 0
         channels=3,
     ),
     "camvid": Dataset(
@@ -94,9 +94,9 @@ def load(data: Mapping[str, Any], split: str) -> tuple[Any, Dataset]:
 
     Args:
       data: the ``data`` section of a config: ``name`` (one of ``NAMES``), ``root``,
-        ``data_dir``, ``resize``, ``scenes_size``, ``scenes_train``,
-        ``scenes_validation``, ``scenes_seed``, ``classes``, ``void_values``; those left
-        out have the defaults of docs/data.md.
+        ``data_dir``, ``resize``; for "scenes" also ``scenes_size``, ``scenes_train``,
+        ``scenes_validation``, ``scenes_seed``; for "folder" ``classes`` and
+        ``void_values``.  docs/data.md says what they mean.
       split: "train", "validation", and "test" for some.
 
     Returns:
@@ -141,24 +141,25 @@ def _load_folder(data: Mapping[str, Any], split: str) -> tuple[Any, Dataset]:
 
 def _prepare(data: Mapping[str, Any]) -> Any:
     """The TFDS builder of a data set, prepared."""
-    # TFDS is slow to import and not needed for folders.
-    from segjax.data.builders import camvid, isbi2012
+    # Imported on demand: TFDS takes a second, and folders do without it.
+    data_dir = data.get("data_dir") or "~/.cache/segjax"
+    if data["name"] == "camvid":
+        from segjax.data.builders import camvid
+
+        return camvid.build(data_dir, data.get("root", ""))
+    if data["name"] == "isbi2012":
+        from segjax.data.builders import isbi2012
+
+        return isbi2012.build(data_dir, data.get("root", ""))
     from segjax.data.builders import scenes as scenes_builder
 
-    data_dir = data.get("data_dir") or "~/.cache/segjax"
-    match data["name"]:
-        case "camvid":
-            return camvid.build(data_dir, data.get("root", ""))
-        case "isbi2012":
-            return isbi2012.build(data_dir, data.get("root", ""))
-        case "scenes":
-            return scenes_builder.build(
-                data_dir=data_dir,
-                size=tuple(data.get("scenes_size", (96, 96))),
-                train=data.get("scenes_train", 256),
-                validation=data.get("scenes_validation", 64),
-                seed=data.get("scenes_seed", 0),
-            )
+    return scenes_builder.build(
+        data_dir=data_dir,
+        size=tuple(data["scenes_size"]),
+        train=data["scenes_train"],
+        validation=data["scenes_validation"],
+        seed=data["scenes_seed"],
+    )
 
 
 def _check_split(name: str, split: str, splits: Mapping[str, Any]) -> None:
@@ -171,9 +172,9 @@ def _check_split(name: str, split: str, splits: Mapping[str, Any]) -> None:
 def _resize(data: Mapping[str, Any]) -> tuple[int, int]:
     size = data.get("resize", (0, 0))
     pair = isinstance(size, tuple | list) and len(size) == 2
-    if pair and all(isinstance(side, int) for side in size):
-        if tuple(size) == (0, 0) or min(size) > 0:
-            return tuple(size)
+    good = pair and all(isinstance(side, int) for side in size)
+    if good and (tuple(size) == (0, 0) or min(size) > 0):
+        return tuple(size)
     raise UserError(
         f"data.resize: found {size!r}, expected two positive integers (height, width), "
         "or (0, 0) to keep the sizes"

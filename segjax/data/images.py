@@ -95,13 +95,17 @@ def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], bool]:
         with Image.open(path) as image:
             width, height = image.size
             gray = image.mode in _GRAY_MODES
-            # 5 to 8 include a quarter turn.
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Pillow has applied the orientation of a TIFF to its size already, and
+            # would decode a whole PNG to look for EXIF behind the pixels.
+            known = image.format != "TIFF" and (
+                image.format != "PNG" or "exif" in image.info
+            )
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if known else 1
+            turned = orientation in (5, 6, 7, 8)  # by 90 degrees
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(
-            f"{os.fspath(path)}: not readable as an image "
-            f"({os.path.getsize(path) if os.path.exists(path) else 'missing'}"
-            " bytes); replace or remove it"
+            f"{os.fspath(path)}: not readable as an image; the file is missing, "
+            "damaged or not a PNG, JPEG, TIFF or BMP image: replace or remove it"
         ) from error
     return ((width, height) if turned else (height, width)), gray
 

@@ -9,6 +9,7 @@ them changes what batch k holds.
 import math
 from collections.abc import Iterator, Sequence
 
+import cv2
 import grain
 import numpy as np
 
@@ -78,9 +79,10 @@ def eval_plan(
 ) -> list[tuple[tuple[int, int], list[int]]]:
     """Which images form which evaluation batch: ``[((h, w), indices), ...]``.
 
-    Every image occurs exactly once.  Images of one size share batches; with more
-    than four sizes, sides are rounded up to multiples of 64 (padded with void), so
-    that a mixed collection needs few compiled shapes.
+      Every image occurs exactly once.  Images of one size share batches; with more
+      than four sizes, sides are rounded up to multiples of 64 (padded with void), so
+      that a mixed collection needs few compiled shapes; the images are then extended by
+    mirroring.
     """
     step = 1 if len(set(sizes)) <= 4 else 64
     groups: dict[tuple[int, int], list[int]] = {}
@@ -94,11 +96,22 @@ def eval_plan(
     ]
 
 
+def mirror_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Extends [H, W, C] at the bottom and the right to ``size`` by mirroring."""
+    h, w = image.shape[:2]
+    if (h, w) == tuple(size):
+        return image
+    extended = cv2.copyMakeBorder(
+        image, 0, size[0] - h, 0, size[1] - w, cv2.BORDER_REFLECT
+    )
+    return extended.reshape(*size, image.shape[2])  # OpenCV drops a single channel
+
+
 def eval_batches(
     source,
     sizes: Sequence[tuple[int, int]],
     batch_size: int,
-    fill: Sequence[float],
+    channels: int,
     process: tuple[int, int] = (0, 1),
     threads: int = 4,
 ) -> Iterator[dict]:
@@ -109,7 +122,7 @@ def eval_batches(
       sizes: (h, w) of every example, the same on every process.
       batch_size: global; the last batch of a size is filled up with void examples,
         which count nowhere (id "").
-      fill: colour of the padding, the dataset mean.
+      channels: of the images.
       process: (i, n): this process gets its n-th of the rows of each batch.
 
     Yields:
@@ -123,13 +136,11 @@ def eval_batches(
         bucket, indices = item
         mine = indices[index * rows : (index + 1) * rows]
         examples = [source[i] for i in mine]
-        channels = len(fill)
-        image = np.empty((rows, *bucket, channels), np.uint8)
-        image[:] = np.round(fill).astype(np.uint8)
+        image = np.zeros((rows, *bucket, channels), np.uint8)
         label = np.full((rows, *bucket), VOID, np.uint8)
         for row, example in enumerate(examples):
             h, w = example["label"].shape
-            image[row, :h, :w] = example["image"]
+            image[row] = mirror_to(example["image"], bucket)
             label[row, :h, :w] = example["label"]
         ids = [str(example["id"]) for example in examples]
         ids += [""] * (rows - len(ids))

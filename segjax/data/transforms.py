@@ -52,6 +52,10 @@ class Options(NamedTuple):
     """Side of the coarse grid on which the displacements are drawn."""
     border: str = "mean"
     """Outside the image: "mean" shows ``fill``, "reflect" mirrors; labels are void."""
+    margin: int = 0
+    """Pixels at each side of the crop that are context only (U-Net's valid
+    convolutions predict the centre): the crop may reach that far out of the image, so
+    that the predicted centre covers all of it evenly."""
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
     """Colour outside the image, 0..255 per channel."""
     brightness: float = 0.0
@@ -185,6 +189,7 @@ def augment(
         mirror=(upset < options.vflip, flipped < options.flip),
         place=(top, left),
         shift=np.rint(shift),
+        margin=options.margin,
     )
     nodes = None
     if options.elastic_sigma > 0:
@@ -204,6 +209,7 @@ def input_from_output(
     mirror: tuple[bool, bool] = (False, False),
     place: Sequence[float] = (0.5, 0.5),
     shift: Sequence[float] = (0, 0),
+    margin: int = 0,
 ) -> np.ndarray:
     """The map from output to input pixel indices of a scaled, turned and cropped image.
 
@@ -220,6 +226,7 @@ def input_from_output(
       place: where a crop smaller than the scaled image lies, 0 (top, left) to
         1 (bottom, right, exclusive), rounded down to pixels; a larger one is centred.
       shift: (down, right) in pixels.
+      margin: rows and columns at each side of the output that need not fit.
 
     Returns:
       float64 [2, 3]: input (x, y) = matrix @ (output x, output y, 1).
@@ -227,8 +234,9 @@ def input_from_output(
     sides = np.array(image_size)
     scaled = np.maximum(np.rint(sides * scale), 1).astype(int)
     turned = scaled[::-1] if turns % 2 else scaled
-    room = turned - size
+    room = turned - size + 2 * margin
     start = np.where(room < 0, -(-room // 2), np.floor(np.multiply(place, room + 1)))
+    start = start - margin
 
     # From here on in (x, y). Everything linear happens about the centres.
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

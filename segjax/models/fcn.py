@@ -29,8 +29,8 @@ def _check_covers(
 ) -> None:
     if rows < offset + height or columns < offset + width:
         raise UserError(
-            f"FCN: {name} has {rows} x {columns} cells, a crop of {height} x {width} at "
-            f"{offset} does not fit; increase FCN.pad"
+            f"FCN: {name} has {rows} x {columns} cells, a crop of {height} x {width} "
+            f"at {offset} does not fit; increase FCN.pad"
         )
 
 
@@ -51,7 +51,8 @@ class FCN(nn.Module):
       learn_upsampling: the 2x upsamplings are dense learned kernels that start
         bilinear (CVPR); otherwise they are fixed (the released nets) and no
         parameters. The last upsampling is always fixed, so no effect with 32.
-      pad: padding of conv1_1 in pixels, 81 or more for a non-negative crop.
+      pad: padding of conv1_1 in pixels; at least 81 for 32 (73 and 69 for 16 and 8), or
+        the final crop would be negative.
       backbone: "vgg16".
       widths, fc_channels: channels of the trunk's five stages and of fc6 and fc7.
       dropout: rate after fc6 and fc7.
@@ -110,6 +111,11 @@ class FCN(nn.Module):
             name="backbone",
         )
         endpoints = trunk(image.normalize(images, self.image_stats, self.dtype), train)
+        if 0 in endpoints["fc7"].shape:
+            raise UserError(
+                f"FCN: an image of {height} x {width} with a padding of {self.pad} is "
+                f"too small for fc6; increase FCN.pad"
+            )
         grids = vgg.grids(self.pad)
 
         def score(features, name):

@@ -16,7 +16,9 @@ from segjax.ops import conv
 
 # He et al. 2015: Gaussian of variance 2 / fan-in, for layers followed by a ReLU.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-# The same for a transposed convolution whose kernel side is its stride: an output has
+# Without the ReLU (variance 1 / fan-in), for class scores.
+score_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+# He's for a transposed convolution whose kernel side is its stride: an output has
 # one incoming cell, so the fan-in is the number of channels, not k * k times that.
 he_normal_transposed = nn.initializers.variance_scaling(
     2.0, "fan_in", "normal", batch_axis=(0, 1)
@@ -63,9 +65,7 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        x = conv.conv_transpose(
-            x.astype(self.dtype), kernel, self.stride, self.padding
-        )
+        x = conv.conv_transpose(x.astype(self.dtype), kernel, self.stride, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -75,7 +75,7 @@ class ConvTranspose(nn.Module):
 def batch_norm(
     x: jax.Array, train: bool, momentum: float, dtype: str, name: str
 ) -> jax.Array:
-    """Batch normalisation, eps 1e-5; statistics float32 over the global batch under jit.
+    """Batch normalisation, eps 1e-5; float32 statistics, of the global batch under jit.
 
     `momentum` is Flax's: the fraction of the old running value that is kept.
     """
@@ -102,13 +102,22 @@ def check_choice(model: nn.Module, field: str, choices: Sequence[Any]) -> None:
         )
 
 
-def check_positive(model: nn.Module, field: str, length: int = 0) -> None:
-    """Raises a UserError unless `field` is a tuple of positive ints (`length`; 0 any)."""
-    value = getattr(model, field)
+def check_positive(
+    model: nn.Module, field: str, length: int = 0, distinct: bool = False
+) -> None:
+    """Raises a UserError unless `field` holds positive integers.
+
+    Args:
+      length: how many there must be; 0 for any number.
+      distinct: whether they must differ from each other.
+    """
+    value = tuple(getattr(model, field))
     if any(not isinstance(v, int) or v < 1 for v in value):
-        problem = "expected positive integers"
+        expected = "positive integers"
     elif length and len(value) != length:
-        problem = f"expected {length} of them"
+        expected = f"{length} values"
+    elif distinct and len(set(value)) != len(value):
+        expected = "different values"
     else:
         return
-    raise UserError(f"{type(model).__name__}.{field}: {tuple(value)!r}, {problem}")
+    raise UserError(f"{type(model).__name__}.{field} is {value}, expected {expected}")

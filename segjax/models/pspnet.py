@@ -1,6 +1,7 @@
 """PSPNet (Zhao et al., CVPR 2017): pyramid pooling behind a dilated ResNet."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import layers, resnet
@@ -91,7 +92,7 @@ class PSPNet(nn.Module):
                 padding=size // 2,
                 use_bias=False,
                 dtype=self.dtype,
-                name=f"{name}_conv" if name != "conv5_4" else name,
+                name=name,
             )(x)
             x = layers.batch_norm(
                 x, use_batch, self.bn_momentum, self.dtype, name=f"{name}_bn"
@@ -101,7 +102,7 @@ class PSPNet(nn.Module):
         def classify(x, name):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             return layers.Conv(
-                self.num_classes, 1, kernel_init=layers.lecun_normal, name=name
+                self.num_classes, 1, kernel_init=layers.score_normal, name=name
             )(x)
 
         endpoints = resnet.ResNet(
@@ -125,15 +126,16 @@ class PSPNet(nn.Module):
             if self.reduce:
                 several = level.shape[0] * bins * bins > 1
                 level = unit(
-                    level, f"pool{bins}", self.pyramid_channels, 1, train and several
+                    level, f"pyramid{bins}", self.pyramid_channels, 1, train and several
                 )
             levels.append(resize.resize_bilinear(level, size, align_corners=True))
-        x = endpoints["pyramid"] = jax.numpy.concatenate(levels, axis=-1)
+        x = endpoints["pyramid"] = jnp.concatenate(levels, axis=-1)
         x = endpoints["conv5_4"] = unit(x, "conv5_4", self.head_channels, 3)
         scores = endpoints["conv6"] = classify(x, "conv6")
         full = images.shape[1:3]
         if self.aux and (train or self.is_initializing()):
-            x = unit(endpoints["block3"], "aux", endpoints["block3"].shape[-1] // 4, 3)
+            x = endpoints["block3"]
+            x = unit(x, "aux_conv", x.shape[-1] // 4, 3)
             aux = classify(x, "aux_score")
             endpoints["aux_logits"] = resize.resize_bilinear(aux, full, True)
         return resize.resize_bilinear(scores, full, align_corners=True), endpoints

@@ -14,6 +14,7 @@ STAGE_SIZES: dict[str, tuple[int, ...]] = {
     "resnet101": (3, 4, 23, 3),
 }
 OUTPUT_STRIDES = (32, 16, 8)
+STEMS = ("plain", "deep")
 
 
 class Stage(NamedTuple):
@@ -50,7 +51,7 @@ def stage_plan(output_stride: int, first_block_dilation: bool) -> tuple[Stage, .
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions to 4 * `channels`, with an identity or 1x1 shortcut."""
+    """1x1, 3x3, 1x1 convolutions to 4 * `channels` and an identity or 1x1 shortcut."""
 
     channels: int
     stride: int = 1
@@ -75,9 +76,7 @@ class Bottleneck(nn.Module):
                 x, train, self.bn_momentum, self.dtype, name=f"bn{index}"
             )
 
-        in_1x1, in_3x3 = (
-            (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-        )
+        in_1x1, in_3x3 = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = nn.relu(unit(x, 1, self.channels, 1, stride=in_1x1))
         y = nn.relu(
             unit(

@@ -1,5 +1,6 @@
 """U-Net (Ronneberger, Fischer, Brox, MICCAI 2015)."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -60,26 +61,137 @@ def plan(levels: int, padding: str, upsampling: str) -> Plan:
             grid = geometry.conv(grid, kernel=3, padding=pad)
     margin = geometry.crop_offset(geometry.Grid(), grid, "the image", "the logits")
 
-    # Every pooled side must be even, so the sides are set by that of the bottom map:
-    # the smallest one that leaves an output gives the smallest image.
-    step = 2 ** (levels - 1)
+    # Every pooled side must be even, so all sides follow from that of the bottom map.
+    # The smallest bottom map that leaves an output gives the smallest image.
     lost = 4 - 4 * pad  # by a pair of 3x3 convolutions
-    bottom = 1
-    while True:
-        output = bottom
+
+    def output_side(bottom: int) -> int:
+        side = bottom
         for _ in range(levels - 1):
-            output = geometry.deconv_size(output, up_kernel, 2, up_pad) - lost
+            side = geometry.deconv_size(side, up_kernel, 2, up_pad)
             for kernel, conv_pad in resize_convs:
-                output = geometry.conv_size(output, kernel, padding=conv_pad)
-            if output < 1:
-                break
-        if output >= 1:
-            break
-        bottom += 1
-    side = bottom + lost
+                side = geometry.conv_size(side, kernel, padding=conv_pad)
+            side -= lost
+        return side
+
+    smallest = next(side for side in itertools.count(1) if output_side(side) > 0) + lost
     for _ in range(levels - 1):
-        side = 2 * side + lost
-    return Plan(
-        crops=tuple(reversed(crops)),
-        tiling=geometry.Tiling(step, side % step if not valid else side, margin, side),
-    )
+        smallest = 2 * smallest + lost
+    step = 2 ** (levels - 1)
+    tiling = geometry.Tiling(step, smallest % step, margin, smallest)
+    return Plan(tuple(reversed(crops)), tiling)
+
+
+class UNet(nn.Module):
+    """Images [N, H, W, C] -> logits [N, h, w, K]; valid sides and margin in `tiling`.
+
+    Levels are numbered from the top, 0: enc0_conv1, enc0_conv2 .. of the contracting
+    path down to the bottom map, dec0_up, dec0_conv1, dec0_conv2 .. of the expansive
+    one, and the 1x1 `head`. Kernels start Gaussian with variance 2 / fan-in, biases
+    zero (section 3).
+
+    Attributes:
+      num_classes: K.
+      widths: channels of the levels; their number is the depth (5 in the paper).
+      padding: "valid" (the paper): the output is the centre of the image, without the
+        `tiling.margin` pixels whose context is missing. "same": zero padding, the
+        output is as large as the image, whose sides are multiples of `tiling.step`.
+      upsampling: "transposed" 2x2 convolution of stride 2 (the paper), or "nearest" or
+        "bilinear" resizing by 2 and a 3x3 convolution. 3x3 because the 2x2 one that
+        some ports use there shifts the map by half a cell. In a valid network these
+        two lose more margin; all lengths follow from the geometry.
+      norm: "none" (the paper) or "batch": batch normalisation after every 3x3
+        convolution of the levels, whose biases it replaces.
+      dropout: rate at the end of the contracting path: after the convolutions of its
+        last two levels (the upper one of which is also dropped in its skip).
+      bn_momentum: fraction of the old running statistics kept at a step.
+      image_stats: see ops/image.py; "unit" takes any number of channels.
+      dtype: compute type; class scores are computed in float32.
+
+    Endpoints: enc0, enc1, .. (before pooling) and dec0, dec1, ..
+
+    Raises:
+      UserError: a bad field value, or an image side that is not valid; names the
+        nearest valid sides.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    padding: str = "valid"
+    upsampling: str = "transposed"
+    norm: str = "none"
+    dropout: float = 0.5
+    bn_momentum: float = 0.9
+    image_stats: str = "unit"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        layers.check_positive(self, "widths")
+        layers.check_choice(self, "padding", ("valid", "same"))
+        layers.check_choice(self, "upsampling", ("transposed", "nearest", "bilinear"))
+        layers.check_choice(self, "norm", ("none", "batch"))
+        image.check_image_stats(self.image_stats)
+        super().__post_init__()
+
+    @property
+    def tiling(self) -> geometry.Tiling:
+        """The valid sides of an image and the margin lost on each side."""
+        return plan(len(self.widths), self.padding, self.upsampling).tiling
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        geometry.check_sides(self.tiling, *images.shape[1:3], model="UNet")
+        depth = len(self.widths)
+        crops = plan(depth, self.padding, self.upsampling).crops
+        pad = 0 if self.padding == "valid" else 1
+        batch = self.norm == "batch"
+
+        def pair(x, name, features):
+            for index in (1, 2):
+                x = layers.Conv(
+                    features,
+                    padding=pad,
+                    use_bias=not batch,
+                    dtype=self.dtype,
+                    name=f"{name}_conv{index}",
+                )(x)
+                if batch:
+                    x = layers.batch_norm(
+                        x, train, self.bn_momentum, self.dtype, f"{name}_bn{index}"
+                    )
+                x = nn.relu(x)
+            return x
+
+        def up(x, name, features):
+            if self.upsampling == "transposed":
+                return layers.ConvTranspose(
+                    features, size=2, stride=2, dtype=self.dtype, name=name
+                )(x)
+            size = 2 * x.shape[1], 2 * x.shape[2]
+            if self.upsampling == "nearest":
+                x = resize.resize_nearest(x, size)
+            else:
+                x = resize.resize_bilinear(x, size, align_corners=False)
+                if self.padding == "valid":
+                    # The outer rows repeat the border instead of interpolating.
+                    x = x[:, 1:-1, 1:-1]
+            return layers.Conv(features, padding=pad, dtype=self.dtype, name=name)(x)
+
+        endpoints = {}
+        x = image.normalize(images, self.image_stats, self.dtype)
+        for level, features in enumerate(self.widths):
+            if level:
+                x = pool.max_pool(x, 2, 2)
+            x = pair(x, f"enc{level}", features)
+            if level >= depth - 2:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            endpoints[f"enc{level}"] = x
+        for level in reversed(range(depth - 1)):
+            x = up(x, f"dec{level}_up", self.widths[level])
+            skip, crop = endpoints[f"enc{level}"], crops[level]
+            skip = skip[:, crop : crop + x.shape[1], crop : crop + x.shape[2]]
+            x = jnp.concatenate([skip, x], axis=-1)
+            x = endpoints[f"dec{level}"] = pair(x, f"dec{level}", self.widths[level])
+        return layers.Conv(self.num_classes, 1, name="head")(x), endpoints

@@ -51,9 +51,9 @@ def crop_offset(
     offset = (target.start - source.start) / source.step
     if offset.denominator != 1 or offset < 0:
         raise UserError(
-            f"cannot crop {source_name} to {target_name}: the offset is {offset} cells, "
-            f"expected a non-negative whole number; change the padding or the kernel "
-            f"sizes before one of the two"
+            f"cannot crop {source_name} to {target_name}: the offset is {offset} "
+            f"cells, expected a non-negative whole number; change the padding or the "
+            f"kernel sizes before one of the two"
         )
     return int(offset)
 

@@ -79,7 +79,9 @@ def _numbered(folder: Path) -> dict[int, Path]:
     """``N.png`` by N; other names, such as ``0_predict.png``, are not slices."""
     if not folder.is_dir():
         return {}
-    paths = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
+    paths = {
+        int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()
+    }
     return dict(sorted(paths.items()))
 
 
@@ -87,12 +89,16 @@ def read(folder: Path) -> dict[str, list[tuple[str, np.ndarray, np.ndarray]]]:
     """Reads and checks the stacks.
 
     Returns:
-      ``(id, image uint8 [H, W], label uint8 [H, W] of 0, 1, 255)`` by split, in z order.
+      ``(id, image uint8 [H, W], label uint8 [H, W])`` by split, in z order.
     """
     if _numbered(folder / "train/image") or _numbered(folder / "train/label"):
         images, labels, test = (
             {z: decode_image(path, 1)[:, :, 0] for z, path in _numbered(place).items()}
-            for place in (folder / "train/image", folder / "train/label", folder / "test")
+            for place in (
+                folder / "train/image",
+                folder / "train/label",
+                folder / "test",
+            )
         )
     else:
         images, labels, test = (_volume(folder / name) for name in VOLUMES)
@@ -132,8 +138,9 @@ def _volume(path: Path) -> Slices:
 def _train_ids(folder: Path, z: int, image: np.ndarray, raw: np.ndarray) -> np.ndarray:
     if image.shape != raw.shape:
         raise UserError(
-            f"isbi2012: slice {z} of {folder}: image {image.shape[0]}x{image.shape[1]}, "
-            f"label {raw.shape[0]}x{raw.shape[1]} (height x width); expected equal sizes"
+            f"isbi2012: slice {z} of {folder}: image "
+            f"{image.shape[0]}x{image.shape[1]}, label {raw.shape[0]}x{raw.shape[1]} "
+            "(height x width); expected equal sizes"
         )
     odd = np.setdiff1d(raw, (0, 255))
     if odd.size:

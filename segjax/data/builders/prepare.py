@@ -17,6 +17,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
+from segjax.errors import UserError
+
 Record = dict[str, str | bytes]
 """One example: ``image`` and ``label`` (bytes of image files) and ``id``."""
 
@@ -83,6 +85,9 @@ def prepare(
       key: see ``key_of``.
       read: called only if ``key`` is new; raises UserError for bad files.
       data_dir: root of the prepared data.
+
+    Raises:
+      UserError: from ``read``, or nothing can be written to ``data_dir``.
     """
 
     def make() -> Pairs:
@@ -96,11 +101,15 @@ def prepare(
         builder = make()
         try:
             builder.download_and_prepare(file_format="array_record")  # if it is new
-        except OSError:
+        except OSError as error:
             # The final rename fails where another process was faster.
             builder = make()
             if not builder.is_prepared():
-                raise
+                raise UserError(
+                    f"data.data_dir: {data_dir}: cannot write {builder.name} there "
+                    f"({error.strerror or error}); expected a folder with write "
+                    "permission and space for the records"
+                ) from error
         return builder
 
 
@@ -123,7 +132,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_each(check: Callable[..., None], items: Iterable[tuple]) -> None:
-    """Calls ``check(*item)`` for all items in threads; the first error in order wins."""
+    """Calls ``check(*item)`` in threads; the first error in the order of items wins."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for done in [pool.submit(check, *item) for item in items]:
             done.result()

@@ -1,0 +1,191 @@
+"""Pictures of labels, predictions and results; arrays in, arrays or PNG bytes out."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+VOID = 255
+
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+_FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+_LINE = 22  # height of a line of text
+_GAP = 4  # between the pictures of a panel
+_PANEL_WIDTH = 160  # small pictures are enlarged to this, for the captions to fit
+
+# Title -> metrics drawn in one set of axes, with their labels.
+_CURVES = {
+    "loss": {"loss": "loss"},
+    "learning rate": {"lr": "learning rate"},
+    "validation": {"val_miou": "mIoU", "val_pixel_accuracy": "pixel accuracy"},
+}
+
+
+def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Colours of a label map.
+
+    Args:
+      label: uint8 [H, W]; ids without a colour, void among them, turn black.
+      palette: uint8 [K, 3].
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+    colors[VOID] = 0
+    return colors[label]
+
+
+def overlay(
+    image: np.ndarray, label: np.ndarray, palette: np.ndarray, alpha: float = 0.5
+) -> np.ndarray:
+    """The colours of a label map over its image; void shows the image alone.
+
+    Args:
+      image: uint8 [H, W, 1 or 3].
+      label: uint8 [H, W].
+      palette: uint8 [K, 3].
+      alpha: opacity of the colours, 0 to 1.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    image = _rgb(image)
+    mixed = cv2.addWeighted(image, 1 - alpha, colorize(label, palette), alpha, 0)
+    return np.where((label == VOID)[..., None], image, mixed)
+
+
+def panel(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    palette: np.ndarray,
+    captions: Sequence[str] = ("image", "truth", "prediction"),
+) -> np.ndarray:
+    """Image, truth and prediction side by side, under a line of captions.
+
+    Pictures narrower than 160 pixels are enlarged by a whole factor.
+
+    Args:
+      image: uint8 [H, W, 1 or 3].
+      truth: uint8 [H, W].
+      prediction: uint8 [H, W].
+      palette: uint8 [K, 3].
+      captions: one per picture.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    pictures = [_rgb(image), colorize(truth, palette), colorize(prediction, palette)]
+    zoom = -(-_PANEL_WIDTH // image.shape[1])
+    columns = []
+    for picture, caption in zip(pictures, captions, strict=True):
+        picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        header = np.full((_LINE, picture.shape[1], 3), _PAPER, np.uint8)
+        _write(header, caption, 2, 0)
+        columns += [np.vstack([header, picture])]
+        columns += [np.full((len(columns[0]), _GAP, 3), _PAPER, np.uint8)]
+    return np.hstack(columns[:-1])
+
+
+def legend(classes: Sequence[str], palette: np.ndarray, columns: int = 4) -> np.ndarray:
+    """Names of the classes beside their colours, row by row; uint8 [h, w, 3]."""
+    swatch, pad = 14, 8
+    names = [cv2.getTextSize(name, _FONT, _FONT_SCALE, 1)[0][0] for name in classes]
+    width = max(names) + swatch + 3 * pad
+    columns = min(columns, len(classes))
+    rows = -(-len(classes) // columns)
+    picture = np.full((rows * _LINE, columns * width, 3), _PAPER, np.uint8)
+    for index, (name, color) in enumerate(zip(classes, palette, strict=True)):
+        top, left = index // columns * _LINE, index % columns * width
+        box = picture[top + 4 : top + 4 + swatch, left + pad : left + pad + swatch]
+        box[:] = 160  # a rim, for colours as light as the paper
+        box[1:-1, 1:-1] = color
+        _write(picture, name, left + swatch + 2 * pad, top)
+    return picture
+
+
+def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
+    """A confusion matrix in percent of the true class, as a PNG file.
+
+    Args:
+      confusion: counts [K, K], rows are the truth. Rows without pixels stay blank.
+      classes: names, K of them. Up to 20 the percentages are written out.
+    """
+    from matplotlib.figure import Figure
+
+    confusion = np.asarray(confusion, np.float64)
+    total = confusion.sum(axis=1, keepdims=True)
+    percent = np.full_like(confusion, np.nan)
+    np.divide(100 * confusion, total, out=percent, where=total > 0)
+
+    number = len(classes)
+    side = min(max(2.5 + 0.42 * number, 4), 14)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    size = 9 if number <= 40 else 5
+    axes.set_xticks(range(number), classes, rotation=90, fontsize=size)
+    axes.set_yticks(range(number), classes, fontsize=size)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    figure.colorbar(drawn, label="% of the true class", shrink=0.7)
+    if number <= 20:
+        for row, column in np.argwhere(~np.isnan(percent)):
+            value = percent[row, column]
+            axes.text(
+                column,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value > 55 else "black",
+            )
+    return _png(figure)
+
+
+def curves_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Loss, learning rate and validation scores over the steps, as a PNG file.
+
+    Args:
+      rows: one mapping per log entry, with "step" and any of the metrics "loss", "lr",
+        "val_miou" and "val_pixel_accuracy"; others are not drawn.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items()):
+        for name, label in names.items():
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            if points:
+                marker = "o" if len(points) < 30 else ""
+                axes.plot(*zip(*points), marker=marker, markersize=3, label=label)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1:
+            axes.legend()
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not logged", ha="center", transform=axes.transAxes)
+    return _png(figure)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 1 or 3] -> [H, W, 3]."""
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _write(picture: np.ndarray, text: str, left: int, top: int) -> None:
+    """Writes a line of text into uint8 [H, W, 3], in place."""
+    place = (left, top + 15)
+    cv2.putText(picture, text, place, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

@@ -1,0 +1,542 @@
+"""The networks: published counts and sizes, alignment, and what their geometry implies.
+
+Counts and sizes are traced without computing; networks that run have a few channels.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from segjax import models
+from segjax.errors import UserError
+from segjax.models import resnet, unet, vgg
+from segjax.models.fcn import FCN
+from segjax.models.pspnet import PSPNet
+from segjax.models.unet import UNet
+from segjax.ops import geometry
+
+TINY_FCN = dict(widths=(2, 2, 2, 2, 2), fc_channels=3)
+TINY_PSP = dict(
+    stage_sizes=(1, 1, 1, 1), width=2, pyramid_channels=3, head_channels=4, stem="plain"
+)
+
+
+def init(model, shape, train=True):
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return model.init(keys, jnp.zeros(shape, jnp.uint8), train=train)
+
+
+def abstract_variables(model, shape=(1, 32, 32, 3)):
+    return jax.eval_shape(lambda: init(model, shape))
+
+
+def abstract_outputs(model, shape, train=False):
+    variables = abstract_variables(model, shape)
+
+    def run(variables):
+        images = jnp.zeros(shape, jnp.uint8)
+        if not train:
+            return model.apply(variables, images, train=False)
+        keys, mutable = {"dropout": jax.random.key(1)}, ["batch_stats"]
+        return model.apply(variables, images, train=True, rngs=keys, mutable=mutable)[0]
+
+    return jax.eval_shape(run, variables)
+
+
+def count(model, shape=(1, 32, 32, 3)):
+    params = abstract_variables(model, shape)["params"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def random_variables(model, shape, scale=1.0):
+    """Random parameters and batch statistics of reasonable sizes, without init."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            return rng.normal(
+                size=leaf.shape, scale=scale / math.prod(leaf.shape[:-1]) ** 0.5
+            ).astype(np.float32)
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        return rng.normal(size=leaf.shape, scale=0.2).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, abstract_variables(model, shape))
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def predict(model):
+    return jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+
+
+# --- all ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model, shape, expected",
+    [
+        (FCN(21, skips=32), (1, 32, 32, 3), 134_346_581),
+        (FCN(21, skips=16), (1, 32, 32, 3), 134_357_354),
+        (FCN(21, skips=8), (1, 32, 32, 3), 134_362_751),
+        (FCN(40, skips=8), (1, 32, 32, 3), 134_455_224),
+        (FCN(60, skips=32), (1, 32, 32, 3), 134_506_364),
+        # Two dense 4x4 kernels more.
+        (FCN(21, learn_upsampling=True), (1, 32, 32, 3), 134_362_751 + 2 * 7056),
+        (PSPNet(150, aux=False), (1, 33, 33, 3), 46_782_550),
+        (PSPNet(150), (1, 33, 33, 3), 49_180_908),
+        (PSPNet(21, aux=False), (1, 33, 33, 3), 46_716_373),
+        (PSPNet(21), (1, 33, 33, 3), 49_081_578),
+        (PSPNet(19), (1, 33, 33, 3), 49_080_038),
+        (PSPNet(150, stem="plain"), (1, 33, 33, 3), 49_180_908 - 123_776),
+        (PSPNet(21, backbone="resnet101", aux=False), (1, 33, 33, 3), 65_708_501),
+        (PSPNet(19, backbone="resnet101", aux=False), (1, 33, 33, 3), 65_707_475),
+        (PSPNet(150, backbone="resnet101"), (1, 33, 33, 3), 68_173_036),
+        # Baseline without pyramid: conv5_4 reads 2048 channels only.
+        (
+            PSPNet(21, bins=(), aux=False),
+            (1, 33, 33, 3),
+            46_716_373 - 4_198_400 - 9 * 2048 * 512,
+        ),
+        (UNet(2), (1, 188, 188, 1), 31_030_658),
+        (UNet(1), (1, 188, 188, 1), 31_030_593),
+        (UNet(2), (1, 188, 188, 3), 31_031_810),
+        (UNet(1), (1, 188, 188, 3), 31_031_745),
+        (UNet(21, padding="same"), (1, 16, 16, 3), 31_033_045),
+        (UNet(2, padding="same", norm="batch"), (1, 16, 16, 3), 31_037_698),
+        (UNet(2, norm="batch"), (1, 188, 188, 1), 31_036_546),
+    ],
+)
+def test_parameter_counts(model, shape, expected):
+    assert count(model, shape) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "model_of, shape",
+    [
+        (lambda **k: FCN(5, **TINY_FCN, norm="batch", **k), (2, 40, 33, 3)),
+        (lambda **k: PSPNet(5, **TINY_PSP, **k), (2, 40, 33, 3)),
+        (lambda **k: UNet(5, widths=(2, 3), norm="batch", **k), (2, 22, 30, 3)),
+    ],
+    ids=["fcn", "pspnet", "unet"],
+)
+def test_contract(model_of, shape, dtype):
+    model = model_of(dtype=dtype)
+    margin = model.tiling.margin
+    size = tuple(side - 2 * margin for side in shape[1:3])
+    variables = abstract_variables(model, shape)
+    assert set(variables) == {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.float32.dtype}
+    for train in (True, False):
+        logits, endpoints = abstract_outputs(model, shape, train)
+        assert logits.shape == (2, *size, 5)
+        assert logits.dtype == jnp.float32
+        trunk = [endpoints[k] for k in ("fc7", "block4", "enc1") if k in endpoints]
+        assert [x.dtype for x in trunk] == [jnp.dtype(dtype)]
+        assert ("aux_logits" in endpoints) == (train and isinstance(model, PSPNet))
+        if "aux_logits" in endpoints:
+            assert endpoints["aux_logits"].shape == logits.shape
+            assert endpoints["aux_logits"].dtype == jnp.float32
+
+
+def test_build():
+    config = ConfigDict({"model_name": "unet", "model": {"widths": [4, 8]}})
+    assert models.build(config, 3) == UNet(3, widths=(4, 8))
+    config.model = models.model_fields("pspnet")
+    config.model_name = "pspnet"
+    assert models.build(config, 3) == PSPNet(3)
+    assert config.model.bins == (1, 2, 3, 6)
+    assert "num_classes" not in config.model and "parent" not in config.model
+    for name in models.MODELS:  # the defaults can be overridden, so none is None
+        assert None not in models.model_fields(name).values()
+
+    config.model_name = "pspnett"
+    with pytest.raises(UserError, match="did you mean 'pspnet'.*fcn, pspnet, unet"):
+        models.build(config, 3)
+    config.model_name = "fcn"
+    config.model = {"skip": 8}
+    with pytest.raises(UserError, match="'skip'; did you mean 'skips'"):
+        models.build(config, 3)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: FCN(2, skips=4), "FCN.skips: unknown value 4, expected one of 32, 16"),
+        (lambda: FCN(2, widths=(2, 2)), r"FCN.widths is \(2, 2\), expected 5 values"),
+        (lambda: FCN(2, norm="bach"), "did you mean 'batch'"),
+        (lambda: PSPNet(2, backbone="resnet10"), "did you mean 'resnet101'"),
+        (lambda: PSPNet(2, bins=(1, 0)), "PSPNet.bins is .* positive integers"),
+        (lambda: PSPNet(2, bins=(2, 2)), "PSPNet.bins is .* different values"),
+        (lambda: UNet(2, upsampling="bilinar"), "did you mean 'bilinear'"),
+        (lambda: UNet(2, image_stats="cafe"), "did you mean 'caffe'"),
+    ],
+)
+def test_bad_fields(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+# --- FCN ------------------------------------------------------------------------------
+
+
+def test_fcn_crops():
+    grids = vgg.grids(100)
+    pixel = geometry.Grid()
+    up2 = geometry.deconv(grids["fc7"], 4, 2)
+    up4 = geometry.deconv(up2, 4, 2)
+    for source, target, expected in (
+        (geometry.deconv(grids["fc7"], 64, 32), pixel, 19),
+        (geometry.deconv(up2, 32, 16), pixel, 27),
+        (geometry.deconv(up4, 16, 8), pixel, 31),
+        (grids["pool4"], up2, 5),
+        (grids["pool3"], up4, 9),
+    ):
+        assert geometry.crop_offset(source, target) == expected
+
+
+# Side of the image; of pool1 .. pool5, fc6; 32x; upscore2, 16x; upscore_pool4, 8x.
+FCN_SIZES = """
+1    100  50  25 13  7  1  64  4  80 10  88
+32   115  58  29 15  8  2  96  6 112 14 120
+224  211 106  53 27 14  8 288 18 304 38 312
+256  227 114  57 29 15  9 320 20 336 42 344
+333  266 133  67 34 17 11 384 24 400 50 408
+366  282 141  71 36 18 12 416 26 432 54 440
+375  287 144  72 36 18 12 416 26 432 54 440
+480  339 170  85 43 22 16 544 34 560 70 568
+500  349 175  88 44 22 16 544 34 560 70 568
+640  419 210 105 53 27 21 704 44 720 90 728
+"""
+
+
+@pytest.mark.parametrize("line", FCN_SIZES.split("\n")[1:-1])
+def test_fcn_sizes(line):
+    side, *pools, fc6, up32, upscore2, up16, upscore_pool4, up8 = map(int, line.split())
+    logits, ends = abstract_outputs(FCN(2, **TINY_FCN), (1, side, side, 3))
+    assert logits.shape == (1, side, side, 2)
+    assert [ends[f"pool{i}"].shape[1] for i in range(1, 6)] == pools
+    assert ends["fc6"].shape[1] == ends["score_fr"].shape[1] == fc6
+    assert ends["upscore2"].shape[1] == ends["fuse_pool4"].shape[1] == upscore2
+    assert ends["upscore_pool4"].shape[1] == upscore_pool4
+    for name, stride, expected in (
+        ("score_fr", 32, up32),
+        ("fuse_pool4", 16, up16),
+        ("fuse_pool3", 8, up8),
+    ):
+        scores = ends[name].shape[1]
+        assert geometry.deconv_size(scores, 2 * stride, stride) == expected
+
+
+def test_fcn_any_size():
+    """Sides of every remainder modulo 32, the largest stride."""
+    model = FCN(2, **TINY_FCN)
+    variables = abstract_variables(model)
+    for side in range(1, 17):
+        logits, _ = jax.eval_shape(
+            lambda variables, x: model.apply(variables, x, train=False),
+            variables,
+            jnp.zeros((1, side, 33 - side, 3), jnp.uint8),
+        )
+        assert logits.shape == (1, side, 33 - side, 2)
+
+
+def test_fcn_padding_errors():
+    with pytest.raises(UserError, match="crop the logits to the image.* is -68 "):
+        abstract_outputs(FCN(2, pad=1, **TINY_FCN), (1, 224, 224, 3))
+    with pytest.raises(UserError, match="too small for fc6; increase FCN.pad"):
+        abstract_outputs(FCN(2, pad=81, **TINY_FCN), (1, 1, 1, 3))
+
+
+def test_fcn_alignment():
+    """With mirror-symmetric kernels the mirrored image gives the mirrored logits.
+
+    A side of 58 makes every pooling window of the padded image symmetric, so a crop
+    one cell off anywhere breaks it.
+    """
+    model = FCN(2, **TINY_FCN)
+    variables = random_variables(model, (1, 58, 58, 3), scale=2)
+    symmetric = jax.tree.map(
+        lambda x: (x + x[::-1] + x[:, ::-1] + x[::-1, ::-1]) / 4 if x.ndim == 4 else x,
+        variables,
+    )
+    x = images(1, 58, 58, 3)
+    run = predict(model)
+    logits, ends = run(symmetric, x)
+    mirrored, _ = run(symmetric, x[:, ::-1, ::-1])
+    for name in ("score_fr", "fuse_pool4", "fuse_pool3"):  # every branch contributes
+        assert np.std(ends[name], axis=(1, 2)).min() > 1e-2
+    spread = float(jnp.std(logits))
+    np.testing.assert_allclose(
+        mirrored[:, ::-1, ::-1], logits, atol=1e-4 * spread, rtol=0
+    )
+
+    # All at once: the skips scaled by 0.01 and 0.0001 cancel score kernels 100 and
+    # 10000 times as large; learned upsampling starts as the fixed bilinear one.
+    once = FCN(2, at_once=True, learn_upsampling=True, **TINY_FCN)
+    names = "score_fr", "upscore2", "upscore_pool4"
+    fresh = jax.jit(lambda: {n: init(once, (1, 8, 8, 3))["params"][n] for n in names})()
+    assert not any(map(np.any, jax.tree.leaves(fresh["score_fr"])))
+    params = {**symmetric["params"]}
+    for name, scale in (("score_pool4", 100), ("score_pool3", 10_000)):
+        score = params[name]
+        params[name] = {"kernel": score["kernel"] * scale, "bias": score["bias"]}
+    for name in ("upscore2", "upscore_pool4"):
+        params[name] = fresh[name]
+    scaled, _ = predict(once)({"params": params}, x)
+    np.testing.assert_allclose(scaled, logits, atol=1e-4 * spread, rtol=0)
+
+
+# --- ResNet ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, stem, expected",
+    [
+        ("resnet50", "plain", 23_508_032),
+        ("resnet101", "plain", 42_500_160),
+        ("resnet50", "deep", 23_631_808),
+        ("resnet101", "deep", 42_623_936),
+    ],
+)
+def test_resnet_counts(name, stem, expected):
+    model = resnet.ResNet(stage_sizes=resnet.STAGE_SIZES[name], stem=stem)
+    assert count(model) == expected
+    if stem == "plain":
+        stats = abstract_variables(model)["batch_stats"]
+        values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(stats))
+        assert values == {"resnet50": 53_120, "resnet101": 105_344}[name]
+
+
+def test_resnet_dilation():
+    def rates(output_stride, first_block_dilation):
+        plan = resnet.stage_plan(output_stride, first_block_dilation)
+        return [tuple(stage) for stage in plan]
+
+    assert rates(32, True) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]
+    # DeepLab, PSPNet: 2 / 2 and 4 / 4; torchvision: 1 / 2 and 2 / 4.
+    assert rates(8, True) == [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 4, 4)]
+    assert rates(8, False) == [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 4)]
+    assert rates(16, False) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    "side, conv1, pool1, last",
+    [
+        (224, 112, 56, {8: 28, 16: 14, 32: 7}),
+        (321, 161, 81, {8: 41, 16: 21, 32: 11}),
+        (473, 237, 119, {8: 60, 16: 30, 32: 15}),
+        (520, 260, 130, {8: 65, 16: 33, 32: 17}),
+        (713, 357, 179, {8: 90, 16: 45, 32: 23}),
+    ],
+)
+def test_resnet_sizes(side, conv1, pool1, last):
+    for output_stride, expected in last.items():
+        model = resnet.ResNet((1, 1, 1, 1), width=2, output_stride=output_stride)
+        ends = jax.eval_shape(lambda m=model: init_apply(m, (1, side, side, 3)))
+        assert ends["conv1"].shape[1] == conv1
+        assert ends["pool1"].shape[1] == pool1
+        assert ends["block4"].shape[1:] == (expected, expected, 64)
+
+
+def init_apply(model, shape):
+    return model.apply(init(model, shape), jnp.zeros(shape), train=False)
+
+
+@pytest.mark.parametrize("stride_in_1x1", [True, False], ids=["in_1x1", "in_3x3"])
+def test_resnet_atrous_consistency(stride_in_1x1):
+    """Dilated networks compute the strided network's features, and more between them.
+
+    Exact where the first block's 3x3 convolution keeps seeing what it saw: the new
+    rate behind a strided 1x1 convolution, the old rate where it carried the stride.
+    The height is odd and the width even.
+    """
+    shape = (1, 97, 80, 3)
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    features = {}
+    for output_stride in (32, 16, 8):
+        model = resnet.ResNet(
+            stage_sizes=(1, 1, 2, 2),
+            width=2,
+            output_stride=output_stride,
+            stride_in_1x1=stride_in_1x1,
+            first_block_dilation=stride_in_1x1,
+        )
+        if not features:
+            variables = random_variables(model, shape, scale=1.5)
+        features[output_stride] = predict(model)(variables, x)["block4"]
+    coarse = features[32]
+    assert coarse.shape[1:3] == (4, 3)
+    spread = float(coarse.std())
+    for output_stride in (16, 8):
+        step = 32 // output_stride
+        fine = features[output_stride][:, ::step, ::step]
+        np.testing.assert_allclose(fine, coarse, atol=1e-4 * spread, rtol=0)
+
+
+# --- PSPNet ---------------------------------------------------------------------------
+
+
+def test_pspnet_sizes_and_pyramid():
+    for side, cells in ((473, 60), (7, 1)):
+        logits, ends = abstract_outputs(PSPNet(2, **TINY_PSP), (1, side, 50, 3))
+        assert logits.shape == (1, side, 50, 2)
+        assert ends["conv6"].shape == (1, cells, 7, 2)
+    for fields, channels in (
+        (dict(), 64 + 4 * 3),
+        (dict(bins=(1,)), 64 + 3),
+        (dict(bins=(1, 2), pool="max", reduce=False), 3 * 64),
+        (dict(bins=()), 64),
+    ):
+        _, ends = abstract_outputs(PSPNet(2, **TINY_PSP, **fields), (1, 17, 17, 3))
+        assert ends["pyramid"].shape == (1, 3, 3, channels)
+
+
+def test_pspnet_constant_map_and_single_image():
+    model = PSPNet(2, bins=(1, 3), **TINY_PSP)
+    shape = (1, 60, 75, 3)
+    variables = random_variables(model, shape)
+    # Backbone features that are the same in every cell: only biases survive.
+    last = variables["params"]["backbone"]["block4_1"]
+    for name in ("bn0", "bn3"):
+        last[name]["scale"] *= 0
+    features = np.maximum(last["bn0"]["bias"] + last["bn3"]["bias"], 0)
+
+    x = images(*shape)
+    _, ends = predict(model)(variables, x)
+    pyramid = ends["pyramid"]
+    assert pyramid.shape == (1, 8, 10, 64 + 2 * 3)  # 3 divides neither 8 nor 10
+    expected = [features]
+    params, stats = variables["params"], variables["batch_stats"]
+    for bins in (1, 3):
+        y = features @ params[f"pyramid{bins}"]["kernel"][0, 0]
+        norm, running = params[f"pyramid{bins}_bn"], stats[f"pyramid{bins}_bn"]
+        y = (y - running["mean"]) / np.sqrt(running["var"] + 1e-5)
+        expected.append(np.maximum(y * norm["scale"] + norm["bias"], 0))
+    np.testing.assert_allclose(
+        pyramid, np.broadcast_to(np.concatenate(expected), pyramid.shape), atol=1e-5
+    )
+
+    # One image in training: a single value has no variance, so the 1x1 level keeps
+    # its running statistics; the other updates its own.
+    (logits, ends), updated = jax.jit(
+        lambda variables, x: model.apply(
+            variables,
+            x,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+    )(variables, x)
+    assert np.isfinite(logits).all() and np.isfinite(ends["aux_logits"]).all()
+    after = updated["batch_stats"]
+    for bins, changed in ((1, False), (3, True)):
+        before = stats[f"pyramid{bins}_bn"]["var"]
+        assert np.any(after[f"pyramid{bins}_bn"]["var"] != before) == changed
+
+
+# --- U-Net ----------------------------------------------------------------------------
+
+
+def test_unet_plan_of_the_paper():
+    plan = unet.plan(5, "valid", "transposed")
+    assert plan.crops == (88, 40, 16, 4)
+    assert plan.tiling == geometry.Tiling(step=16, offset=12, margin=92, minimum=188)
+    valid = [n for n in range(150, 600) if geometry.is_valid_side(plan.tiling, n)]
+    assert valid[:8] == [188, 204, 220, 236, 252, 268, 284, 300]
+    assert {444, 508, 556, 572, 588} <= set(valid)
+    assert not {570, 571, 573, 576, 172} & set(valid)
+    # In general 12 * 2^(L-1) - 8 pixels are lost, and the smallest output is 4 (2 for
+    # two levels, where 16 -> 0 is followed by 18 -> 2).
+    for levels, smallest, lost in (
+        (2, 18, 16),
+        (3, 44, 40),
+        (4, 92, 88),
+        (5, 188, 184),
+    ):
+        tiling = unet.plan(levels, "valid", "transposed").tiling
+        assert (tiling.minimum, 2 * tiling.margin) == (smallest, lost)
+        assert tiling.step == 2 ** (levels - 1)
+    for upsampling in ("transposed", "nearest", "bilinear"):
+        same = unet.plan(4, "same", upsampling)
+        assert same == unet.Plan((0, 0, 0), geometry.Tiling(8, 0, 0, 8))
+
+
+def test_unet_sizes_of_the_paper():
+    logits, ends = abstract_outputs(UNet(2, widths=(2, 3, 4, 5, 6)), (1, 572, 572, 1))
+    assert logits.shape == (1, 388, 388, 2)
+    sides = {name: x.shape[1] for name, x in ends.items()}
+    assert sides == dict(
+        enc0=568,
+        enc1=280,
+        enc2=136,
+        enc3=64,
+        enc4=28,
+        dec3=52,
+        dec2=100,
+        dec1=196,
+        dec0=388,
+    )
+
+
+def test_unet_invalid_sizes():
+    model = UNet(2)
+    with pytest.raises(UserError, match="height is 570.*nearest valid value is 556 or"):
+        abstract_outputs(model, (1, 570, 572, 1))
+    with pytest.raises(UserError, match="width is 100.*nearest valid value is 188"):
+        abstract_outputs(model, (1, 572, 100, 1))
+    with pytest.raises(UserError, match="height is 100.* 96 or 112"):
+        abstract_outputs(UNet(2, padding="same"), (1, 100, 96, 1))
+
+
+@pytest.mark.parametrize(
+    "upsampling, levels", [("transposed", 3), ("nearest", 2), ("bilinear", 2)]
+)
+def test_unet_tiles(upsampling, levels):
+    """A valid network's output on a crop is the crop of its output on the image."""
+    model = UNet(2, widths=(2, 3, 4)[:levels], upsampling=upsampling)
+    step, _, margin, minimum = model.tiling
+    tile = minimum + step
+    height, width = tile + 2 * step, tile + 3 * step
+    variables = random_variables(model, (1, tile, tile, 3), scale=1.5)
+    run = predict(model)
+    x = images(1, height, width, 3)
+    whole, _ = run(variables, x)
+    assert whole.shape == (1, height - 2 * margin, width - 2 * margin, 2)
+    spread = float(whole.std())
+    assert spread > 0.01
+    side = tile - 2 * margin
+    for top, left in ((0, 0), (step, 3 * step), (2 * step, 2 * step)):
+        part, _ = run(variables, x[:, top : top + tile, left : left + tile])
+        np.testing.assert_allclose(
+            part,
+            whole[:, top : top + side, left : left + side],
+            atol=1e-4 * spread,
+            rtol=0,
+        )
+
+
+def test_unet_bfloat16_and_dropout():
+    shape = (1, 22, 22, 1)
+    fields = dict(widths=(3, 4), norm="batch")
+    variables = random_variables(UNet(2, **fields), shape)
+    x = images(*shape)
+    exact, _ = predict(UNet(2, **fields))(variables, x)
+    rough, _ = predict(UNet(2, dtype="bfloat16", **fields))(variables, x)
+    assert np.any(exact != rough)
+    np.testing.assert_allclose(rough, exact, atol=0.1 * float(exact.std()), rtol=0)
+
+    model = UNet(2, widths=(3, 4), dropout=0.5)
+    variables = random_variables(model, shape)
+    run = jax.jit(
+        lambda key: model.apply(variables, x, train=True, rngs={"dropout": key})[0]
+    )
+    assert np.any(run(jax.random.key(0)) != run(jax.random.key(1)))
