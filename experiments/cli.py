@@ -38,13 +38,28 @@ _CACHE = flags.DEFINE_string(
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """``app.run`` that prints bad input as one line and exits with 2."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    # Orbax abandons its other reads when one file of a checkpoint is damaged.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    _set_up_logging()
     try:
         app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
     except UserError as error:
         _fail(error)
+
+
+def _set_up_logging() -> None:
+    """Our own messages plainly on stderr; nothing of what libraries tell."""
+    ours = logging.getLogger("segjax")
+    ours.addHandler(logging.StreamHandler())
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    # Orbax abandons its other reads when one file of a checkpoint is damaged; their
+    # ends are reported here, after we have dealt with the first one.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(args) -> None:
+    if str(args.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(args)
 
 
 def _guarded(main: Callable, argv: Sequence[str]) -> int | None:

@@ -176,13 +176,14 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 progress.evaluation(step, scores, shown, info)
                 if scores["miou"] > extra["best_miou"]:
                     extra["best_miou"] = scores["miou"]
+                    checkpoint.finish(latest)  # processes agree on one save at a time
                     checkpoint.save(best, state, {"miou": scores["miou"]})
+                    checkpoint.finish(best)
             if saving:
                 checkpoint.save(latest, state, extra)
             if stopping:
                 code = STOPPED
                 break
-        checkpoint.finish(best)
         checkpoint.finish(latest)
     finally:
         progress.close()

@@ -3,6 +3,7 @@
 Counts and sizes are traced without computing; networks that run have a few channels.
 """
 
+import functools
 import math
 
 import jax
@@ -30,12 +31,17 @@ def init(model, shape, train=True):
     return model.init(keys, jnp.zeros(shape, jnp.uint8), train=train)
 
 
+@functools.cache
 def abstract_variables(model, shape=(1, 32, 32, 3)):
     return jax.eval_shape(lambda: init(model, shape))
 
 
 def abstract_outputs(model, shape, train=False):
-    variables = abstract_variables(model, shape)
+    # Parameters depend on the channels only, so any size the model takes will do.
+    if isinstance(model, UNet):
+        variables = abstract_variables(model, shape)
+    else:
+        variables = abstract_variables(model)
 
     def run(variables):
         images = jnp.zeros(shape, jnp.uint8)
@@ -47,9 +53,8 @@ def abstract_outputs(model, shape, train=False):
     return jax.eval_shape(run, variables)
 
 
-def count(model, shape=(1, 32, 32, 3)):
-    params = abstract_variables(model, shape)["params"]
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def values(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def random_variables(model, shape, scale=1.0):
@@ -115,7 +120,7 @@ def predict(model):
     ],
 )
 def test_parameter_counts(model, shape, expected):
-    assert count(model, shape) == expected
+    assert values(abstract_variables(model, shape)["params"]) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -176,6 +181,7 @@ def test_build():
         (lambda: PSPNet(2, backbone="resnet10"), "did you mean 'resnet101'"),
         (lambda: PSPNet(2, bins=(1, 0)), "PSPNet.bins is .* positive integers"),
         (lambda: PSPNet(2, bins=(2, 2)), "PSPNet.bins is .* different values"),
+        (lambda: UNet(2, widths=()), "UNet.widths is .*at least 1 value"),
         (lambda: UNet(2, upsampling="bilinar"), "did you mean 'bilinear'"),
         (lambda: UNet(2, image_stats="cafe"), "did you mean 'caffe'"),
     ],
@@ -238,22 +244,16 @@ def test_fcn_sizes(line):
 
 def test_fcn_any_size():
     """Sides of every remainder modulo 32, the largest stride."""
-    model = FCN(2, **TINY_FCN)
-    variables = abstract_variables(model)
     for side in range(1, 17):
-        logits, _ = jax.eval_shape(
-            lambda variables, x: model.apply(variables, x, train=False),
-            variables,
-            jnp.zeros((1, side, 33 - side, 3), jnp.uint8),
-        )
+        logits, _ = abstract_outputs(FCN(2, **TINY_FCN), (1, side, 33 - side, 3))
         assert logits.shape == (1, side, 33 - side, 2)
 
 
 def test_fcn_padding_errors():
     with pytest.raises(UserError, match="crop the logits to the image.* is -68 "):
-        abstract_outputs(FCN(2, pad=1, **TINY_FCN), (1, 224, 224, 3))
+        abstract_variables(FCN(2, pad=1, **TINY_FCN), (1, 224, 224, 3))
     with pytest.raises(UserError, match="too small for fc6; increase FCN.pad"):
-        abstract_outputs(FCN(2, pad=81, **TINY_FCN), (1, 1, 1, 3))
+        abstract_variables(FCN(2, pad=81, **TINY_FCN), (1, 1, 1, 3))
 
 
 def test_fcn_alignment():
@@ -309,11 +309,11 @@ def test_fcn_alignment():
 )
 def test_resnet_counts(name, stem, expected):
     model = resnet.ResNet(stage_sizes=resnet.STAGE_SIZES[name], stem=stem)
-    assert count(model) == expected
+    variables = abstract_variables(model)
+    assert values(variables["params"]) == expected
     if stem == "plain":
-        stats = abstract_variables(model)["batch_stats"]
-        values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(stats))
-        assert values == {"resnet50": 53_120, "resnet101": 105_344}[name]
+        expected = {"resnet50": 53_120, "resnet101": 105_344}[name]
+        assert values(variables["batch_stats"]) == expected
 
 
 def test_resnet_dilation():
@@ -341,14 +341,10 @@ def test_resnet_dilation():
 def test_resnet_sizes(side, conv1, pool1, last):
     for output_stride, expected in last.items():
         model = resnet.ResNet((1, 1, 1, 1), width=2, output_stride=output_stride)
-        ends = jax.eval_shape(lambda m=model: init_apply(m, (1, side, side, 3)))
+        ends = abstract_outputs(model, (1, side, side, 3))
         assert ends["conv1"].shape[1] == conv1
         assert ends["pool1"].shape[1] == pool1
         assert ends["block4"].shape[1:] == (expected, expected, 64)
-
-
-def init_apply(model, shape):
-    return model.apply(init(model, shape), jnp.zeros(shape), train=False)
 
 
 @pytest.mark.parametrize("stride_in_1x1", [True, False], ids=["in_1x1", "in_3x3"])
@@ -411,8 +407,9 @@ def test_pspnet_constant_map_and_single_image():
     features = np.maximum(last["bn0"]["bias"] + last["bn3"]["bias"], 0)
 
     x = images(*shape)
-    _, ends = predict(model)(variables, x)
-    pyramid = ends["pyramid"]
+    pyramid = jax.jit(
+        lambda variables, x: model.apply(variables, x, train=False)[1]["pyramid"]
+    )(variables, x)
     assert pyramid.shape == (1, 8, 10, 64 + 2 * 3)  # 3 divides neither 8 nor 10
     expected = [features]
     params, stats = variables["params"], variables["batch_stats"]
@@ -427,17 +424,20 @@ def test_pspnet_constant_map_and_single_image():
 
     # One image in training: a single value has no variance, so the 1x1 level keeps
     # its running statistics; the other updates its own.
-    (logits, ends), updated = jax.jit(
-        lambda variables, x: model.apply(
+    @jax.jit
+    def train(variables, x):
+        (_, ends), updated = model.apply(
             variables,
             x,
             train=True,
             rngs={"dropout": jax.random.key(0)},
             mutable=["batch_stats"],
         )
-    )(variables, x)
-    assert np.isfinite(logits).all() and np.isfinite(ends["aux_logits"]).all()
-    after = updated["batch_stats"]
+        stats = updated["batch_stats"]
+        return ends["pyramid"], {n: stats[n] for n in ("pyramid1_bn", "pyramid3_bn")}
+
+    pyramid, after = train(variables, x)
+    assert np.isfinite(pyramid).all()
     for bins, changed in ((1, False), (3, True)):
         before = stats[f"pyramid{bins}_bn"]["var"]
         assert np.any(after[f"pyramid{bins}_bn"]["var"] != before) == changed

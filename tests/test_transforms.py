@@ -121,16 +121,17 @@ def test_scale_agrees_with_resize():
 
 
 @pytest.mark.parametrize("elastic", [False, True])
-def test_affine_agrees_with_scipy(elastic):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_affine_agrees_with_scipy(elastic, mirrored):
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     smooth = 127 + 60 * np.sin(x / 7) + 60 * np.cos(y / 9)
     example = {
         "image": np.rint(smooth).astype(np.uint8)[..., None],
         "label": ((x + y) // 5).astype(np.uint8),
     }
-    size = (40, 50)
+    size = (56, 70)
     nodes = np.random.default_rng(1).normal(0, 2, (3, 3, 2)) if elastic else None
-    where = dict(scale=1.3, degrees=20.0, mirror=(False, True), place=(0.3, 0.6))
+    where = dict(scale=1.3, degrees=20.0, mirror=(False, mirrored), place=(0.3, 0.6))
     image, label = warped(example, size, nodes, **where)
 
     # The same, step by step: output pixel -> crop -> mirror -> rotate -> scale.
@@ -140,7 +141,8 @@ def test_affine_agrees_with_scipy(elastic):
     if elastic:
         at += transforms.displacement(nodes, size).transpose(2, 0, 1)[::-1]
     at += 0.5 + start[:, None, None]
-    at[1] = sides[1] - at[1]
+    if mirrored:
+        at[1] = sides[1] - at[1]
     dy, dx = at[0] - sides[0] / 2, at[1] - sides[1] / 2
     cosine, sine = math.cos(math.radians(20)), math.sin(math.radians(20))
     at = np.stack([sine * dx + cosine * dy, cosine * dx - sine * dy])
@@ -363,6 +365,8 @@ def test_brightness_contrast_gamma():
         assert 1 / 1.55 < exponent.mean() < 1.55
         seen.append((bright.mean(), contrast.std(), exponent.mean()))
     assert (np.std(seen, axis=0) > (0.05, 1, 0.1)).all()
+    assert (np.min(seen, axis=0)[[0, 2]] < 0.9).all()
+    assert (np.max(seen, axis=0)[[0, 2]] > 1.1).all()
 
 
 def test_saturation_keeps_the_luma():

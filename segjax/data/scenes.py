@@ -4,13 +4,14 @@ A rolling meadow under a cloudy sky with trees, houses, a power line, a heap of 
 tents, and one balloon.  What the classes test:
 
 * ``tent_red``, ``tent_blue``: **context**.  All tents of a scene belong to the team of
-  its balloon: red or blue stripes.  Nothing else depends on the team: the balloon flies
-  at the top, the tents stand in the lower part at least a third of the image height
-  below it, and outside the stripes of the balloon not one bit of the image changes with
-  the team.  Telling the two classes apart takes a receptive field, or a pooling
-  pyramid, that reaches from the tents to the balloon; guessing scores 50 %.
+  its balloon, red or blue.  Nothing else depends on the team: the balloon flies at the
+  top, the tents stand in the lower part at least a third of the image height below it,
+  and outside the balloon not one bit of the image changes with the team.  Telling the
+  two classes apart takes a receptive field, or a pooling pyramid, that reaches from the
+  tents to the balloon; guessing gets half of the tent pixels right.
 * ``wire``: **resolution**.  Wires are 1 or 2 px thick, poles 2 or 3, at any image size.
-* ``tree``: **scale**.  Crowns measure from 8 px to 0.9 of the shorter image side.
+* ``tree``: **scale**.  Crowns measure from 8 px to 0.9 of the shorter image side, and
+  reach out of the image.
 * ``pebble``: **instances**.  Pebbles touch and overlap; the instance map tells them
   apart.
 * ``house``: **shape**.  Walls have any muted colour, those of sky, meadow and pebbles
@@ -71,7 +72,7 @@ BACKGROUND = (SKY, GROUND)
 MIN_SIDE, MAX_SIDE = 32, 4096
 
 _TEAMS = ((225, 30, 35), (35, 60, 225))
-"""Stripes of the balloon: red, blue."""
+"""Colour of the balloon: red, blue."""
 
 
 class _Canvas(NamedTuple):
@@ -422,7 +423,7 @@ def _tree(canvas, rng, label, base, x, size):
         u, v = (box.x - lump_x) / lump, (box.y - lump_y) / lump
         rough = 0.25 * canvas.grain[box.at]
         light = (0.25 + 0.75 * _ball(canvas, u, v)) * (1 - 0.25 * down) * (1 + rough)
-        inside = u * u + v * v < 1 + 2 * rough * share
+        inside = u * u + v * v < 1 + rough * share
         _paint(canvas, box, inside, leaves * light[..., None], label, instance)
 
 
@@ -582,7 +583,8 @@ def _balloon(canvas: _Canvas, rng: np.random.Generator, colour: tuple) -> None:
     stripe = np.floor(2.5 * (u / np.maximum(half, 0.01) + 1)) % 2 == 0
     light = 0.35 + 0.65 * _ball(canvas, u, np.minimum(v, 0.5))
     team = np.array(colour, np.float32)
-    cloth = np.where(stripe[..., None], team, np.float32(240)) * light[..., None]
+    pale = 0.7 * team + np.float32(0.3 * 240)
+    cloth = np.where(stripe[..., None], team, pale) * light[..., None]
     basket = (abs(u) < 0.24) & (v >= 1.3) & (v < 1.55)
     instance = next(canvas.ids)
     _paint(canvas, box, envelope, cloth, BALLOON, instance)

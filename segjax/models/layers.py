@@ -103,21 +103,20 @@ def check_choice(model: nn.Module, field: str, choices: Sequence[Any]) -> None:
 
 
 def check_positive(
-    model: nn.Module, field: str, length: int = 0, distinct: bool = False
+    model: nn.Module, field: str, length: int = 0, minimum: int = 0
 ) -> None:
     """Raises a UserError unless `field` holds positive integers.
 
     Args:
-      length: how many there must be; 0 for any number.
-      distinct: whether they must differ from each other.
+      length: how many there must be; 0 for any number from `minimum` up.
     """
     value = tuple(getattr(model, field))
     if any(not isinstance(v, int) or v < 1 for v in value):
         expected = "positive integers"
     elif length and len(value) != length:
         expected = f"{length} values"
-    elif distinct and len(set(value)) != len(value):
-        expected = "different values"
+    elif len(value) < minimum:
+        expected = f"at least {minimum} value"
     else:
         return
     raise UserError(f"{type(model).__name__}.{field} is {value}, expected {expected}")

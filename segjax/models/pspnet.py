@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from segjax.errors import UserError
 from segjax.models import layers, resnet
 from segjax.ops import geometry, image, pool, resize
 
@@ -70,7 +71,9 @@ class PSPNet(nn.Module):
         layers.check_choice(self, "stem", resnet.STEMS)
         layers.check_choice(self, "output_stride", resnet.OUTPUT_STRIDES)
         layers.check_choice(self, "pool", ("avg", "max"))
-        layers.check_positive(self, "bins", distinct=True)
+        layers.check_positive(self, "bins")
+        if len(set(self.bins)) != len(self.bins):
+            raise UserError(f"PSPNet.bins is {self.bins}, expected different values")
         if self.stage_sizes:
             layers.check_positive(self, "stage_sizes", length=4)
         image.check_image_stats(self.image_stats)

@@ -126,7 +126,7 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        layers.check_positive(self, "widths")
+        layers.check_positive(self, "widths", minimum=1)
         layers.check_choice(self, "padding", ("valid", "same"))
         layers.check_choice(self, "upsampling", ("transposed", "nearest", "bilinear"))
         layers.check_choice(self, "norm", ("none", "batch"))

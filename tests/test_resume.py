@@ -1,0 +1,132 @@
+"""Whole training runs: killed, stopped, damaged, and on several processes."""
+
+import signal
+import socket
+import time
+
+import kill
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+STEPS = 12
+ARGS = {"total_steps": STEPS, "eval_every": 0, "eval_images": 0, "save_every": 4}
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A run of one process with one device."""
+    log = kill.finish(kill.start(kill.command(folder / "whole", folder, **ARGS)))
+    assert log.startswith("process 0/1, 1 of 1 devices")
+    return folder / "whole"
+
+
+def test_killed_at_random_moments_ends_with_the_same_bits(folder):
+    kill.kill_test(folder / "kills", kills=3, steps=60)
+
+
+def wait_for_rows(workdir, count):
+    metrics = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def test_sigterm_saves_and_exits_with_75(folder, whole):
+    """Stopped between two regular saves; continued with another number of threads."""
+    args = ARGS | {"save_every": 1000, "total_steps": 400}
+    stopped = folder / "stopped"
+    process = kill.start(kill.command(stopped, folder, **args))
+    wait_for_rows(stopped, 3)
+    process.send_signal(signal.SIGTERM)
+    log = kill.finish(process, code=75)
+    saved = [int(p.name) for p in (stopped / "checkpoints").iterdir()]
+    assert len(saved) == 1 and f"saved at step {saved[0]}" in log
+    step = saved[0] + 8
+    args |= {"total_steps": step, "threads": 3}
+    log = kill.finish(kill.start(kill.command(stopped, folder, **args)))
+    assert f"continuing from step {saved[0]} of {step}" in log
+    # The same as in the other run, as far as both went (the schedule differs later).
+    assert sorted(kill.losses(stopped)) == list(range(1, step + 1))
+    assert kill.losses(stopped)[1] == kill.losses(whole)[1]
+
+
+def test_truncated_checkpoint_falls_back_to_the_same_bits(folder, whole):
+    run = folder / "truncated"
+    kill.finish(kill.start(kill.command(run, folder, **ARGS)))
+    for data in (run / "checkpoints" / str(STEPS)).rglob("d/*"):
+        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    log = kill.finish(kill.start(kill.command(run, folder, **ARGS)))
+    assert f"checkpoints/{STEPS} is damaged" in log
+    assert f"continuing from step {STEPS - 4} of {STEPS}" in log
+    kill.assert_same_run(whole, run, STEPS)
+
+
+def start_two(workdir, folder, **args):
+    """Two processes of two devices each."""
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        port = sock.getsockname()[1]
+    flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    command = kill.command(workdir, folder, **args)
+    return [
+        kill.start([*command, *flags, f"--process_id={i}"], devices=2) for i in (0, 1)
+    ]
+
+
+def close(a, b):
+    """The same training up to the order of float32 sums: 1e-4 relative in the loss."""
+    a, b = kill.losses(a), kill.losses(b)
+    assert a.keys() == b.keys()
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-4)
+
+
+def test_processes_and_devices_give_the_same_training(folder, whole):
+    four, two = folder / "four", folder / "two"
+    kill.finish(kill.start(kill.command(four, folder, **ARGS), devices=4))
+    processes = start_two(two, folder, **ARGS)
+    logs = [kill.finish(process) for process in processes]
+    assert "process 0/2, 2 of 4 devices" in logs[0]
+    assert "process 1/2, 2 of 4 devices" in logs[1]
+    assert "done" in logs[0] and "done" not in logs[1]
+    close(whole, four)
+    close(whole, two)
+    for other in (four, two):
+        a, b = kill.final_arrays(whole, STEPS), kill.final_arrays(other, STEPS)
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-2, atol=1e-4)
+
+
+def test_sigterm_to_one_process_saves_on_both_and_restores_on_another_topology(
+    folder, whole
+):
+    run = folder / "moved"
+    processes = start_two(run, folder, **(ARGS | {"total_steps": 100000}))
+    wait_for_rows(run, 3)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        kill.finish(process, code=75)
+    step = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    args = ARGS | {"total_steps": step + 4}
+    log = kill.finish(kill.start(kill.command(run, folder, **args)))
+    assert f"continuing from step {step}" in log
+    assert sorted(kill.losses(run)) == list(range(1, step + 5))
+
+
+def test_infinite_loss_stops_and_names_step_batch_and_checkpoint(folder):
+    run = folder / "infinite"
+    args = ARGS | {"optim.lr": 1e30, "optim.schedule": "constant", "save_every": 1}
+    log = kill.finish(kill.start(kill.command(run, folder, **args)), code=3)
+    line = next(line for line in log.splitlines() if line.startswith("error:"))
+    step = int(line.partition("at step ")[2].split(",")[0])
+    assert 1 <= step <= 3 and "batch of train-" in line
+    good = "none" if step == 1 else f"{run}/checkpoints/{step - 1}"
+    assert f"last good checkpoint: {good};" in line
