@@ -18,9 +18,9 @@ def get_config(arg: str = ""):
         data={"name": "scenes", "scenes_size": (96, 96), "scenes_train": 1200},
         augment={"flip": 0.5, "brightness": 0.1},
         batch_size=16,
-        total_steps=500,
+        total_steps=300,
         optim={"name": "adam", "lr": 3e-3, "schedule": "poly", "weight_decay": 0.0},
-        eval_every=250,
+        eval_every=100,
         eval_batch_size=20,
-        save_every=250,
+        save_every=100,
     )

@@ -37,6 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import absl.logging
 import cv2
 import flax.linen as nn
 import jax
@@ -126,13 +127,16 @@ def benchmark(
 ) -> dict:
     """All measurements that need no process of their own, of ``rounds`` x ``steps``."""
     setup = set_up(config)
+    cli.log("training step ...")
     state, results = measure_training(setup, config, steps, rounds)
+    cli.log("input ...")
     results["input"] = measure_input(setup, config, steps, rounds)
     results["input"]["one_core"] = one_core = measure_one_core(setup, config, rounds)
     # How many cores must read and augment for this device never to wait.
     needed = results["step"]["synthetic"]["images_per_second"] / jax.process_count()
     one_core["cores_needed"] = needed / one_core["images_per_second"]
     if forward:
+        cli.log("prediction ...")
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         results["forward"] = measure_forward(setup, config, variables, steps, rounds)
         results["compilations"]["after_first_step"] += results["forward"].pop(
@@ -355,6 +359,7 @@ def measure_first_step(config: ConfigDict, rounds: int) -> dict:
       UserError: such a process failed.
     """
     # Preparing data happens once per machine, not at every start.
+    absl.logging.set_verbosity("error")  # as cli.start, which comes later
     datasets.load(config.data, config.data.train_split)
     runs = {"cold": [], "cached": []}
     for _ in range(rounds):
@@ -383,10 +388,10 @@ def _first_step_of_process(path: Path, cache: Path) -> dict[str, float]:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise UserError(
-            f"the process that measures the first step exited with {done.returncode}: "
-            f"{lines[-1].removeprefix('error: ')}"
-        )
+        message = lines[-1].removeprefix("error: ")
+        if done.returncode != 2:  # not bad input
+            message = f"the process that times the first step failed: {message}"
+        raise UserError(message)
     result = json.loads(done.stdout.splitlines()[-1])
     return {"start": result["began"] - launched, **result["parts"]}
 
@@ -483,7 +488,7 @@ def table(results: dict) -> str:
         rows.append(("forward", value, f"{size} images, {how}"))
     count = results["compilations"]
     rows += [
-        ("compiled in the first step", str(count["first_step"]), "programs"),
+        ("compiled up to the first step", str(count["first_step"]), "programs"),
         ("compiled after it", str(count["after_first_step"]), "programs"),
     ]
     left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
@@ -527,7 +532,11 @@ def main(argv) -> int:
     if output and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is not a folder")
     config_lib.check(config)
-    first = measure_first_step(config, rounds) if values.first_step else None
+    first = None
+    if values.first_step:
+        # Not cli.log, which would ask this process's devices for its index.
+        print("first step, in processes of its own ...", file=sys.stderr, flush=True)
+        first = measure_first_step(config, rounds)
     cli.start()
     results = environment() | {"steps": steps, "rounds": rounds}
     if first:

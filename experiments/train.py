@@ -45,7 +45,7 @@ from segjax import (
     viz,
 )
 from segjax import config as config_lib
-from segjax.data import datasets, pipeline, transforms
+from segjax.data import datasets, folder, pipeline, transforms
 from segjax.errors import UserError
 from segjax.writer import Writer
 
@@ -77,6 +77,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     source, info = datasets.load(config.data, config.data.train_split)
     eval_source, _ = datasets.load(config.data, config.data.eval_split)
+    if config.data.name == "folder":
+        cli.log(folder.report(datasets.scan_folder(config.data)))
     _check_class_weights(config, info)
     model = models.build(config, len(info.classes))
     options = transforms.options(config.augment, info.mean)
@@ -163,6 +165,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             if (evaluating or saving or step % config.log_every == 0) and (
                 bad := progress.flush()
             ):
+                progress.close()
                 good = max(latest.all_steps(), default=None)
                 cli.log(
                     f"error: {bad}; last good checkpoint: "
@@ -280,6 +283,7 @@ class _Progress:
         self.bar.close()
         if self.writer:
             self.writer.close()
+            self.writer = None
 
 
 class _StopSignal:

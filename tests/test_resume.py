@@ -127,6 +127,6 @@ def test_infinite_loss_stops_and_names_step_batch_and_checkpoint(folder):
     log = kill.finish(kill.start(kill.command(run, folder, **args)), code=3)
     line = next(line for line in log.splitlines() if line.startswith("error:"))
     step = int(line.partition("at step ")[2].split(",")[0])
-    assert 1 <= step <= 3 and "batch of train-" in line
+    assert 1 <= step <= 3 and "batch of train_" in line
     good = "none" if step == 1 else f"{run}/checkpoints/{step - 1}"
     assert f"last good checkpoint: {good};" in line

@@ -1,6 +1,7 @@
 """The scenes hold what they promise: each diagnostic property, measured on pixels."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_same_bits_everywhere():
     # Only exact arithmetic is used (see the module), so that the bits can be pinned.  A
     # new value means that prepared data is stale: raise the version of the builder.
     assert digest.hexdigest() == (
-        "9ca7563cd78531781f4a3816aa37e2e0b0c13bf68d6f9fcfcbfd32c29b5b43a1"
+        "d9857b5bd6b056b0e85a8aed7c259293850839737654a0bb8af538592a82f9cd"
     )
 
 
@@ -55,9 +56,7 @@ def test_a_scene_does_not_depend_on_those_before():
 @pytest.mark.parametrize("size", SIZES)
 def test_tents_change_class_with_a_balloon_far_away_and_with_nothing_else(size):
     for index in range(6):
-        made, other = (
-            scene(3, index, size, swap_team=swap) for swap in (False, True)
-        )
+        made, other = (scene(3, index, size, swap_team=swap) for swap in (False, True))
         label = made["label"]
         balloon = label == ID["balloon"]
         tents = np.isin(label, TENTS)
@@ -92,24 +91,22 @@ def test_teams_are_balanced(many):
 
 @pytest.mark.parametrize("size", [*SIZES, (512, 512)])
 def test_wires_are_thin_and_reach_across(size):
-    widest = 2 if min(size) < 256 else 3
+    thick = 1 if min(size) < 256 else 2
     for index in range(4):
         wire = scene(6, index, size)["label"] == ID["wire"]
-        # No solid block fits, and what is not a pole is at most 1 or 2 px high.
-        block = np.ones((widest + 1, widest + 1))
-        assert not ndimage.binary_opening(wire, block).any()
+        assert not ndimage.binary_opening(wire, np.ones((thick + 2,) * 2)).any()
         poles = ndimage.binary_opening(wire, np.ones((8, 1)))
-        across = _longest_runs(poles.T)
-        assert set(across) <= {widest, 1}
-        beams = ndimage.binary_opening(wire, np.ones((1, 12)))
-        assert max(_longest_runs(beams & ~poles)) <= widest - 1
-        assert wire.any(0).mean() > 0.7
+        assert max(_vertical_runs(poles.T)) == thick + 1
+        rest = wire[:, ~poles.any(0)]
+        assert rest.any(0).mean() > 0.7
+        # The few others are cut by what flies or stands in front.
+        assert np.mean(np.array(_vertical_runs(rest)) == thick) > 0.95
 
 
-def _longest_runs(mask: np.ndarray) -> list[int]:
+def _vertical_runs(mask: np.ndarray) -> list[int]:
     """Length of every vertical run of True, column by column."""
     edges = np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(int), axis=0)
-    starts, ends = (np.argwhere(edges.T == sign)[:, 1] for sign in (1, -1))
+    starts, ends = np.argwhere(edges.T > 0)[:, 1], np.argwhere(edges.T < 0)[:, 1]
     return list(ends - starts)
 
 
@@ -166,11 +163,12 @@ def test_every_class_is_common_and_none_dominates(size, number):
 
 
 def test_larger_sizes_show_the_same_picture():
-    small, large = (scene(0, 4, (side, side)) for side in (128, 256))
-    pooled = large["image"].reshape(128, 2, 128, 2, 3).mean((1, 3))
-    assert abs(small["image"] - pooled).mean() < 16
-    same = small["label"] == large["label"][::2, ::2]
-    assert same[small["label"] != VOID].mean() > 0.8
+    for index in range(3):
+        small, large = (scene(0, index, (side, side)) for side in (128, 256))
+        pooled = large["image"].reshape(128, 2, 128, 2, 3).mean((1, 3))
+        assert abs(small["image"] - pooled).mean() < 12
+        same = small["label"] == large["label"][::2, ::2]
+        assert same[small["label"] != VOID].mean() > 0.9
 
 
 def test_contact_sheet():
@@ -204,7 +202,7 @@ def test_builder_writes_the_scenes_in_order(tmp_path):
     (tmp_path / "scenes/48x64-5-2-s3/incomplete.ABCDEF_1.0.0").mkdir(parents=True)
     made = builder.build(tmp_path, (48, 64), train=5, validation=2, seed=3)
     written = sorted(made.data_path.iterdir())
-    times = [path.stat().st_mtime_ns for path in written]
+    times = [os.stat(path).st_mtime_ns for path in written]
     for split, seed, count in (("train", 6, 5), ("validation", 7, 2)):
         source = made.as_data_source(split)
         assert len(source) == count
@@ -218,7 +216,7 @@ def test_builder_writes_the_scenes_in_order(tmp_path):
             assert record["id"].decode() == f"{split}_{index:05d}"
     again = builder.build(tmp_path, (48, 64), train=5, validation=2, seed=3)
     assert len(again.as_data_source("train")) == 5
-    assert [path.stat().st_mtime_ns for path in written] == times
+    assert [os.stat(path).st_mtime_ns for path in written] == times
 
 
 def test_builder_rejects_bad_counts_and_sizes_before_writing(tmp_path):

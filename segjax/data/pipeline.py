@@ -17,6 +17,9 @@ from segjax.data import transforms
 
 VOID = 255
 
+# Many examples are in work at once; OpenCV's own threads would only compete with them.
+cv2.setNumThreads(1)
+
 
 def train_batches(
     source,

@@ -117,9 +117,10 @@ def scene(
       UserError: negative seed or index, or a size out of range.
     """
     height, width = _check(seed, index, size)
-    # Three streams, as only the last one draws a number of values that depends on size.
-    streams = np.random.SeedSequence((seed, index)).spawn(3)
-    layout, texture, noise = (
+    # Textures and noise draw more values for larger images: each has its own stream,
+    # so that the others do not change with size.
+    streams = np.random.SeedSequence((seed, index)).spawn(5)
+    layout, grain, clouds, streaks, noise = (
         np.random.Generator(np.random.Philox(stream)) for stream in streams
     )
     side = 1.0 if layout.random() < 0.5 else -1.0
@@ -128,14 +129,14 @@ def scene(
         image=np.empty((height, width, 3), np.float32),
         label=np.zeros((height, width), np.uint8),
         instance=np.zeros((height, width), np.int32),
-        grain=_fractal(texture, (height, width), first=6),
+        grain=_fractal(grain, (height, width), first=6),
         sun=(*sun, math.sqrt(1 - sun[0] * sun[0] - sun[1] * sun[1])),
         unit=min(height, width),
         ids=itertools.count(1),
     )
     # Taking turns makes the classes balanced in every split.
     blue = (index % 2 == 1) != swap_team
-    _background(canvas, layout, texture)
+    _background(canvas, layout, clouds, streaks)
     # Objects further up stand further away and are drawn first.
     for paint, *where in sorted(_plan(layout, canvas), key=lambda item: item[1]):
         label = TENT_RED + blue if paint is _tent else _LABELS[paint]
@@ -316,7 +317,10 @@ _GROUNDS = (
 
 
 def _background(
-    canvas: _Canvas, layout: np.random.Generator, texture: np.random.Generator
+    canvas: _Canvas,
+    layout: np.random.Generator,
+    clouds: np.random.Generator,
+    streaks: np.random.Generator,
 ) -> None:
     height, width = canvas.label.shape
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / height
@@ -331,15 +335,15 @@ def _background(
 
     top, low = (np.array(c, np.float32) for c in _pick(layout, _SKIES))
     sky = _mix(top, low, np.minimum(1, y / ridge))
-    clouds = _fractal(texture, (height, width), first=4, stretch=3.0)
+    cloud = _fractal(clouds, (height, width), first=4, stretch=3.0)
     cover = _between(layout, -0.15, 0.25)
-    alpha = 0.85 * np.minimum(1, np.maximum(0, 2.5 * (clouds - cover)))
-    sky = _mix(sky, np.float32(238) + 25 * clouds[..., None], alpha)
+    alpha = 0.85 * np.minimum(1, np.maximum(0, 2.5 * (cloud - cover)))
+    sky = _mix(sky, np.float32(238) + 25 * cloud[..., None], alpha)
 
     far, near = (np.array(c, np.float32) for c in _pick(layout, _GROUNDS))
     depth = np.maximum(0, (y - ridge) / (1 - ridge))
-    streaks = _fractal(texture, (height, width), first=8, stretch=4.0)
-    grass = 1 + (0.06 + 0.16 * depth) * (canvas.grain + streaks)
+    streak = _fractal(streaks, (height, width), first=8, stretch=4.0)
+    grass = 1 + (0.06 + 0.16 * depth) * (canvas.grain + streak)
     ground = _mix(far, near, np.minimum(1, 1.5 * depth)) * grass[..., None]
 
     below = y > ridge

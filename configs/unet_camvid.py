@@ -1,0 +1,36 @@
+"""U-Net (MICCAI 2015), same-size with batch normalisation, on CamVid at 360x480.
+
+    python -m experiments.train --config configs/unet_camvid.py --workdir /tmp/run \\
+        --config.data.root=/path/to/CamVid
+
+From scratch.  Published, for scale only: 71.95 mIoU on validation for a U-Net of 31.03 M
+parameters at 368x480 with median-frequency weights (OpenVINO model zoo,
+unet-camvid-onnx-0001).  Sized for one GPU of 16 GB with model.dtype=bfloat16.
+"""
+
+from segjax.config import make
+
+
+def get_config(arg: str = ""):
+    del arg
+    return make(
+        model_name="unet",
+        model={"padding": "same", "norm": "batch", "dtype": "bfloat16"},
+        data={"name": "camvid"},
+        augment={
+            "crop": (352, 480),
+            "scale": (0.5, 2.0),
+            "rotate": 10.0,
+            "rotate_prob": 0.5,
+            "flip": 0.5,
+            "brightness": 0.2,
+            "contrast": 0.2,
+            "saturation": 0.2,
+        },
+        batch_size=8,
+        total_steps=12000,
+        workers=8,
+        optim={"name": "adam", "lr": 1e-3, "schedule": "poly", "weight_decay": 0.0},
+        eval_every=500,
+        save_every=500,
+    )
