@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
             "saturation": 0.2,
         },
         batch_size=8,
-        total_steps=1500,
+        total_steps=1000,
         optim={"name": "adam", "lr": 2e-3, "schedule": "poly", "weight_decay": 0.0},
         eval_every=250,
         eval_batch_size=8,

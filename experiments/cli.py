@@ -1,16 +1,20 @@
 """What all programs share: flags, one-line errors, processes and devices."""
 
+import difflib
 import logging
 import os
+import re
+import runpy
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import absl.logging
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from segjax import compilation, config
 from segjax.errors import UserError
@@ -36,11 +40,19 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """``app.run`` that prints bad input as one line and exits with 2."""
+def run(main: Callable[[Sequence[str]], int | None], arguments: bool = False) -> None:
+    """``app.run`` that prints bad input as one line and exits with 2.
+
+    Args:
+      main: gets the program's name and the arguments that are no flags.
+      arguments: whether there may be any.
+    """
     _set_up_logging()
     try:
-        app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+        app.run(
+            lambda argv: _guarded(main, argv),
+            flags_parser=lambda argv: _parse(argv, arguments),
+        )
     except UserError as error:
         _fail(error)
 
@@ -67,6 +79,9 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
         return main(argv)
     except UserError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
 
 
 def _fail(error: Exception) -> None:
@@ -77,17 +92,124 @@ def _fail(error: Exception) -> None:
     sys.exit(2)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
+    if _wants_help(argv):
+        for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+    if path := _flag_value("config"):
+        _check_overrides(_run_config_file(path))
     try:
-        rest = app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:  # ml_collections: no such field
-        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-        raise UserError(f"unknown config key: {text.strip(chr(34))}") from error
-    except (OSError, TypeError, ImportError) as error:
-        raise UserError(f"--config: {' '.join(str(error).split())}") from error
-    if len(rest) > 1 and any(arg.startswith("-") for arg in rest[1:]):
-        raise UserError(f"unexpected argument {rest[1]!r}")
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname)) from error
+    except flags.Error as error:
+        text = " ".join(str(error).split())
+        if missing := re.findall(r"Flag (--\w+) must have a value", text):
+            text = f"{' and '.join(missing)} must be given; --help explains"
+        raise UserError(text) from error
+    if len(rest) > 1 and not arguments:
+        raise UserError(
+            f"unexpected argument {rest[1]!r}: flags are --NAME=VALUE, and values of "
+            "several numbers are joined by commas without spaces"
+        )
     return rest
+
+
+def _wants_help(argv: Sequence[str]) -> bool:
+    return not {"-h", "--help", "--helpshort"}.isdisjoint(argv)
+
+
+def _flag_value(name: str) -> str:
+    """The value of ``--name`` in ``sys.argv``, before flags are parsed, or ""."""
+    found = ""
+    for arg, following in zip(sys.argv, [*sys.argv[1:], ""]):
+        if re.fullmatch(f"--?{name}(=.*)?", arg):
+            found = arg.partition("=")[2] if "=" in arg else following
+    return found
+
+
+def _unknown_flag(name: str) -> str:
+    head, dot, rest = name.partition(".")
+    near = difflib.get_close_matches(head, list(flags.FLAGS), 1)
+    hint = f"did you mean --{near[0]}{dot}{rest}?" if near else "--help lists them all"
+    return f"unknown flag --{name}; {hint}"
+
+
+def _run_config_file(argument: str) -> ConfigDict:
+    """The config of ``FILE[:ARG]``; whatever is wrong with the file is a UserError.
+
+    ml_collections runs the file again, and would report its errors in many lines or
+    only when the config is used.
+    """
+    path, _, arg = argument.partition(":")
+    if not Path(path).is_file():
+        beside = Path(path).parent
+        known = ", ".join(sorted(file.name for file in beside.glob("*.py")))
+        raise UserError(
+            f"--config {path}: no such file; {beside} holds {known or 'no configs'}"
+        )
+    try:
+        values = runpy.run_path(path)
+        if "get_config" not in values:
+            raise UserError("defines no get_config()")
+        values = values["get_config"](*[arg] if arg else [])
+        if not isinstance(values, ConfigDict):
+            raise UserError("get_config() must return what segjax.config.make returns")
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from error
+    except Exception as error:  # the file is code: anything
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(
+            f"--config {path}: {where}{type(error).__name__}: {error}"
+        ) from error
+    return values
+
+
+def _check_overrides(values: ConfigDict) -> None:
+    """Raises UserError unless each ``--config.A.B`` of the command line is a field."""
+    given = set()
+    for arg in sys.argv[1:]:
+        match = re.match(r"--?(?:no)?(config\.[^=\[]+)", arg)
+        if not match:
+            continue
+        path, where, value = match[1], "config", values
+        for key in path.split(".")[1:]:
+            if not isinstance(value, ConfigDict):
+                raise UserError(f"--{path}: '{where}' is a value and has no fields")
+            if key not in value:
+                raise UserError(_unknown_field(path, f"{where}.{key}", value, values))
+            where, value = f"{where}.{key}", value[key]
+        if isinstance(value, ConfigDict):
+            raise UserError(
+                f"--{path} is a group of fields; set one of them, such as "
+                f"--{path}.{next(iter(value))}=VALUE"
+            )
+        if isinstance(value, tuple) and path in given:
+            raise UserError(f"--{path} is given twice; its values would be joined")
+        given.add(path)
+
+
+def _unknown_field(
+    path: str, unknown: str, group: ConfigDict, values: ConfigDict
+) -> str:
+    """One line: fields of that name elsewhere, or the nearest beside it."""
+    name = "." + path.rpartition(".")[2]
+    elsewhere = [field for field in _fields(values) if field.endswith(name)]
+    if elsewhere:
+        hint = " or ".join(f"'{field}'" for field in elsewhere)
+        return f"unknown config key '{path}'; did you mean {hint}?"
+    return config.unknown_key(unknown, group)
+
+
+def _fields(values: ConfigDict, where: str = "config") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{where}.{key}")
+        else:
+            yield f"{where}.{key}"
 
 
 def define_workdir_config() -> None:
@@ -97,15 +219,17 @@ def define_workdir_config() -> None:
     in ``sys.argv`` first.
     """
     flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
-    workdir = ""
-    for i, arg in enumerate(sys.argv):
-        name, equals, value = arg.lstrip("-").partition("=")
-        if name == "workdir" and arg.startswith("-"):
-            workdir = value if equals else (sys.argv[i + 1 : i + 2] or [""])[0]
     values = config.make()
-    if workdir and not {"--help", "--helpfull", "--helpshort"} & set(sys.argv):
+    workdir = _flag_value("workdir")
+    if workdir and not _wants_help(sys.argv):
         try:
+            if _flag_value("config"):
+                raise UserError(
+                    "--config: the config of the run is read from --workdir; override "
+                    "its fields with --config.FIELD=VALUE"
+                )
             values = config.load(Path(workdir).expanduser() / "config.json")
+            _check_overrides(values)
         except UserError as error:
             _fail(error)
     config_flags.DEFINE_config_dict("config", values)

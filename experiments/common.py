@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import cli
 from segjax import checkpoint, inference, models, sharding
 from segjax.data import datasets
 from segjax.errors import UserError
@@ -19,6 +20,14 @@ def make_predictor(config: ConfigDict, model: nn.Module) -> inference.Predictor:
     if config.tile:
         return inference.overlap_tile(model, config.tile)
     return inference.whole(model)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder given as --output, with its parents."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: {error.strerror}") from error
 
 
 def save_dataset(info: datasets.Dataset, path: Path) -> None:
@@ -40,6 +49,9 @@ def load_dataset(path: Path) -> datasets.Dataset:
 
 def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> None:
     """Raises UserError if a model of ``trained`` cannot be used on ``info``."""
+    # Without such a file their number follows from the masks that are there.
+    file = "; config.data.classes=FILE fixes the classes of a folder"
+    remedy = file if "folder" in (trained.name, info.name) else ""
     for what, have, want in (
         ("classes", len(trained.classes), len(info.classes)),
         ("image channels", trained.channels, info.channels),
@@ -48,7 +60,7 @@ def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> Non
             raise UserError(
                 f"the checkpoint was trained on {trained.name} with {have} {what}, but "
                 f"{info.name} has {want}: use data with the same {what} or train in "
-                "another --workdir"
+                f"another --workdir{remedy}"
             )
 
 
@@ -81,9 +93,13 @@ def load_model(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})},
     )
+    if which not in ("best", "latest") and not which.isdigit():
+        raise UserError(f"--checkpoint={which}: expected 'best', 'latest' or a step")
     best = workdir / "best"
-    if which == "best" and not best.is_dir():
-        which = "latest"  # a run that never evaluated
+    # A run that has not evaluated yet has an empty folder.
+    if which == "best" and not any(path.name.isdigit() for path in best.glob("*")):
+        cli.log(f"no best checkpoint in {workdir} yet: taking the latest")
+        which = "latest"
     folder = best if which == "best" else workdir / "checkpoints"
     step = int(which) if which.isdigit() else None
     if step is not None and (best / which).is_dir():

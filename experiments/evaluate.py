@@ -7,7 +7,8 @@
 Prints pixel accuracy, mean accuracy, mIoU and frequency-weighted IoU (one confusion
 matrix over all images; segjax/metrics.py defines them) with a table per class, beside
 the baseline of always answering the most frequent class.  Writes them as
-evaluation/SPLIT.json with confusion.png and pictures into the workdir or --output.
+evaluation/SPLIT.json with SPLIT_confusion.png and pictures into the workdir or into
+--output.
 --config.* overrides fields of the run's own config.
 """
 
@@ -22,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, common
+from segjax import config as config_lib
 from segjax import evaluators, metrics, sharding, viz
 from segjax.data import datasets, pipeline
 
@@ -36,6 +38,7 @@ def evaluate(
     output: Path | None = None,
 ) -> dict:
     """Evaluates a checkpoint of ``workdir``, writes the results and returns them."""
+    config_lib.check(config)
     split = split or config.data.eval_split
     output = output or workdir / "evaluation"
     source, info = datasets.load(config.data, split)
@@ -44,6 +47,7 @@ def evaluate(
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()
     model, variables, step = common.load_model(config, workdir, info, which, mesh)
+    common.make_folder(output)
     eval_step = jax.jit(
         evaluators.make_eval_step(
             common.make_predictor(config, model), len(info.classes)
@@ -88,7 +92,6 @@ def evaluate(
         "confusion": h.tolist(),
     }
     if jax.process_index() == 0:
-        output.mkdir(parents=True, exist_ok=True)
         (output / f"{split}.json").write_text(json.dumps(results, indent=1) + "\n")
         (output / f"{split}_confusion.png").write_bytes(
             viz.confusion_figure(h, info.classes)
@@ -143,6 +146,6 @@ def main(argv) -> None:
 if __name__ == "__main__":
     cli.define_workdir_config()
     flags.DEFINE_string("checkpoint", "best", "'best', 'latest' or a step.")
-    flags.DEFINE_string("split", "", "Split; default: config.data.eval_split.")
-    flags.DEFINE_string("output", "", "Folder; default: WORKDIR/evaluation.")
+    flags.DEFINE_string("split", "", "Of the dataset; '': config.data.eval_split.")
+    flags.DEFINE_string("output", "", "Folder; '': WORKDIR/evaluation.")
     cli.run(main)

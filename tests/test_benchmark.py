@@ -1,6 +1,5 @@
 """What the benchmark measures, on a network and images small enough to run."""
 
-import contextlib
 import itertools
 import json
 import re
@@ -9,15 +8,25 @@ from types import SimpleNamespace
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import benchmark
 from segjax import config as config_lib
+from segjax import training
 from segjax.errors import UserError
 
 SIDE = 32
 STEPS, ROUNDS = 3, 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +57,22 @@ def test_nothing_compiles_after_the_first_step(results):
 
 
 def test_a_step_that_compiles_again_is_noticed(config):
-    setup = benchmark.set_up(config)
-
     def step_of(params):
         def step(state, batch):
-            return setup.step_of(params)(state, batch)  # jitted anew at each call
+            del batch
+            # Jitted anew at each call.
+            return state.replace(step=jax.jit(lambda x: x + 1)(state.step)), {}
 
         return step
 
-    _, results = benchmark.measure_training(
-        setup._replace(step_of=step_of), config, steps=1, rounds=1
+    setup = benchmark.set_up(config)
+    setup = setup._replace(
+        step_of=step_of,
+        init=lambda: training.TrainState(jnp.zeros(()), {}, {}, {}),
     )
-    assert results["compilations"]["after_first_step"] > 0
+    _, results = benchmark.measure_training(setup, config, steps=2, rounds=1)
+    # 8 steps to settle and 2 measured ones, with either input.
+    assert results["compilations"]["after_first_step"] == 2 * (8 + 2)
 
 
 def test_images_cross_to_the_device_once_and_as_uint8(results):
@@ -121,7 +134,7 @@ def test_waiting_is_told_from_working(input_seconds, step_seconds):
     assert times.seconds.sum() >= 5 * 0.03
     assert (times.waits <= times.seconds).all()
     share = times.waits.sum() / times.seconds.sum()
-    assert share > 0.7 if input_seconds else share < 0.3
+    assert share > 0.6 if input_seconds else share < 0.4
 
 
 def test_opencv_threads_are_restored(config):
@@ -132,13 +145,10 @@ def test_opencv_threads_are_restored(config):
     cv2.setNumThreads(before)
 
 
-def test_first_step_in_this_process(config):
-    parts = benchmark.first_step(config)
-    assert list(parts) == ["input", "state", "step"]
-    assert min(parts.values()) > 0
-
-
-def test_first_step_in_a_process_of_its_own(config, tmp_path):
+def test_first_step_in_a_process_of_its_own(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("JAX_DEFAULT_PRNG_IMPL", "rbg")
+    monkeypatch.delenv("XLA_FLAGS")
     config_lib.save(config, tmp_path / "config.json")
     began = time.time()
     parts = benchmark._first_step_of_process(
@@ -229,5 +239,5 @@ def test_program_fails_if_anything_was_compiled_again(
 
 
 def test_output_in_a_missing_folder_fails_at_once(config, tmp_path, monkeypatch):
-    with contextlib.suppress(SystemExit), pytest.raises(UserError, match="--output"):
+    with pytest.raises(UserError, match="--output"):
         run_main(config, {}, tmp_path / "missing" / "b.json", monkeypatch)

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,9 +78,11 @@ def prepare(
 ) -> tfds.core.DatasetBuilder:
     """Returns the prepared builder; writes the records if ``key`` is new.
 
-    TFDS writes into a temporary folder and renames it at the end: a killed
+    The records are written in a temporary folder, renamed at the end: a killed
     preparation leaves nothing that is mistaken for a data set, and of several
-    processes that prepare the same data the first one to finish wins.
+    processes that prepare the same data the first one to finish wins.  (TFDS has such
+    a folder too, but names it through ``random``: processes that set the same
+    ``random.seed`` would write to the same one.)
 
     Args:
       key: see ``key_of``.
@@ -90,27 +93,30 @@ def prepare(
       UserError: from ``read``, or nothing can be written to ``data_dir``.
     """
 
-    def make() -> Pairs:
-        return builder_class(
-            data_dir=os.path.expanduser(data_dir),
-            config=Config(name=key, read=read),
-            file_format="array_record",
-        )
+    def make(root: str) -> Pairs:
+        config = Config(name=key, read=read)
+        return builder_class(data_dir=root, config=config, file_format="array_record")
 
+    root = os.path.expanduser(data_dir)
     with quiet():
-        builder = make()
+        builder = make(root)
         try:
-            builder.download_and_prepare(file_format="array_record")  # if it is new
+            if not builder.is_prepared():
+                os.makedirs(builder.data_path.parent, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as own:
+                    written = make(own)
+                    written.download_and_prepare(file_format="array_record")
+                    os.rename(written.data_path, builder.data_path)
         except OSError as error:
-            # The final rename fails where another process was faster.
-            builder = make()
+            # The rename fails where another process was faster.
             if not builder.is_prepared():
                 raise UserError(
                     f"data.data_dir: {data_dir}: cannot write {builder.name} there "
                     f"({error.strerror or error}); expected a folder with write "
                     "permission and space for the records"
                 ) from error
-        return builder
+        # Made again to read what is there, whoever wrote it.
+        return make(root)
 
 
 @contextlib.contextmanager
