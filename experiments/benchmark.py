@@ -359,7 +359,7 @@ def measure_first_step(config: ConfigDict, rounds: int) -> dict:
       UserError: such a process failed.
     """
     # Preparing data happens once per machine, not at every start.
-    absl.logging.set_verbosity("error")  # as cli.start, which comes later
+    absl.logging.set_verbosity("fatal")  # as cli.start, which comes later
     datasets.load(config.data, config.data.train_split)
     runs = {"cold": [], "cached": []}
     for _ in range(rounds):
@@ -527,7 +527,7 @@ def main(argv) -> int:
         return 0
     config, steps, rounds = values.config, values.steps, values.rounds
     if config is None:
-        raise UserError("--config is missing: name a file, as configs/quickstart.py")
+        raise UserError("--config must be given, such as configs/quickstart.py")
     output = Path(values.output).expanduser() if values.output else None
     if output and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is not a folder")

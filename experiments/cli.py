@@ -1,6 +1,7 @@
 """What all programs share: flags, one-line errors, processes and devices."""
 
 import difflib
+import errno
 import logging
 import os
 import re
@@ -79,13 +80,29 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
         return main(argv)
     except UserError as error:
         _fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(_first_reason(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
 
 
+def _first_reason(error: OSError) -> UserError:
+    """On a full disk, closing the logs fails too, after the checkpoint that said so."""
+    reason: BaseException | None = error
+    while reason and not isinstance(reason, UserError):
+        reason = reason.__context__
+    return reason or UserError(
+        f"{error.strerror}: free some space and start the same command again"
+    )
+
+
 def _fail(error: Exception) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    # What libraries report while they end follows from this error and would hide it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     # Not sys.exit: other processes may wait in a collective that will never come.
     if jax.distributed.is_initialized():
         os._exit(2)
@@ -94,7 +111,8 @@ def _fail(error: Exception) -> None:
 
 def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
     if _wants_help(argv):
-        for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+        ours = flags.FLAGS.flags_by_module_dict()[__name__]
+        for flag in (flag for flag in ours if flag.name != "config"):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     if path := _flag_value("config"):
@@ -237,7 +255,8 @@ def define_workdir_config() -> None:
 
 def start() -> None:
     """Joins the other processes, switches the compilation cache on, says hello."""
-    absl.logging.set_verbosity("error")  # orbax tells its whole story at INFO
+    # Orbax tells its whole story at INFO, and errors as tracebacks before raising them.
+    absl.logging.set_verbosity("fatal")
     # Grain and orbax warn about internals that a user can do nothing about.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     if _COORDINATOR.value:

@@ -49,18 +49,18 @@ def load_dataset(path: Path) -> datasets.Dataset:
 
 def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> None:
     """Raises UserError if a model of ``trained`` cannot be used on ``info``."""
-    # Without such a file their number follows from the masks that are there.
-    file = "; config.data.classes=FILE fixes the classes of a folder"
-    remedy = file if "folder" in (trained.name, info.name) else ""
     for what, have, want in (
         ("classes", len(trained.classes), len(info.classes)),
         ("image channels", trained.channels, info.channels),
     ):
         if have != want:
+            remedy = f"use data with the same {what} or train in another --workdir"
+            if what == "classes" and info.name == "folder":
+                # Without that file, the masks at hand tell how many there are.
+                remedy += ", or name all classes in config.data.classes"
             raise UserError(
                 f"the checkpoint was trained on {trained.name} with {have} {what}, but "
-                f"{info.name} has {want}: use data with the same {what} or train in "
-                f"another --workdir{remedy}"
+                f"{info.name} has {want}: {remedy}"
             )
 
 

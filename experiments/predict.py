@@ -11,6 +11,7 @@ An image that cannot be read is named and skipped, and all others are done: exit
 then, 0 if every image was segmented, 2 for bad flags.
 """
 
+import collections
 import concurrent.futures
 import itertools
 import sys
@@ -25,6 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, common
+from segjax import config as config_lib
 from segjax import inference, sharding, viz
 from segjax.data import images as image_files
 from segjax.data import pipeline
@@ -40,14 +42,14 @@ def predict(
     overlays: bool = True,
 ) -> tuple[int, dict[str, str]]:
     """Segments ``paths``; returns the number written and the failures by file."""
+    config_lib.check(config)
     info = common.load_dataset(workdir / "dataset.json")
-    files = image_files.list_images(paths)
+    # a.png and ./a.png are one image.
+    unique = {Path(file).absolute(): file for file in image_files.list_images(paths)}
+    files = list(unique.values())
     names = _output_names(files)
     for folder in ("labels", "overlays") if overlays else ("labels",):
-        try:
-            (output / folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {output}: {error.strerror}") from error
+        common.make_folder(output / folder)
     # Every process works alone, on its share of the files and its own devices.
     files = files[jax.process_index() :: jax.process_count()]
     mesh = sharding.make_mesh(jax.local_devices())
@@ -69,8 +71,6 @@ def predict(
             failures[file] = str(error)
     readable = list(sizes)
     plan = pipeline.eval_plan(list(sizes.values()), rows)
-    bar = tqdm.tqdm(total=len(files), desc="predict", unit="image")
-    bar.update(len(failures))
 
     def decode(file: str) -> np.ndarray | UserError:
         try:
@@ -80,21 +80,31 @@ def predict(
 
     def write(file: str, image: np.ndarray, label: np.ndarray) -> None:
         target = output / "labels" / f"{names[file]}.png"
-        image_files.write_palette_png(target, label, info.palette)
-        if overlays:
-            picture = viz.overlay(image, label, info.palette)
-            target = output / "overlays" / f"{names[file]}.jpg"
-            cv2.imwrite(str(target), picture[..., ::-1])
+        try:
+            image_files.write_palette_png(target, label, info.palette)
+            if overlays:
+                picture = viz.overlay(image, label, info.palette)
+                target = output / "overlays" / f"{names[file]}.jpg"
+                target.write_bytes(cv2.imencode(".jpg", picture[..., ::-1])[1])
+        except OSError as error:
+            raise UserError(
+                f"cannot write {target}: {error.strerror}; predictions before it are "
+                "complete: free some space or choose another --output"
+            ) from error
 
     written = 0
-    with concurrent.futures.ThreadPoolExecutor(config.threads) as pool:
+    with (
+        concurrent.futures.ThreadPoolExecutor(max(config.threads, 1)) as pool,
+        tqdm.tqdm(total=len(files), desc="predict", unit="image") as bar,
+    ):
+        bar.update(len(failures))
 
         def decoded() -> Iterator[tuple]:
             for bucket, indices in plan:
                 batch = [readable[i] for i in indices]
                 yield bucket, batch, [pool.submit(decode, file) for file in batch]
 
-        writes = []
+        writes = collections.deque()
         for bucket, batch, futures in _ahead(decoded(), 2):
             images = {}
             for file, future in zip(batch, futures, strict=True):
@@ -103,6 +113,7 @@ def predict(
                     failures[file] = str(image)
                 else:
                     images[file] = image
+            written += len(images)
             if images:
                 padded = np.zeros((rows, *bucket, info.channels), np.uint8)
                 for row, image in enumerate(images.values()):
@@ -113,10 +124,10 @@ def predict(
                     label = label[: image.shape[0], : image.shape[1]]
                     writes.append(pool.submit(write, file, image, label))
             bar.update(len(batch))
+            while len(writes) > 4 * rows:  # writing may be slower than predicting
+                writes.popleft().result()
         for future in writes:
             future.result()
-            written += 1
-    bar.close()
     return written, failures
 
 
@@ -144,7 +155,7 @@ def _output_names(files: Sequence[str]) -> dict[str, str]:
                 names[file] = name.replace(".", "_") if keep_suffix else stem
             if len(set(names.values())) == len(files):
                 return names
-    raise UserError("the same image is named twice")
+    raise UserError("two images would get one name: give them different --output")
 
 
 def main(argv) -> int:
@@ -169,4 +180,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
     flags.DEFINE_string("checkpoint", "best", "'best', 'latest' or a step.")
     flags.DEFINE_bool("overlays", True, "Also write overlays.")
-    cli.run(main)
+    cli.run(main, arguments=True)

@@ -1,0 +1,101 @@
+"""Who may import whom: imports point one way, ops <- models <- ... <- experiments."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(ROOT.glob("segjax/**/*.py"))
+
+# What each part may import of segjax, besides itself and segjax.errors.
+ALLOWED = {
+    "segjax/ops": (),
+    "segjax/models": ("segjax.ops",),
+    "segjax/data": (),
+    "segjax/inference": ("segjax.ops", "segjax.models"),
+    "segjax/losses.py": ("segjax.ops",),
+    "segjax/metrics.py": ("segjax.ops", "segjax.losses"),
+    "segjax/optim.py": (),
+    "segjax/sharding.py": (),
+    "segjax/writer.py": (),
+    "segjax/viz.py": (),
+    "segjax/training.py": ("segjax.ops", "segjax.models", "segjax.losses"),
+}
+
+
+def imports(path: Path) -> set[str]:
+    """All modules a file imports, also inside functions: ``segjax.data.scenes``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            # "from segjax import models" imports the module segjax.models.
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def of(modules: set[str], *packages: str) -> set[str]:
+    return {m for m in modules if any(f"{m}.".startswith(f"{p}.") for p in packages)}
+
+
+def part(path: Path) -> str:
+    """``segjax/ops`` for the files of a package, otherwise the file."""
+    relative = path.relative_to(ROOT)
+    return "/".join(relative.parts[:2])
+
+
+def test_the_walk_sees_imports():
+    assert of(imports(ROOT / "segjax/checkpoint.py"), "orbax")
+    assert "segjax.models" in imports(ROOT / "segjax/config.py")
+    lazy = imports(ROOT / "segjax/data/datasets.py")
+    assert "tensorflow_datasets" in lazy and "segjax.data.builders.camvid" in lazy
+    assert {part(path) for path in FILES} >= ALLOWED.keys()
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_part_imports_only_what_lies_below(name):
+    own = name.removesuffix(".py").replace("/", ".")
+    allowed = (own, "segjax.errors", *ALLOWED[name])
+    for path in FILES:
+        if part(path) == name:
+            ours = of(imports(path), "segjax")
+            assert ours == of(ours, *allowed), path
+
+
+def test_models_and_ops_need_only_jax_and_flax():
+    for path in FILES:
+        if part(path) in ("segjax/models", "segjax/ops"):
+            found = imports(path)
+            known = ("flax", "jax", "numpy", "segjax", *sys.stdlib_module_names)
+            assert found == of(found, *known), path
+        if part(path) == "segjax/ops":
+            assert not of(imports(path), "flax"), path
+
+
+def test_data_is_read_without_jax():
+    for path in FILES:
+        if part(path) == "segjax/data":
+            assert not of(imports(path), "jax", "flax", "optax", "orbax"), path
+
+
+def test_only_checkpoint_imports_orbax():
+    users = {path.name for path in FILES if of(imports(path), "orbax")}
+    assert users == {"checkpoint.py"}
+
+
+def test_the_library_knows_neither_programs_nor_configs_nor_flags():
+    for path in FILES:
+        outside = of(imports(path), "experiments", "configs", "absl.flags", "absl.app")
+        assert not outside, path
+
+
+def test_the_library_prints_nothing():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            prints = isinstance(called, ast.Name) and called.id == "print"
+            assert not prints, f"{path}:{node.lineno}"
