@@ -1,7 +1,7 @@
 """PSPNet-50 (CVPR 2017) on CamVid at 360x480, from scratch.
 
-    python -m experiments.train --config configs/pspnet50_camvid.py --workdir /tmp/run \\
-        --config.data.root=/path/to/CamVid
+    python -m experiments.train --config configs/pspnet50_camvid.py \\
+        --workdir /tmp/run --config.data.root=/path/to/CamVid
 
 The recipe of section 5.1 (poly 0.9, SGD, batch 16, auxiliary weight 0.4) with a higher
 rate and more epochs, since nothing is pre-trained.  Published with Cityscapes or

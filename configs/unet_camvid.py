@@ -3,8 +3,8 @@
     python -m experiments.train --config configs/unet_camvid.py --workdir /tmp/run \\
         --config.data.root=/path/to/CamVid
 
-From scratch.  Published, for scale only: 71.95 mIoU on validation for a U-Net of 31.03 M
-parameters at 368x480 with median-frequency weights (OpenVINO model zoo,
+From scratch.  Published, for scale only: 71.95 mIoU on validation for a U-Net of
+31.03 M parameters at 368x480 with median-frequency weights (OpenVINO model zoo,
 unet-camvid-onnx-0001).  Sized for one GPU of 16 GB with model.dtype=bfloat16.
 """
 

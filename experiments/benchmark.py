@@ -23,7 +23,6 @@ each number.  Compare numbers of one run, or of runs on the same idle machine.
 Exit codes: 0 measured; 1 something was compiled after the first step; 2 bad input.
 """
 
-import importlib.metadata
 import itertools
 import json
 import os
@@ -35,98 +34,27 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import absl.logging
 import cv2
-import flax.linen as nn
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, common
-from segjax import compilation, evaluators, models, optim, sharding, training
+from segjax import compilation, sharding, training
 from segjax import config as config_lib
-from segjax.data import datasets, pipeline, transforms
+from segjax.data import datasets, transforms
 from segjax.errors import UserError
-
-
-class Setup(NamedTuple):
-    """The parts of a training run of a config."""
-
-    model: nn.Module
-    source: Any  # of the training split
-    info: datasets.Dataset
-    options: transforms.Options
-    mesh: jax.sharding.Mesh
-    init: Callable[[], training.TrainState]  # jitted
-    step_of: Callable[[dict], Callable]  # parameters -> the jitted step
-    batches: Callable[[], Iterator[dict]]  # this process's share of each
-
-
-def set_up(config: ConfigDict) -> Setup:
-    """Builds what experiments.train builds; compiles and reads nothing yet.
-
-    Raises:
-      UserError: a field of the config is wrong, or the data are not there.
-    """
-    config_lib.check(config)
-    sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate)
-    source, info = datasets.load(config.data, config.data.train_split)
-    model = models.build(config, len(info.classes))
-    options = transforms.options(config.augment, info.mean)
-    options = options._replace(
-        crop=options.crop if any(options.crop) else _common_size(source),
-        margin=model.tiling.margin,
-    )
-    mesh = sharding.make_mesh()
-    place = sharding.replicated(mesh)
-
-    def optimizer_of(params: dict):
-        return optim.create(config.optim, params, config.total_steps)
-
-    def init() -> training.TrainState:
-        shape = (*options.crop, info.channels)
-        return training.create_state(model, optimizer_of, shape, config.seed)
-
-    def step_of(params: dict) -> Callable:
-        step = training.make_step(
-            model, optimizer_of(params), config.loss, config.seed, config.accumulate
-        )
-        return jax.jit(step, donate_argnums=0, out_shardings=place)
-
-    def batches() -> Iterator[dict]:
-        return pipeline.train_batches(
-            source,
-            options,
-            config.batch_size,
-            config.seed,
-            0,
-            (jax.process_index(), jax.process_count()),
-            config.workers,
-            config.threads,
-        )
-
-    jitted = jax.jit(init, out_shardings=place)
-    return Setup(model, source, info, options, mesh, jitted, step_of, batches)
-
-
-def _common_size(source) -> tuple[int, int]:
-    sizes = set(source.sizes)
-    if len(sizes) > 1:
-        raise UserError(
-            f"the training images have {len(sizes)} different sizes, such as "
-            f"{sorted(sizes)[0]} and {sorted(sizes)[-1]}: set config.augment.crop=H,W"
-        )
-    return sizes.pop()
 
 
 def benchmark(
     config: ConfigDict, steps: int = 20, rounds: int = 3, forward: bool = False
 ) -> dict:
     """All measurements that need no process of their own, of ``rounds`` x ``steps``."""
-    setup = set_up(config)
+    setup = common.set_up(config)
     cli.log("training step ...")
     state, results = measure_training(setup, config, steps, rounds)
     cli.log("input ...")
@@ -146,7 +74,7 @@ def benchmark(
 
 
 def measure_training(
-    setup: Setup, config: ConfigDict, steps: int, rounds: int
+    setup: common.Setup, config: ConfigDict, steps: int, rounds: int
 ) -> tuple[training.TrainState, dict]:
     """Trains on one batch and on the pipeline in turns.
 
@@ -158,7 +86,7 @@ def measure_training(
     """
     state = setup.init()
     step_fn = setup.step_of(state.params)
-    feeds = {"real": sharding.prefetch(setup.batches(), setup.mesh)}
+    feeds = {"real": sharding.prefetch(setup.batches(0), setup.mesh)}
     host, on_device = next(feeds["real"])
     feeds["synthetic"] = itertools.repeat((host, on_device))
     state, _ = run_steps(step_fn, state, feeds["synthetic"], 1)
@@ -257,9 +185,11 @@ def transferred(on_device: dict[str, jax.Array], rows: int) -> dict:
     }
 
 
-def measure_input(setup: Setup, config: ConfigDict, steps: int, rounds: int) -> dict:
+def measure_input(
+    setup: common.Setup, config: ConfigDict, steps: int, rounds: int
+) -> dict:
     """The pipeline of this process without a step that would use its batches."""
-    batches, seconds = setup.batches(), []
+    batches, seconds = setup.batches(0), []
     for _ in range(_settling(config)):
         batch = next(batches)
     for _ in range(rounds):
@@ -276,7 +206,7 @@ def measure_input(setup: Setup, config: ConfigDict, steps: int, rounds: int) -> 
     }
 
 
-def measure_one_core(setup: Setup, config: ConfigDict, rounds: int) -> dict:
+def measure_one_core(setup: common.Setup, config: ConfigDict, rounds: int) -> dict:
     """Reading and augmenting one after the other, in one thread; means per image."""
     rng = np.random.default_rng(config.seed)
     order = np.resize(rng.permutation(len(setup.source)), 4 * config.batch_size)
@@ -307,27 +237,15 @@ def measure_one_core(setup: Setup, config: ConfigDict, rounds: int) -> dict:
 
 
 def measure_forward(
-    setup: Setup, config: ConfigDict, variables: dict, steps: int, rounds: int
+    setup: common.Setup, config: ConfigDict, variables: dict, steps: int, rounds: int
 ) -> dict:
     """Probabilities and scores of the first evaluation batch, as evaluation runs it."""
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     source, info = datasets.load(config.data, config.data.eval_split)
-    host = next(
-        pipeline.eval_batches(
-            source,
-            source.sizes,
-            config.eval_batch_size,
-            info.channels,
-            (jax.process_index(), jax.process_count()),
-            config.threads,
-        )
-    )
+    host = next(common.eval_batches(config, source, info.channels))
     batch = sharding.put(host, setup.mesh)
-    eval_step = jax.jit(
-        evaluators.make_eval_step(
-            common.make_predictor(config, setup.model), len(info.classes)
-        ),
-        out_shardings=(sharding.replicated(setup.mesh), sharding.split(setup.mesh)),
+    eval_step = common.make_eval_step(
+        config, setup.model, len(setup.info.classes), setup.mesh
     )
     jax.block_until_ready(eval_step(variables, batch))
     compiled, seconds = compilation.count(), []
@@ -405,8 +323,8 @@ def first_step(config: ConfigDict) -> dict[str, float]:
         times.append(time.perf_counter())
         return value
 
-    setup = set_up(config)
-    _, batch = lap(next(sharding.prefetch(setup.batches(), setup.mesh)))
+    setup = common.set_up(config)
+    _, batch = lap(next(sharding.prefetch(setup.batches(0), setup.mesh)))
     state = lap(setup.init())
     lap(setup.step_of(state.params)(state, batch))
     return dict(zip(("input", "state", "step"), np.diff(times).tolist()))
@@ -416,19 +334,6 @@ def _spread(values) -> dict[str, float]:
     return {
         name: float(of(values))
         for name, of in (("median", np.median), ("min", np.min), ("max", np.max))
-    }
-
-
-def environment() -> dict:
-    """Devices, versions and command line."""
-    packages = ("jax", "jaxlib", "flax", "grain", "numpy")
-    return {
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processes": jax.process_count(),
-        "host_cores": os.cpu_count(),
-        "versions": {name: importlib.metadata.version(name) for name in packages}
-        | {"opencv": cv2.__version__, "python": sys.version.split()[0]},
-        "command": sys.argv,
     }
 
 
@@ -508,7 +413,7 @@ def _rate(images: float) -> str:
 
 def header(config: ConfigDict, where: dict, steps: int, rounds: int) -> str:
     """What was measured on what, in two lines."""
-    versions = ", ".join(f"{key} {value}" for key, value in where["versions"].items())
+    versions = ", ".join(f"{key} {where[key]}" for key in ("python", "jax", "jaxlib"))
     return (
         f"{config.model_name} on {config.data.name}, batch {config.batch_size}, "
         f"{rounds} rounds of {steps} steps; {where['devices']}, {where['processes']} "
@@ -538,7 +443,7 @@ def main(argv) -> int:
         print("first step, in processes of its own ...", file=sys.stderr, flush=True)
         first = measure_first_step(config, rounds)
     cli.start()
-    results = environment() | {"steps": steps, "rounds": rounds}
+    results = common.versions() | {"steps": steps, "rounds": rounds}
     if first:
         results["first_step"] = first
     results |= benchmark(config, steps, rounds, values.forward)

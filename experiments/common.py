@@ -1,7 +1,13 @@
-"""What train, evaluate and predict share: model, dataset and predictor of a config."""
+"""What the programs share: the parts of a config's run, built and checked."""
 
+import importlib.metadata
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,10 +15,131 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import cli
-from segjax import checkpoint, inference, models, sharding
-from segjax.data import datasets
+from segjax import checkpoint, evaluators, inference, models, optim, sharding, training
+from segjax import config as config_lib
+from segjax.data import datasets, folder, pipeline, transforms
 from segjax.errors import UserError
 from segjax.ops import geometry
+
+
+class Setup(NamedTuple):
+    """The parts of a training run of a config."""
+
+    model: nn.Module
+    source: Any  # of the training split
+    info: datasets.Dataset
+    options: transforms.Options
+    mesh: jax.sharding.Mesh
+    init: Callable[[], training.TrainState]
+    step_of: Callable[[dict], Callable]  # parameters -> the jitted step
+    batches: Callable[[int], Iterator[dict]]  # this process's share, from a batch on
+
+
+def set_up(config: ConfigDict) -> Setup:
+    """Checks the config and the data; compiles nothing and reads no images yet.
+
+    Raises:
+      UserError: a field of the config is wrong, or the data are not there.
+    """
+    config_lib.check(config)
+    sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate)
+    source, info = datasets.load(config.data, config.data.train_split)
+    if config.data.name == "folder":
+        cli.log(folder.report(datasets.scan_folder(config.data)))
+    weights = config.loss.class_weights
+    if weights and len(weights) != len(info.classes):
+        raise UserError(
+            f"config.loss.class_weights has {len(weights)} values; {info.name} has "
+            f"{len(info.classes)} classes"
+        )
+    model = models.build(config, len(info.classes))
+    options = transforms.options(config.augment, info.mean)
+    options = options._replace(
+        crop=options.crop if any(options.crop) else _common_size(source),
+        margin=model.tiling.margin,
+    )
+    mesh = sharding.make_mesh()
+    place = sharding.replicated(mesh)
+
+    def optimizer_of(params: dict):
+        return optim.create(config.optim, params, config.total_steps)
+
+    def init() -> training.TrainState:
+        shape = (*options.crop, info.channels)
+        return training.create_state(model, optimizer_of, shape, config.seed)
+
+    def step_of(params: dict) -> Callable:
+        step = training.make_step(
+            model, optimizer_of(params), config.loss, config.seed, config.accumulate
+        )
+        return jax.jit(step, donate_argnums=0, out_shardings=place)
+
+    def batches(start: int) -> Iterator[dict]:
+        return pipeline.train_batches(
+            source,
+            options,
+            config.batch_size,
+            config.seed,
+            start,
+            (jax.process_index(), jax.process_count()),
+            config.workers,
+            config.threads,
+        )
+
+    jitted = jax.jit(init, out_shardings=place)
+    return Setup(model, source, info, options, mesh, jitted, step_of, batches)
+
+
+def _common_size(source) -> tuple[int, int]:
+    sizes = set(source.sizes)
+    if len(sizes) > 1:
+        raise UserError(
+            f"the training images have {len(sizes)} different sizes, such as "
+            f"{sorted(sizes)[0]} and {sorted(sizes)[-1]}: set config.augment.crop=H,W"
+        )
+    return sizes.pop()
+
+
+def make_eval_step(
+    config: ConfigDict, model: nn.Module, classes: int, mesh: jax.sharding.Mesh
+) -> Callable:
+    """The jitted ``evaluators.make_eval_step`` of a config."""
+    step = evaluators.make_eval_step(make_predictor(config, model), classes)
+    places = sharding.replicated(mesh), sharding.split(mesh)
+    return jax.jit(step, out_shardings=places)
+
+
+def eval_batches(config: ConfigDict, source: Any, channels: int) -> Iterator[dict]:
+    """This process's share of the evaluation batches of a source."""
+    return pipeline.eval_batches(
+        source,
+        source.sizes,
+        config.eval_batch_size,
+        channels,
+        (jax.process_index(), jax.process_count()),
+        config.threads,
+    )
+
+
+def versions() -> dict:
+    """Packages, devices, command line and git commit of this run."""
+    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"]
+    found = {name: importlib.metadata.version(name) for name in packages}
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found | {
+        "python": sys.version.split()[0],
+        "git_commit": git.stdout.strip() or "not a git checkout",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "host_cores": os.cpu_count(),
+        "command": sys.argv,
+    }
 
 
 def make_predictor(config: ConfigDict, model: nn.Module) -> inference.Predictor:

@@ -48,21 +48,9 @@ def evaluate(
     mesh = sharding.make_mesh()
     model, variables, step = common.load_model(config, workdir, info, which, mesh)
     common.make_folder(output)
-    eval_step = jax.jit(
-        evaluators.make_eval_step(
-            common.make_predictor(config, model), len(info.classes)
-        ),
-        out_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
-    )
+    eval_step = common.make_eval_step(config, model, len(info.classes), mesh)
+    batches = common.eval_batches(config, source, info.channels)
     sizes = source.sizes
-    batches = pipeline.eval_batches(
-        source,
-        sizes,
-        config.eval_batch_size,
-        info.channels,
-        (jax.process_index(), jax.process_count()),
-        config.threads,
-    )
     total = len(pipeline.eval_plan(sizes, config.eval_batch_size))
     bar = tqdm.tqdm(
         batches,

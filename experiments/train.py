@@ -16,10 +16,8 @@ Exit codes: 0 finished; 2 bad input; 3 the loss became NaN or infinite; 75 stopp
 SIGTERM or SIGINT after saving: start again to continue.
 """
 
-import importlib.metadata
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -38,14 +36,13 @@ from segjax import (
     compilation,
     evaluators,
     metrics,
-    models,
     optim,
     sharding,
     training,
     viz,
 )
 from segjax import config as config_lib
-from segjax.data import datasets, folder, pipeline, transforms
+from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.writer import Writer
 
@@ -71,39 +68,18 @@ FREE_FIELDS = {
 
 def train(config: ConfigDict, workdir: Path) -> int:
     """Trains ``config`` in ``workdir``, or continues there; returns the exit code."""
-    # Data and model: checked before any long work.
-    config_lib.check(config)
-    sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate)
+    # Everything is checked before any long work.
+    setup = common.set_up(config)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
-    source, info = datasets.load(config.data, config.data.train_split)
-    eval_source, _ = datasets.load(config.data, config.data.eval_split)
-    if config.data.name == "folder":
-        cli.log(folder.report(datasets.scan_folder(config.data)))
-    _check_class_weights(config, info)
-    model = models.build(config, len(info.classes))
-    options = transforms.options(config.augment, info.mean)
-    options = options._replace(
-        crop=options.crop if any(options.crop) else _common_size(source),
-        margin=model.tiling.margin,
-    )
-
-    # The state: its structure, then its values from a checkpoint or from the seed.
-    mesh = sharding.make_mesh()
-    place = sharding.replicated(mesh)
-
-    def optimizer_of(params):
-        return optim.create(config.optim, params, config.total_steps)
-
-    def init():
-        shape = (*options.crop, info.channels)
-        return training.create_state(model, optimizer_of, shape, config.seed)
-
-    abstract = _abstract_state(init, options.crop, place)
+    eval_source, info = datasets.load(config.data, config.data.eval_split)
+    abstract = _abstract_state(setup)
     if jax.process_index() == 0:
         _prepare_workdir(config, info, workdir)
         checkpoint.check_space(workdir, abstract, copies=config.keep + 2)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("workdir")
+
+    # The state: from the newest checkpoint, or from the seed.
     latest = checkpoint.open_folder(workdir / "checkpoints", config.keep)
     best = checkpoint.open_folder(workdir / "best", 1)
     restored = checkpoint.restore_latest(latest, abstract)
@@ -111,41 +87,16 @@ def train(config: ConfigDict, workdir: Path) -> int:
         state, extra = restored
         cli.log(f"continuing from step {int(state.step)} of {config.total_steps}")
     else:
-        state, extra = jax.jit(init, out_shardings=place)(), {"best_miou": -1.0}
+        state, extra = setup.init(), {"best_miou": -1.0}
     start = int(state.step)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
-        f"{config.model_name}: {count:,} parameters; {info.name}: {len(source)} train "
-        f"and {len(eval_source)} evaluation images, {len(info.classes)} classes"
+        f"{config.model_name}: {count:,} parameters; {info.name}: {len(setup.source)} "
+        f"train and {len(eval_source)} evaluation images, {len(info.classes)} classes"
     )
-
-    # The two compiled programs and their input.
-    step_fn = jax.jit(
-        training.make_step(
-            model,
-            optimizer_of(state.params),
-            config.loss,
-            config.seed,
-            config.accumulate,
-        ),
-        donate_argnums=0,
-        out_shardings=place,
-    )
-    eval_step = jax.jit(
-        evaluators.make_eval_step(
-            common.make_predictor(config, model), len(info.classes)
-        ),
-        out_shardings=(place, sharding.split(mesh)),
-    )
-    batches = pipeline.train_batches(
-        source,
-        options,
-        config.batch_size,
-        config.seed,
-        start,
-        (jax.process_index(), jax.process_count()),
-        config.workers,
-        config.threads,
+    step_fn = setup.step_of(state.params)
+    eval_step = common.make_eval_step(
+        config, setup.model, len(info.classes), setup.mesh
     )
 
     # The loop.  Its order makes resuming exact: a checkpoint of step i has consumed
@@ -153,7 +104,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     code, stop, step = 0, _StopSignal(), start
     progress = _Progress(config, workdir, start)
     try:
-        feed = sharding.prefetch(batches, mesh)
+        feed = sharding.prefetch(setup.batches(start), setup.mesh)
         for step in range(start + 1, config.total_steps + 1):
             batch, on_device = progress.wait_for(feed)
             state, values = step_fn(state, on_device)
@@ -175,7 +126,15 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 code = NON_FINITE
                 break
             if evaluating and not stopping:
-                scores, shown = _evaluate(eval_step, state, config, eval_source, info)
+                variables = {"params": state.params, "batch_stats": state.batch_stats}
+                h, shown = evaluators.evaluate(
+                    eval_step,
+                    variables,
+                    common.eval_batches(config, eval_source, info.channels),
+                    setup.mesh,
+                    config.eval_images,
+                )
+                scores = metrics.scores(h)
                 progress.evaluation(step, scores, shown, info)
                 if scores["miou"] > extra["best_miou"]:
                     extra["best_miou"] = scores["miou"]
@@ -309,55 +268,19 @@ class _StopSignal:
         return self.received
 
 
-def _evaluate(eval_step, state, config, source, info) -> tuple[dict, list[dict]]:
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    h, shown = evaluators.evaluate(
-        eval_step,
-        variables,
-        pipeline.eval_batches(
-            source,
-            source.sizes,
-            config.eval_batch_size,
-            info.channels,
-            (jax.process_index(), jax.process_count()),
-            config.threads,
-        ),
-        sharding.make_mesh(),
-        config.eval_images,
-    )
-    return metrics.scores(h), shown
-
-
-def _abstract_state(init, crop: tuple[int, int], place) -> training.TrainState:
+def _abstract_state(setup: common.Setup) -> training.TrainState:
     """The structure of the state; no computation, so that bad fields fail early."""
     try:
-        shapes = jax.eval_shape(init)
+        shapes = jax.eval_shape(setup.init)
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"config on {crop[0]}x{crop[1]} crops: {error}") from error
+        h, w = setup.options.crop
+        raise UserError(f"config on {h}x{w} crops: {error}") from error
+    place = sharding.replicated(setup.mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
-
-
-def _common_size(source) -> tuple[int, int]:
-    sizes = set(source.sizes)
-    if len(sizes) > 1:
-        raise UserError(
-            f"the training images have {len(sizes)} different sizes, such as "
-            f"{sorted(sizes)[0]} and {sorted(sizes)[-1]}: set config.augment.crop=H,W"
-        )
-    return sizes.pop()
-
-
-def _check_class_weights(config: ConfigDict, info: datasets.Dataset) -> None:
-    weights = config.loss.class_weights
-    if weights and len(weights) != len(info.classes):
-        raise UserError(
-            f"config.loss.class_weights has {len(weights)} values; {info.name} has "
-            f"{len(info.classes)} classes"
-        )
 
 
 def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) -> None:
@@ -378,7 +301,9 @@ def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) 
                     "value to continue"
                 )
     common.save_dataset(info, workdir / "dataset.json")
-    (workdir / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
+    (workdir / "versions.json").write_text(
+        json.dumps(common.versions(), indent=1) + "\n"
+    )
     config_lib.save(config, path)
 
 
@@ -390,26 +315,6 @@ def _flat(values, prefix: str = "") -> dict:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _versions() -> dict:
-    """Packages, devices, command line and git commit of this run."""
-    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"]
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return versions | {
-        "python": sys.version.split()[0],
-        "git_commit": git.stdout.strip() or "not a git checkout",
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processes": jax.process_count(),
-        "command": sys.argv,
-    }
 
 
 def main(argv) -> int:

@@ -36,11 +36,13 @@ def create_state(
       model: called as ``model(images, train=False)``.
       optimizer_of: makes the optimizer from the parameters.
       image_shape: (H, W, C) of one training image.
-      seed: of the initialisation.
+      seed: of the initialisation; the same bits on the same kind of device.
     """
     images = jnp.zeros((1, *image_shape), jnp.uint8)
     # train=True, so that heads which exist in training only get parameters too.
-    keys = dict(zip(("params", "dropout"), jax.random.split(jax.random.key(seed))))
+    # The default generator takes XLA on CPU longer to compile than the training step.
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"))
+    keys = dict(zip(("params", "dropout"), keys))
     variables = model.init(keys, images, train=True)
     params = variables["params"]
     return TrainState(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, common
 from segjax import config as config_lib
 from segjax import training
 from segjax.errors import UserError
@@ -65,7 +65,7 @@ def test_a_step_that_compiles_again_is_noticed(config):
 
         return step
 
-    setup = benchmark.set_up(config)
+    setup = common.set_up(config)
     setup = setup._replace(
         step_of=step_of,
         init=lambda: training.TrainState(jnp.zeros(()), {}, {}, {}),
@@ -140,7 +140,7 @@ def test_waiting_is_told_from_working(input_seconds, step_seconds):
 def test_opencv_threads_are_restored(config):
     before = cv2.getNumThreads()
     cv2.setNumThreads(2)
-    benchmark.measure_one_core(benchmark.set_up(config), config, 1)
+    benchmark.measure_one_core(common.set_up(config), config, 1)
     assert cv2.getNumThreads() == 2
     cv2.setNumThreads(before)
 
@@ -216,10 +216,10 @@ def test_program_prints_a_table_and_writes_json(
     assert run_main(config, results, output, monkeypatch) == 0
     written = json.loads(output.read_text())
     assert {"step", "input", "transfer", "first_step", "forward"} <= written.keys()
-    assert {"compilations", "config", "devices", "versions"} <= written.keys()
+    assert {"compilations", "config", "devices", "git_commit"} <= written.keys()
     assert written["config"]["model"]["widths"] == [4, 8]
     assert written["devices"] == "4 x cpu"
-    assert written["versions"]["jax"] == jax.__version__
+    assert written["jax"] == jax.__version__
     text = capsys.readouterr().out
     assert f"jax {jax.__version__}" in text
     rows = [line for line in text.splitlines() if re.search(r" {2}\S", line)]
