@@ -26,6 +26,18 @@ def centre_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
     return labels[:, top : top + size[0], left : left + size[1]]
 
 
+def _nll(
+    logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cropped labels [N, h, w], their one-hot mask [N, h, w, K], losses [N, h, w]."""
+    labels = centre_crop(labels, logits.shape[1:3]).astype(jnp.int32)
+    logits = logits.astype(jnp.float32)
+    # A masked sum instead of a gather: it fuses, and is much faster on TPU.
+    truth = labels[..., None] == jnp.arange(logits.shape[-1])
+    chosen = jnp.sum(jnp.where(truth, logits, 0.0), axis=-1)
+    return labels, truth, jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, class_weights: tuple[float, ...] = ()
 ) -> tuple[jax.Array, jax.Array]:
@@ -40,17 +52,39 @@ def cross_entropy(
       The weighted sum over valid pixels, and the sum of the weights (the number of
       valid pixels if there are no class weights); float32 scalars.
     """
-    labels = centre_crop(labels, logits.shape[1:3]).astype(jnp.int32)
-    logits = logits.astype(jnp.float32)
-    classes = logits.shape[-1]
-    # A masked sum instead of a gather: it fuses, and is much faster on TPU.
-    truth = labels[..., None] == jnp.arange(classes)
-    nll = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(
-        jnp.where(truth, logits, 0.0), axis=-1
-    )
+    labels, truth, nll = _nll(logits, labels)
     weight = (labels != VOID).astype(jnp.float32)
     if class_weights:
         table = jnp.asarray(class_weights, jnp.float32)
         weight = weight * jnp.sum(jnp.where(truth, table, 0.0), axis=-1)
     # where, not a product: an infinite loss on a void pixel must not become NaN.
     return jnp.sum(jnp.where(weight > 0, nll * weight, 0.0)), jnp.sum(weight)
+
+
+def bootstrapped_cross_entropy(
+    logits: jax.Array, labels: jax.Array, pixels: int = 512 * 64
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy over the `pixels` worst pixels of every image (FRRN).
+
+    Void pixels have a loss of 0 but are pixels: where an image has fewer than `pixels`
+    valid ones, zeros fill up its mean (as in the authors' code). So every image has
+    the same weight, unlike in :func:`cross_entropy`.
+
+    Args:
+      logits: [N, h, w, K] float.
+      labels: [N, H, W] integer train ids, 255 = void; cropped to the centre.
+      pixels: how many of an image's h * w are kept; all of them if there are fewer.
+
+    Returns:
+      The sum over the kept pixels, and their number N * min(pixels, h * w); float32
+      scalars.
+
+    Raises:
+      ValueError: `pixels` is below 1.
+    """
+    if pixels < 1:
+        raise ValueError(f"pixels is {pixels}, expected at least 1")
+    labels, _, nll = _nll(logits, labels)
+    nll = jnp.where(labels != VOID, nll, 0.0).reshape(len(labels), -1)
+    worst, _ = jax.lax.top_k(nll, min(pixels, nll.shape[1]))
+    return jnp.sum(worst), jnp.float32(worst.size)

@@ -63,8 +63,8 @@ def make_step(
     """The training step, a pure function to be jitted with the state donated.
 
     Args:
-      model: returns ``(logits, endpoints)``; an endpoint ``aux_logits`` adds the
-        auxiliary loss (PSPNet, section 4.1).
+      model: returns ``(logits, endpoints)``; every endpoint ``aux_logits*`` adds an
+        auxiliary loss (PSPNet, section 4.1; Deep Contextual Network).
       optimizer: from ``optim.create``.
       options: ``config.loss``: ``normalize``, ``class_weights``, ``aux_weight``.
       seed: of the dropout masks; step k always draws the same ones.
@@ -92,11 +92,10 @@ def make_step(
         weights = tuple(options.class_weights)
         main, count = losses.cross_entropy(logits, part["label"], weights)
         total = main
-        if "aux_logits" in endpoints:
-            aux, _ = losses.cross_entropy(
-                endpoints["aux_logits"], part["label"], weights
-            )
-            total += options.aux_weight * aux
+        for name in sorted(endpoints):
+            if name.startswith("aux_logits"):
+                aux, _ = losses.cross_entropy(endpoints[name], part["label"], weights)
+                total += options.aux_weight * aux
         return total, (main, count, updated.get("batch_stats", {}))
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)

@@ -119,37 +119,33 @@ def kill_test(folder: Path, kills: int, steps: int, seed: int = 0) -> dict[str, 
         "eval_images": 0,
         "save_every": 2,
     }
-    began = time.perf_counter()
     finish(start(command(folder / "whole", folder, **args)))
-    seconds = time.perf_counter() - began
     rng, moments, done = random.Random(seed), {}, 0
     victim = command(folder / "killed", folder, **args)
     checkpoints = folder / "killed" / "checkpoints"
     metrics = folder / "killed" / "metrics.jsonl"
+
+    def rows() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
     while done < kills:
-        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
         process = start(victim)
-        # One kill in five at any moment of the start, the others while it trains.
-        if rng.random() < 0.2:
-            deadline = time.perf_counter() + rng.uniform(0, seconds / 2)
-        else:
-            while process.poll() is None and before == (
-                metrics.stat().st_mtime_ns if metrics.exists() else 0
-            ):
-                time.sleep(0.01)
-            deadline = time.perf_counter() + rng.uniform(0, seconds / 4)
-        while process.poll() is None and time.perf_counter() < deadline:
-            time.sleep(0.001)
+        if rng.random() < 0.2:  # one kill in five at any moment of the start
+            time.sleep(rng.uniform(0, 8))
+        else:  # the others some steps later, at any moment of a step or a save
+            goal = rows() + rng.randint(1, max(2, steps // kills))
+            while process.poll() is None and rows() < goal:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.3))
         if process.poll() is not None:
             break  # it came to its end: no kill is left to give
         process.send_signal(signal.SIGKILL)
         process.communicate()
         done += 1
         saving = any("tmp" in path.name for path in checkpoints.glob("*"))
-        steps_done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         moment = "during a save" if saving else "in between"
         moments[moment] = moments.get(moment, 0) + 1
-        print(f"kill {done}: {moment}, {steps_done} rows logged", flush=True)
+        print(f"kill {done}: {moment}, {rows()} rows logged", flush=True)
     finish(start(victim))
     if done < kills:
         raise AssertionError(f"only {done} kills before the end; use more --steps")

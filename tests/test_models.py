@@ -164,7 +164,7 @@ def test_build():
         assert None not in models.model_fields(name).values()
 
     config.model_name = "pspnett"
-    with pytest.raises(UserError, match="did you mean 'pspnet'.*fcn, pspnet, unet"):
+    with pytest.raises(UserError, match="did you mean 'pspnet'.*fcn.*pspnet, unet"):
         models.build(config, 3)
     config.model_name = "fcn"
     config.model = {"skip": 8}

@@ -1,5 +1,6 @@
 """What a user of train, evaluate and predict sees: results, files and errors."""
 
+import gc
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 
 from experiments import common, evaluate, predict, train
 from segjax import config as config_lib
+from segjax import sharding
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
@@ -345,7 +347,7 @@ def fails(pattern, call, *args):
 
 
 def test_wrong_model_name(config, tmp_path):
-    message = "unknown model_name 'unett'; did you mean 'unet'.*fcn, pspnet, unet"
+    message = "unknown model_name 'unett'; did you mean 'unet'.*fcn.* pspnet.* unet"
     with pytest.raises(UserError, match=message):
         config_lib.make(model_name="unett")
     fails(message, train.train, changed(config, model_name="unett"), tmp_path / "run")
@@ -373,7 +375,7 @@ def test_another_number_of_classes_than_the_checkpoint(own_config, config, run):
         run,
         common.load_dataset(run / "dataset.json")._replace(classes=("a", "b", "c")),
         "best",
-        train.sharding.make_mesh(),
+        sharding.make_mesh(),
     )
 
 
@@ -406,6 +408,8 @@ def test_corrupt_training_image(own_config, tmp_path):
     fails(f"{image}: cannot be decoded", train.train, bad, tmp_path / "run")
 
 
+# Orbax leaves its other reads of the damaged files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_truncated_checkpoint(config, run):
     for data in (run / "checkpoints/4/model").rglob("d/*"):
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
@@ -413,6 +417,7 @@ def test_truncated_checkpoint(config, run):
     fails(message, evaluate.evaluate, config, run, "latest")
     results = evaluate.evaluate(config, run, "2")
     assert results["step"] == 2
+    gc.collect()
 
 
 def test_which_checkpoint(config, run):
@@ -421,7 +426,6 @@ def test_which_checkpoint(config, run):
     for checkpoint in (run / "best").iterdir():
         shutil.rmtree(checkpoint)
     assert evaluate.evaluate(config, run, "best")["step"] == 4
-    shutil.rmtree(run / "dataset.json", ignore_errors=True)
     (run / "dataset.json").unlink()
     fails("dataset.json not found", evaluate.evaluate, config, run)
 
@@ -496,27 +500,19 @@ def test_a_changed_learning_rate_is_refused_but_not_how_often_is_logged(config, 
 # Other ways to train
 
 
-def test_bfloat16_computes_with_float32_parameters(config, tmp_path):
+def test_bfloat16_and_accumulated_batches(config, tmp_path):
+    """Half precision is for computing only: all that is learned stays float32."""
     half = changed(config, model__dtype="bfloat16", total_steps=2, eval_images=0)
+    half = changed(half, batch_size=8, accumulate=2)
     assert train.train(half, tmp_path) == 0
-    rows = read_metrics(tmp_path)
-    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+    losses = [row["loss"] for row in read_metrics(tmp_path) if "loss" in row]
+    assert len(losses) == 2 and all(np.isfinite(losses))
     arrays = kill.final_arrays(tmp_path, 2)
     kinds = {a.dtype for name, a in arrays.items() if name.startswith("model")}
     assert kinds == {np.dtype(np.float32)} and len(arrays) > 10
-
-
-def test_accumulated_batches(config, tmp_path):
-    parts = changed(config, batch_size=8, accumulate=2, total_steps=2, eval_images=0)
-    assert train.train(parts, tmp_path) == 0
-    assert len([row for row in read_metrics(tmp_path) if "loss" in row]) == 2
-    fails(
-        "batch_size=8 .*4 devices in 4 accumulated parts.*multiple of 16",
-        train.train,
-        changed(parts, accumulate=4),
-        tmp_path,
-    )
-    bad = changed(parts, accumulate=3)
+    message = "batch_size=8 .*4 devices in 4 accumulated parts.*multiple of 16"
+    fails(message, train.train, changed(half, accumulate=4), tmp_path)
+    bad = changed(half, accumulate=3)
     fails("accumulate is 3; expected a divisor of", train.train, bad, tmp_path)
 
 
@@ -534,9 +530,13 @@ for argv in json.load(sys.stdin):
         if not pid:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = argv
-            runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
-            sys.exit(0)
+            sys.argv, code = argv, 0
+            try:
+                runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+            except SystemExit as end:
+                code = end.code
+            sys.stdout.flush()
+            os._exit(code)  # tidying up would take longer than all else
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         texts = [(f.seek(0), f.read().decode())[1] for f in (out, err)]
         results.append([code, *texts])

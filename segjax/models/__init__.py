@@ -11,11 +11,27 @@ from typing import Any
 from flax import linen as nn
 
 from segjax.errors import UserError
+from segjax.models.contextual import DeepContextual
+from segjax.models.deconvnet import DeconvNet
+from segjax.models.deeplab import DeepLab
+from segjax.models.dilation import Dilation
 from segjax.models.fcn import FCN
+from segjax.models.frrn import FRRN
+from segjax.models.fusionnet import FusionNet
 from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
 
-MODELS: dict[str, type[nn.Module]] = {"fcn": FCN, "pspnet": PSPNet, "unet": UNet}
+MODELS: dict[str, type[nn.Module]] = {
+    "contextual": DeepContextual,
+    "deconvnet": DeconvNet,
+    "deeplab": DeepLab,
+    "dilation": Dilation,
+    "fcn": FCN,
+    "frrn": FRRN,
+    "fusionnet": FusionNet,
+    "pspnet": PSPNet,
+    "unet": UNet,
+}
 
 
 def _lookup(name: str, known: dict[str, Any], what: str) -> Any:

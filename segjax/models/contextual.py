@@ -25,8 +25,8 @@ def auxiliary_weight(
 ) -> jax.Array:
     """Weight of the auxiliary losses at `step`: divided step-wise down to `floor`.
 
-    The paper lets the auxiliary classifiers fade from 1; the interval and the floor are
-    not known for certain (10 000 steps and 0.001 in the authors' next network, DCAN).
+    The paper lets the auxiliary classifiers fade from a weight of 1; the interval and
+    the floor are not known for certain.
     """
     return jnp.maximum(initial * factor ** (jnp.asarray(step) // every), floor)
 
@@ -61,8 +61,8 @@ class DeepContextual(nn.Module):
       image_stats: see ops/image.py; "unit" takes any number of channels.
       dtype: compute type; class scores are computed in float32.
 
-    Endpoints: the last map of each stage (conv1_2, conv2_2, conv3_3, conv4_3), c1, c2 ..
-    (what c{i}_score reads) and aux_logits_1, aux_logits_2 .. [N, H, W, K].
+    Endpoints: the last map of each stage (conv1_2, conv2_2, conv3_3, conv4_3), c1, c2
+    .. (what c{i}_score reads) and aux_logits_1, aux_logits_2 .. [N, H, W, K].
 
     Raises:
       UserError: a bad field value, or an image side that is not valid; names the

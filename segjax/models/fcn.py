@@ -1,12 +1,23 @@
-"""FCN-32s, 16s and 8s (Long, Shelhamer, Darrell, CVPR 2015; PAMI 2017) on VGG16."""
+"""FCN-32s, 16s and 8s (Long, Shelhamer, Darrell, CVPR 2015; PAMI 2017).
+
+On VGG16; AlexNet and GoogLeNet were published as 32s only. GoogLeNet's authors' network
+was never released: this is its text, without the final average pooling. (The receptive
+field of 907 pixels that the paper prints is that with it; without, it is 715.)
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
 from segjax.errors import UserError
-from segjax.models import layers, vgg
+from segjax.models import alexnet, classifier, googlenet, layers, vgg
 from segjax.ops import conv, geometry, image
+
+_GRIDS = {"vgg16": vgg.grids, "alexnet": alexnet.grids, "googlenet": googlenet.grids}
 
 # The skips from coarse to fine: (2x upsampling, pool layer, all-at-once scale).
 _SKIPS = (("upscore2", "pool4", 0.01), ("upscore_pool4", "pool3", 0.0001))
@@ -34,35 +45,84 @@ def _check_covers(
         )
 
 
+def upsampling_size(grid: geometry.Grid, stride: int) -> int:
+    """Kernel side of the upsampling by `stride` of scores on `grid` to pixels.
+
+    Twice the stride, as in FCN-VGG16, or one less where that would put the upsampled
+    cells between the pixels (AlexNet, GoogLeNet).
+    """
+    size = 2 * stride
+    between = geometry.deconv(grid, size, stride).start.denominator > 1
+    return size - 1 if between else size
+
+
+def stage_from(
+    params_coarse: Mapping[str, Any], params_fine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Starts FCN-16s from a trained FCN-32s, or 8s from 16s (CVPR section 4.2).
+
+    Args:
+      params_coarse: parameters of the trained, coarser network.
+      params_fine: those of the finer one as initialised.
+
+    Returns:
+      Parameters of the finer network: what the coarse one has, by name, and the rest
+      of `params_fine`: the new score layer, at zero, so that the new network starts
+      with the scores of the coarse one (upsampled in one step more), and the learned
+      upsampling, where there is one, at bilinear.
+
+    Batch statistics can be staged in the same way, by another call or in one tree.
+
+    Raises:
+      UserError: the coarse network has a layer that the fine one lacks, or that has
+        another shape there.
+    """
+    coarse = traverse_util.flatten_dict(params_coarse)
+    fine = traverse_util.flatten_dict(params_fine)
+    for path, value in coarse.items():
+        found = fine[path].shape if path in fine else "missing"
+        if found != value.shape:
+            raise UserError(
+                f"stage_from: {'/'.join(path)} is {value.shape} in the coarse network "
+                f"and {found} in the fine one; give the parameters of the coarser "
+                f"network first, both with the same other fields"
+            )
+    return traverse_util.unflatten_dict({**fine, **coarse})
+
+
 class FCN(nn.Module):
     """Images [N, H, W, 3] of any size -> logits [N, H, W, K].
 
-    conv1_1 pads 100 pixels so that any image gives a map; scores are upsampled by
-    bilinear transposed convolutions and cropped back, by offsets that follow from the
-    layers (PAMI section 4). Score layers start at zero, and other kernels He-normal:
-    the paper starts them from ImageNet weights; training from scratch needs
+    The first layer pads 100 pixels so that any image gives a map; scores are upsampled
+    by bilinear transposed convolutions and cropped back, by offsets that follow from
+    the layers (PAMI section 4). Score layers start at zero, and other kernels
+    He-normal: the paper starts them from ImageNet weights; training from scratch needs
     ``norm="batch"``.
 
     Attributes:
       num_classes: K.
-      skips: 32, 16 (adds pool4) or 8 (adds pool4 and pool3), the output stride.
+      skips: 32, 16 (adds pool4) or 8 (adds pool4 and pool3), the output stride; 32
+        with another backbone than VGG16.
       at_once: scales the skipped features by 0.01 and 0.0001, for training FCN-8s in
         one go from ImageNet weights; no effect with 32.
       learn_upsampling: the 2x upsamplings are dense learned kernels that start
         bilinear (CVPR); otherwise they are fixed (the released nets) and no
         parameters. The last upsampling is always fixed, so no effect with 32.
-      pad: padding of conv1_1 in pixels; at least 81 for 32 (73 and 69 for 16 and 8), or
-        the final crop would be negative.
-      backbone: "vgg16".
-      widths, fc_channels: channels of the trunk's five stages and of fc6 and fc7.
-      dropout: rate after fc6 and fc7.
+      pad: padding of the first layer in pixels; with VGG16 at least 81 for 32 (73 and
+        69 for 16 and 8), with AlexNet 82, or the final crop would be negative.
+      backbone: "vgg16", "alexnet" or "googlenet".
+      widths: channels of the five stages of VGG16, the five convolutions of AlexNet, or
+        of the first layer of GoogLeNet; () takes the published ones.
+      fc_channels: channels of fc6 and fc7; no effect with GoogLeNet.
+      lrn_first: see alexnet.AlexNet; no effect with the others.
+      dropout: rate after fc6 and fc7, or before GoogLeNet's scores.
       norm: "none" (the paper) or "batch", in the trunk.
       bn_momentum: fraction of the old running statistics kept at a step.
       image_stats: see ops/image.py.
       dtype: of the trunk; scores are computed in float32.
 
-    Endpoints: pool1 .. pool5, fc6, fc7, score_fr and, per skip, the upsampled scores
-    (upscore2, upscore_pool4) and the sum (fuse_pool4, fuse_pool3).
+    Endpoints: those of the trunk (pool1 .. pool5, fc6, fc7), score_fr and, per skip,
+    the upsampled scores (upscore2, upscore_pool4) and the sum (fuse_pool4, fuse_pool3).
 
     Raises:
       UserError: a bad field value, or a `pad` that leaves a map too small.
@@ -74,8 +134,9 @@ class FCN(nn.Module):
     learn_upsampling: bool = False
     pad: int = 100
     backbone: str = "vgg16"
-    widths: tuple[int, ...] = vgg.WIDTHS
+    widths: tuple[int, ...] = ()
     fc_channels: int = 4096
+    lrn_first: bool = False
     dropout: float = 0.5
     norm: str = "none"
     bn_momentum: float = 0.9
@@ -84,9 +145,14 @@ class FCN(nn.Module):
 
     def __post_init__(self) -> None:
         layers.check_choice(self, "skips", (32, 16, 8))
-        layers.check_choice(self, "backbone", ("vgg16",))
+        layers.check_choice(self, "backbone", tuple(_GRIDS))
+        if self.skips != 32 and self.backbone != "vgg16":
+            raise UserError(
+                f"FCN.skips is {self.skips}, expected 32 with the backbone "
+                f"{self.backbone!r}; set skips to 32 or backbone to 'vgg16'"
+            )
         layers.check_choice(self, "norm", ("none", "batch"))
-        layers.check_positive(self, "widths", length=len(vgg.STAGES))
+        classifier.check_widths(self)
         image.check_image_stats(self.image_stats)
         super().__post_init__()
 
@@ -100,23 +166,18 @@ class FCN(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         height, width = images.shape[1:3]
-        trunk = vgg.VGG16(
-            pad_first=self.pad,
-            widths=self.widths,
-            fc_channels=self.fc_channels,
-            dropout=self.dropout,
-            norm=self.norm,
-            bn_momentum=self.bn_momentum,
-            dtype=self.dtype,
-            name="backbone",
-        )
+        trunk = classifier.trunk(self, pad_first=self.pad)
         endpoints = trunk(image.normalize(images, self.image_stats, self.dtype), train)
-        if 0 in endpoints["fc7"].shape:
+        top = classifier.BACKBONES[self.backbone].top
+        features = endpoints[top]
+        if 0 in features.shape:
             raise UserError(
                 f"FCN: an image of {height} x {width} with a padding of {self.pad} is "
                 f"too small for fc6; increase FCN.pad"
             )
-        grids = vgg.grids(self.pad)
+        if self.backbone == "googlenet":
+            features = nn.Dropout(self.dropout, deterministic=not train)(features)
+        grids = _GRIDS[self.backbone](self.pad)
 
         def score(features, name):
             zeros = nn.initializers.zeros
@@ -124,8 +185,8 @@ class FCN(nn.Module):
                 features
             )
 
-        scores = endpoints["score_fr"] = score(endpoints["fc7"], "score_fr")
-        grid, stride = grids["fc7"], 32
+        scores = endpoints["score_fr"] = score(features, "score_fr")
+        grid, stride = grids[top], 32
         for up, skip, scale in _SKIPS:
             if stride == self.skips:
                 break
@@ -150,7 +211,7 @@ class FCN(nn.Module):
             scores = scores + score(features, f"score_{skip}")
             endpoints[f"fuse_{skip}"] = scores
 
-        size = 2 * stride
+        size = upsampling_size(grid, stride)
         grid = geometry.deconv(grid, size, stride)
         offset = geometry.crop_offset(grid, geometry.Grid(), "the logits", "the image")
         rows, columns = (

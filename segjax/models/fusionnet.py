@@ -16,7 +16,8 @@ differs in five places; ``layout`` and two other fields choose:
   ``dropout``          0 (the default)             0.25
   ===================  ==========================  ==================================
 
-Neither of two further habits of the released network is kept: its batch
+The paper's table does not say what is normalised: there the first author's later port
+is followed. Neither of two further habits of the released network is kept: its batch
 normalisation runs over the image rows, by mistake of an axis (channels here), and its
 head is one sigmoid with a mean absolute error (K classes here).
 """
@@ -70,8 +71,8 @@ class FusionNet(nn.Module):
       image_stats: see ops/image.py; "unit" takes any number of channels.
       dtype: compute type; class scores are computed in float32.
 
-    Endpoints: down1, down2 .. (before pooling), bridge, .. up2, up1 and, of a chain, the
-    logits of the networks but the last one, aux_logits_1, aux_logits_2 ..
+    Endpoints: down1, down2 .. (before pooling), bridge, .. up2, up1 and, of a chain,
+    the logits of the networks but the last one, aux_logits_1, aux_logits_2 ..
 
     Raises:
       UserError: a bad field value, or an image side that is not valid; names the

@@ -99,6 +99,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Normalised images [N, H, W, C] -> endpoints; no classifier.
 
+    With a head for image classification it is ``classifier.Classifier``.
+
     Endpoints: conv1 (stride 2), pool1 (4) and block1 .. block4, the outputs of the
     paper's conv2_x .. conv5_x (Caffe's res2 .. res5). Padding is symmetric, so cell
     (i, j) of a map sits on pixel (i, j) * stride for even and odd sizes alike.

@@ -1,7 +1,8 @@
 """VGG16 (Simonyan and Zisserman 2015, configuration D) as a fully convolutional trunk.
 
 Layer names and shapes are those of the published network, its two hidden
-fully-connected layers being the convolutions fc6 (7x7) and fc7 (1x1).
+fully-connected layers being the convolutions fc6 (7x7) and fc7 (1x1); fc8, the class
+scores, is in classifier.py.
 """
 
 import jax

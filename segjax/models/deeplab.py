@@ -1,0 +1,386 @@
+"""DeepLab (Chen et al., ICLR 2015) and DeepLab v2 (Chen et al., TPAMI 2018).
+
+The published networks are the rows of VARIANTS; the fields of DeepLab are what tells
+them apart. Choices where the papers and the authors' networks differ or are silent:
+
+* v1 describes its multi-scale features as concatenated in front of the classifier;
+  the networks sum one classifier per feature, which is the same.
+* The ICLR networks pool 2x2, all later ones 3x3 (`pool_kernel`), which is what puts
+  cells on pixels 8i. The average pooling behind pool5 is in the LargeFOV networks only.
+* v2 shows losses on the fused scores and on every scale. The network trains scale 0.5
+  on its own coarser cells, and the others on those of the fused map: `scale_logits`.
+* The ResNet is the Caffe one (strides in 1x1 convolutions, new rate in a stage's first
+  block too); its batch normalisation was frozen in training (`frozen_bn`).
+"""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from segjax.errors import UserError
+from segjax.models import dilation, layers, resnet, vgg
+from segjax.ops import geometry, image, pool
+
+_VGG = dict(backbone="vgg16", fc6_channels=1024)
+_FIRST = dict(backbone="vgg16", fc6_channels=4096, pool_kernel=2)
+# v1: the four rows of its field-of-view table and the multi-scale features (MSc).
+# v2: the rows of its two ablations of ASPP, and the released network.
+VARIANTS = {
+    "deeplab": dict(**_FIRST, fc6_kernel=4, rates=(4,)),
+    "deeplab_4x4": dict(**_FIRST, fc6_kernel=4, rates=(8,)),
+    "deeplab_7x7": dict(**_FIRST, fc6_kernel=7, rates=(4,)),
+    "deeplab_largefov": dict(**_VGG, rates=(12,), average_pool=True),
+    "deeplab_msc": dict(
+        backbone="vgg16",
+        fc6_channels=4096,
+        fc6_kernel=4,
+        rates=(4,),
+        side_branches=True,
+    ),
+    "deeplab_msc_largefov": dict(
+        **_VGG, rates=(12,), average_pool=True, side_branches=True
+    ),
+    "deeplab_v2_vgg16_aspp_s": dict(**_VGG, rates=(2, 4, 8, 12)),
+    "deeplab_v2_vgg16_aspp_l": dict(**_VGG, rates=(6, 12, 18, 24)),
+    "deeplab_v2_resnet101_largefov": dict(rates=(12,)),
+    "deeplab_v2_resnet101": dict(rates=(6, 12, 18, 24), scales=(1.0, 0.75, 0.5)),
+}
+# Where the multi-scale features branch off.
+_SIDES = ("image", "pool1", "pool2", "pool3", "pool4")
+
+
+def vgg_plan(
+    output_stride: int, pool_kernel: int
+) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
+    """Rates of the five stages, and (kernel, stride, padding) of the five poolings.
+
+    Once `output_stride` is reached a pooling's stride becomes 1 and the rate of the
+    stages behind it multiplies by the stride it lost. With `pool_kernel` 2 an unstrided
+    pool4 is not padded; pool5 is always 3x3.
+    """
+    rates, pools, current, rate = [], [], 1, 1
+    for stage in range(1, 6):
+        rates.append(rate)
+        strided = current < output_stride
+        if strided:
+            current *= 2
+        else:
+            rate *= 2
+        kernel = pool_kernel if stage < 5 else 3
+        padding = 0 if kernel == 2 and not strided else 1
+        pools.append((kernel, 2 if strided else 1, padding))
+    return tuple(rates), tuple(pools)
+
+
+# Gaussian of deviation 0.01, for class scores.
+_score_init = nn.initializers.normal(0.01)
+
+
+class Head(nn.Module):
+    """Features [N, h, w, C] -> class scores [N, h, w, K], float32.
+
+    The sum over branches, one per rate: fc6 (kernel x kernel at that rate), fc7 and
+    fc8 (1x1) with dropout in between or, where `channels` is 0, one convolution fc1.
+    Several branches are numbered: fc6_1, fc6_2 ..
+    """
+
+    num_classes: int
+    rates: tuple[int, ...]
+    kernel: int
+    channels: int
+    dropout: float
+    norm: str
+    bn_momentum: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, train_norm: bool) -> jax.Array:
+        def score(x, name, size, padding=0, rate=1):
+            return layers.Conv(
+                self.num_classes,
+                size,
+                padding=padding,
+                dilation=rate,
+                kernel_init=_score_init,
+                name=name,
+            )(x)
+
+        def hidden(x, name, size, padding=0, rate=1):
+            x = dilation.conv_unit(
+                self,
+                x,
+                train_norm,
+                name,
+                self.channels,
+                size,
+                padding=padding,
+                rate=rate,
+            )
+            return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+        branches = []
+        for index, rate in enumerate(self.rates, start=1):
+            suffix = f"_{index}" if len(self.rates) > 1 else ""
+            wide = self.kernel, rate * (self.kernel - 1) // 2, rate
+            if self.channels:
+                y = hidden(x, f"fc6{suffix}", *wide)
+                y = hidden(y, f"fc7{suffix}", 1)
+                branches.append(score(y, f"fc8{suffix}", 1))
+            else:
+                branches.append(score(x, f"fc1{suffix}", *wide))
+        return sum(branches)
+
+
+class SideBranches(nn.Module):
+    """The multi-scale features of v1: maps of the trunk -> class scores [N, h, w, K].
+
+    Every map passes 3x3 (strided to the cells of the scores), 1x1 and 1x1 convolutions
+    {map}_ms1 .. {map}_ms3; the results are summed.
+    """
+
+    num_classes: int
+    channels: int
+    norm: str
+    bn_momentum: float
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, maps: dict[str, tuple[jax.Array, int]], train_norm: bool
+    ) -> jax.Array:
+        branches = []
+        for name, (x, stride) in maps.items():
+            for layer, window in (("ms1", (3, stride, 1)), ("ms2", (1, 1, 0))):
+                x = dilation.conv_unit(
+                    self, x, train_norm, f"{name}_{layer}", self.channels, *window
+                )
+            score = layers.Conv(
+                self.num_classes, 1, kernel_init=_score_init, name=f"{name}_ms3"
+            )
+            branches.append(score(x))
+        return sum(branches)
+
+
+class DeepLab(nn.Module):
+    """Images [N, H, W, 3] of any size -> logits [N, H, W, K].
+
+    Images are extended at the bottom and right by the mean colour until cells sit on
+    both ends (sides 8k + 1), and scores are interpolated where their cells are.
+    Kernels of the trunk start He-normal; the papers start it from ImageNet weights.
+
+    Attributes:
+      num_classes: K.
+      backbone: "resnet101", "resnet50" or "vgg16".
+      stage_sizes: blocks per stage of the ResNet; () takes the backbone's.
+      width, stem, stride_in_1x1, first_block_dilation: see resnet.ResNet.
+      widths: channels of the five stages of VGG16.
+      pool_kernel: of VGG16's first four poolings: 3, or 2 (the ICLR networks).
+      average_pool: adds the 3x3 average pooling pool5a behind VGG16's pool5.
+      output_stride: 8 (the papers), 16 or 32. The rates of fc6 are not adapted.
+      rates: dilation of the head's branches, one each: (12,) is LargeFOV,
+        (6, 12, 18, 24) is ASPP-L. In cells of the output stride.
+      fc6_kernel: side of the branches' first convolution.
+      fc6_channels: of the branches' hidden layers fc6 and fc7; 0: none, the branches
+        are one convolution to the scores (v2's ResNet).
+      side_branches: v1's multi-scale features: scores of the image and pool1 .. pool4
+        are added (VGG16 with `pool_kernel` 3).
+      side_channels: of their hidden layers.
+      scales: of the image; all go through the network, their scores are fused by the
+        maximum. Must contain 1.0.
+      dropout: rate after fc6 and fc7.
+      norm: "none" (the papers) or "batch", for training VGG16 from scratch; with a
+        ResNet, in fc6, fc7 and side branches only.
+      bn_momentum: fraction of the old running statistics kept at a step.
+      frozen_bn: training uses and keeps the running statistics, as the papers do with
+        their pretrained ResNet. To keep scale and offset too, set their learning rate
+        to zero: optim.lr_mult=("bn=0",).
+      image_stats: see ops/image.py.
+      dtype: compute type; class scores are computed in float32.
+
+    Endpoints: those of the backbone at scale 1, pool5a, scores [N, h, w, K] (fused, at
+    the output stride) and, with several scales, scale_logits: a list in the order of
+    `scales`. Entry i is compared with the labels at multiples of `scale_strides[i]`
+    pixels, by a loss of the same weight as that of `scores` with the labels at
+    multiples of `output_stride`.
+
+    Raises:
+      UserError: a bad field value.
+    """
+
+    num_classes: int
+    backbone: str = "resnet101"
+    stage_sizes: tuple[int, ...] = ()
+    width: int = 64
+    stem: str = "plain"
+    stride_in_1x1: bool = True
+    first_block_dilation: bool = True
+    widths: tuple[int, ...] = vgg.WIDTHS
+    pool_kernel: int = 3
+    average_pool: bool = False
+    output_stride: int = 8
+    rates: tuple[int, ...] = (6, 12, 18, 24)
+    fc6_kernel: int = 3
+    fc6_channels: int = 0
+    side_branches: bool = False
+    side_channels: int = 128
+    scales: tuple[float, ...] = (1.0,)
+    dropout: float = 0.5
+    norm: str = "none"
+    bn_momentum: float = 0.9
+    frozen_bn: bool = False
+    image_stats: str = "caffe"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        layers.check_choice(self, "backbone", ("vgg16", *resnet.STAGE_SIZES))
+        layers.check_choice(self, "stem", resnet.STEMS)
+        layers.check_choice(self, "pool_kernel", (2, 3))
+        layers.check_choice(self, "output_stride", resnet.OUTPUT_STRIDES)
+        layers.check_choice(self, "norm", ("none", "batch"))
+        layers.check_positive(self, "rates", minimum=1)
+        layers.check_positive(self, "widths", length=len(vgg.STAGES))
+        if self.stage_sizes:
+            layers.check_positive(self, "stage_sizes", length=4)
+        odd = [rate for rate in self.rates if rate * (self.fc6_kernel - 1) % 2]
+        if odd:
+            raise UserError(
+                f"DeepLab.rates: {odd[0]} with an fc6_kernel of {self.fc6_kernel} "
+                f"cannot be padded evenly; expected even rates or an odd kernel"
+            )
+        if 1 not in self.scales or min(self.scales) <= 0:
+            raise UserError(
+                f"DeepLab.scales is {self.scales}, expected positive factors, one of "
+                f"them 1.0"
+            )
+        if self.side_branches and (self.backbone, self.pool_kernel) != ("vgg16", 3):
+            raise UserError(
+                f"DeepLab.side_branches: backbone {self.backbone!r} with pool_kernel "
+                f"{self.pool_kernel}, expected 'vgg16' with 3"
+            )
+        image.check_image_stats(self.image_stats)
+        super().__post_init__()
+
+    @property
+    def tiling(self) -> geometry.Tiling:
+        """Any size in, the same size out."""
+        return geometry.ANY_SIZE
+
+    @property
+    def grid(self) -> geometry.Grid:
+        """Where the cells of the scores sit in the image."""
+        if self.backbone == "vgg16":
+            plan = vgg_plan(self.output_stride, self.pool_kernel)
+            return dilation.trunk_grid(*plan, same=True)
+        return geometry.Grid(Fraction(self.output_stride))
+
+    @property
+    def scale_strides(self) -> tuple[int, ...]:
+        """Pixels between the cells of each entry of the endpoint scale_logits.
+
+        The cells of a scale of 1 / n are every n-th of scale 1, and stay as they are;
+        the others are interpolated to those of scale 1.
+        """
+        strides = []
+        for scale in map(_fraction, self.scales):
+            factor = 1 if scale.numerator > 1 else scale.denominator
+            strides.append(self.output_stride * factor)
+        return tuple(strides)
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        train_norm = train and not self.frozen_bn
+        norms = dict(bn_momentum=self.bn_momentum, dtype=self.dtype)
+        step = self.output_stride
+        if self.backbone == "vgg16":
+            # Sides 8k + 1 with 3x3 poolings, 8k + 2 with 2x2 ones that pad.
+            last = 4 - self.pool_kernel
+            rates, pools = vgg_plan(step, self.pool_kernel)
+            backbone = dilation.DilatedVGG(
+                rates=rates,
+                pools=pools,
+                same=True,
+                widths=self.widths,
+                norm=self.norm,
+                **norms,
+                name="backbone",
+            )
+        else:
+            last = 1
+            backbone = resnet.ResNet(
+                stage_sizes=self.stage_sizes or resnet.STAGE_SIZES[self.backbone],
+                width=self.width,
+                stem=self.stem,
+                output_stride=step,
+                stride_in_1x1=self.stride_in_1x1,
+                first_block_dilation=self.first_block_dilation,
+                **norms,
+                name="backbone",
+            )
+        head = Head(
+            num_classes=self.num_classes,
+            rates=self.rates,
+            kernel=self.fc6_kernel,
+            channels=self.fc6_channels,
+            dropout=self.dropout,
+            norm=self.norm,
+            **norms,
+            name="head",
+        )
+        sides = SideBranches(
+            num_classes=self.num_classes,
+            channels=self.side_channels,
+            norm=self.norm,
+            **norms,
+            name="sides",
+        )
+
+        def run(x):
+            missing = [(last - side) % step for side in x.shape[1:3]]
+            x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+            endpoints = backbone(x, train_norm)
+            if self.backbone == "vgg16":
+                features = endpoints["pool5"]
+                if self.average_pool:
+                    features = pool.avg_pool(features, 3, 1, padding=1)
+                    endpoints["pool5a"] = features
+            else:
+                features = endpoints["block4"]
+            scores = head(features, train, train_norm)
+            if self.side_branches:
+                maps = {"image": x, **endpoints}
+                strides = [max(step // 2**i, 1) for i in range(len(_SIDES))]
+                maps = {n: (maps[n], s) for n, s in zip(_SIDES, strides, strict=True)}
+                scores += sides(maps, train_norm)
+            endpoints["scores"] = scores
+            return endpoints
+
+        x = image.normalize(images, self.image_stats, self.dtype)
+        endpoints = run(x)
+        grid, pixels = self.grid, geometry.Grid()
+        fused = endpoints["scores"]
+        cells = fused.shape[1:3]
+        scale_logits = []
+        for scale, stride in zip(map(_fraction, self.scales), self.scale_strides):
+            scores = endpoints["scores"]
+            if scale != 1:
+                size = tuple(int((side - 1) * scale) + 1 for side in x.shape[1:3])
+                scaled = geometry.Grid(1 / scale)
+                raw = run(dilation.interpolate(x, pixels, scaled, size))["scores"]
+                scaled = geometry.Grid(grid.step / scale, grid.start / scale)
+                scores = dilation.interpolate(raw, scaled, grid, cells)
+                fused = jnp.maximum(fused, scores)
+            scale_logits.append(scores if stride == step else raw)
+        endpoints["scores"] = fused
+        if len(self.scales) > 1:
+            endpoints["scale_logits"] = scale_logits
+        size = images.shape[1:3]
+        return dilation.interpolate(fused, grid, pixels, size), endpoints
+
+
+def _fraction(scale: float) -> Fraction:
+    """0.75 -> 3/4; sizes and positions are exact then."""
+    return Fraction(scale).limit_denominator(1000)

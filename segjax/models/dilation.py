@@ -1,0 +1,377 @@
+"""Dilated convolutions (Yu and Koltun, ICLR 2016): front end and context module.
+
+Where the paper and the authors' networks differ, or their networks among themselves:
+
+* Labels and upsampling. The VOC, CamVid and KITTI programs put cell i of the stride-8
+  map on pixel 8i and interpolate probabilities; the Cityscapes network upsamples scores
+  by a fixed transposed convolution, which puts it on pixel 8i + 3.5, the centre of its
+  receptive field. Field `upsampling`; the default is the one that is centred.
+* Context padding. The VOC network pads the context module's input once, the others
+  every layer: different values near the border. Field `context_padding`.
+* The Basic identity initialisation is without noise in the paper and with noise of
+  deviation 0.01 in the code. Field `context_noise`.
+* The authors subtract the mean of each data set; here `image_stats` does.
+
+The trunk and its two helpers also serve models/deeplab.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from segjax.errors import UserError
+from segjax.models import layers, vgg
+from segjax.ops import conv, geometry, image, pool, resize
+
+# Fields of the four released networks.
+RELEASED = {
+    "dilation8_pascal_voc": dict(
+        num_classes=21, context="large", context_padding="once", upsampling="interp"
+    ),
+    "dilation8_camvid": dict(num_classes=11, context="basic", upsampling="interp"),
+    "dilation7_kitti": dict(
+        num_classes=11,
+        context="basic",
+        context_rates=(1, 1, 2, 4, 8, 1),
+        upsampling="interp",
+    ),
+    "dilation10_cityscapes": dict(
+        num_classes=19,
+        context="basic",
+        context_rates=(1, 1, 2, 4, 8, 16, 32, 64, 1),
+        upsampling="deconv",
+    ),
+}
+# Poolings 4 and 5 are removed; what follows them dilates by the strides it lost.
+RATES = (1, 1, 1, 1, 2)
+POOLS = ((2, 2, 0), (2, 2, 0), (2, 2, 0), (), ())
+# Below this a probability counts as this much: its logarithm has a finite gradient.
+_SMALLEST = 1e-20
+
+
+def conv_unit(
+    model: nn.Module,
+    x: jax.Array,
+    train: bool,
+    name: str,
+    features: int,
+    size: int,
+    stride: int = 1,
+    padding: int = 0,
+    rate: int = 1,
+) -> jax.Array:
+    """Convolution `name`, the batch normalisation of `model.norm`, ReLU.
+
+    Makes its layers in the compact method of `model` that calls it; reads the fields
+    norm ("none" or "batch"), bn_momentum and dtype.
+    """
+    batch = model.norm == "batch"
+    x = layers.Conv(
+        features,
+        size,
+        stride,
+        padding,
+        rate,
+        use_bias=not batch,
+        dtype=model.dtype,
+        name=name,
+    )(x)
+    if batch:
+        x = layers.batch_norm(x, train, model.bn_momentum, model.dtype, f"{name}_bn")
+    return nn.relu(x)
+
+
+def trunk_grid(
+    rates: tuple[int, ...], pools: tuple[tuple[int, ...], ...], same: bool
+) -> geometry.Grid:
+    """Where the cells of the last map of a :class:`DilatedVGG` sit in the image."""
+    grid = geometry.Grid()
+    for count, rate, window in zip(vgg.STAGES, rates, pools, strict=True):
+        for _ in range(count):
+            grid = geometry.conv(
+                grid, kernel=3, padding=rate if same else 0, dilation=rate
+            )
+        if window:
+            kernel, stride, padding = window
+            grid = geometry.conv(grid, kernel, stride, padding)
+    return grid
+
+
+def interpolate(
+    x: jax.Array, source: geometry.Grid, target: geometry.Grid, size: tuple[int, int]
+) -> jax.Array:
+    """Bilinear interpolation of `x` [N, H, W, C], whose cells sit at `source`.
+
+    Sampled at the first `size` (h, w) cells of `target`; beyond the outermost cells
+    of `x` they are repeated. Returns [N, h, w, C] in the type of `x`.
+    """
+    matrices = []
+    for cells, count in zip(x.shape[1:3], size, strict=True):
+        start = float((target.start - source.start) / source.step)
+        position = start + np.arange(count) * float(target.step / source.step)
+        distance = np.clip(position, 0, cells - 1)[:, None] - np.arange(cells)
+        matrices.append(np.maximum(1 - np.abs(distance), 0))
+    return resize.separable_product(x, *matrices)
+
+
+def identity_init(groups: int, noise: float) -> nn.initializers.Initializer:
+    """Identity of `groups` class maps, each in equally many channels (equation 5).
+
+    The centre tap from channel a to channel b is groups / c_out if the two belong to
+    the same group, floor(a groups / c_in) = floor(b groups / c_out). All other entries
+    are Gaussian of deviation `noise` times that.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        size, _, inputs, outputs = shape
+        gain = groups / outputs
+        kernel = noise * gain * jax.random.normal(key, shape, dtype)
+        group_in = np.arange(inputs)[:, None] * groups // inputs
+        group_out = np.arange(outputs)[None, :] * groups // outputs
+        centre = kernel[size // 2, size // 2]
+        centre = jnp.where(group_in == group_out, gain, centre)
+        return kernel.at[size // 2, size // 2].set(centre)
+
+    return init
+
+
+class DilatedVGG(nn.Module):
+    """VGG16's 13 convolutions with rates and poolings to choose.
+
+    Normalised images -> endpoints conv1_2, pool1 .. conv5_3, pool5 (as far as there
+    are poolings, which are ceil-mode). Kernels start He-normal, biases zero.
+
+    Attributes:
+      rates: dilation of each of the five stages.
+      pools: (kernel, stride, padding) of the pooling behind each stage, () for none.
+      same: pads every convolution by its rate; otherwise by nothing.
+      widths: channels of the stages.
+      norm: "none" or "batch": batch normalisation in place of the biases.
+    """
+
+    rates: tuple[int, ...] = RATES
+    pools: tuple[tuple[int, ...], ...] = POOLS
+    same: bool = False
+    widths: tuple[int, ...] = vgg.WIDTHS
+    norm: str = "none"
+    bn_momentum: float = 0.9
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+        endpoints = {}
+        stages = zip(vgg.STAGES, self.widths, self.rates, self.pools, strict=True)
+        for stage, (count, width, rate, window) in enumerate(stages, start=1):
+            padding = rate if self.same else 0
+            for i in range(1, count + 1):
+                name = f"conv{stage}_{i}"
+                x = conv_unit(
+                    self, x, train, name, width, 3, padding=padding, rate=rate
+                )
+            endpoints[name] = x
+            if window:
+                x = endpoints[f"pool{stage}"] = pool.max_pool(x, *window, ceil=True)
+        return endpoints
+
+
+class Context(nn.Module):
+    """The context module: class scores [N, h, w, K] -> the same, and its maps.
+
+    A 3x3 convolution, ReLU, per rate, and a 1x1 convolution without (table 1). Starts
+    as the identity of non-negative scores.
+
+    Attributes:
+      form: "basic", K channels throughout, or "large", 2K channels for every unit of
+        the largest rate so far (2K, 2K, 4K .. 32K, 32K in the paper).
+      rates: one layer each.
+      padding: "layers" pads zeros around every layer, "once" around the input.
+      noise: see identity_init.
+      dtype: compute type of the hidden layers.
+    """
+
+    form: str = "basic"
+    rates: tuple[int, ...] = (1, 1, 2, 4, 8, 16, 1)
+    padding: str = "layers"
+    noise: float = 0.01
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        classes = x.shape[-1]
+        init = identity_init(classes, self.noise)
+        endpoints = {}
+        if self.padding == "once":
+            around = sum(self.rates)
+            x = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
+        largest = 1
+        for index, rate in enumerate(self.rates, start=1):
+            largest = max(largest, rate)
+            x = layers.Conv(
+                features=classes if self.form == "basic" else 2 * classes * largest,
+                padding=rate if self.padding == "layers" else 0,
+                dilation=rate,
+                kernel_init=init,
+                dtype=self.dtype,
+                name=f"conv{index}",
+            )(x)
+            x = endpoints[f"ctx_conv{index}"] = nn.relu(x)
+        x = layers.Conv(classes, 1, kernel_init=init, name="final")(x)
+        return x, endpoints
+
+
+class Dilation(nn.Module):
+    """Images [N, H, W, 3] -> logits [N, h, w, K], the image's size if it is padded.
+
+    The front end is a VGG16 without padding and without its last two poolings: it
+    needs `margin(fc6_rate)` pixels (186) around what it predicts, in cells of 8 pixels.
+    Its class scores `final` feed the context module.
+
+    Attributes:
+      num_classes: K.
+      context: "none" (front end alone), "basic" or "large", see Context.
+      context_rates: dilation of each 3x3 layer of the context module.
+      context_padding: "layers" or "once", see Context.
+      context_noise: of the context module's initialisation, relative to its taps.
+      fc6_rate: dilation of the 7x7 layer fc6, 4 in the paper.
+      padding: how images get their margin: "reflect" about the border pixels (the
+        authors), "zero" (mean colour), or "valid": not at all, so the logits are
+        smaller than the image, whose sides are 4 mod 8 from 380 up. That is how the
+        authors train: on crops of images that have been padded.
+      upsampling: "deconv", a fixed bilinear 16x16 transposed convolution of stride 8
+        of the scores (border pixels are not renormalised, as in Caffe), or "interp":
+        interpolates the probabilities, cell i on pixel 8i; the logits are logarithms.
+      widths, fc_channels: channels of the trunk's five stages and of fc6 and fc7.
+      dropout: rate after fc6 and fc7.
+      norm: "none" (the paper, from ImageNet weights) or "batch", for training from
+        scratch, in the front end.
+      bn_momentum: fraction of the old running statistics kept at a step.
+      image_stats: see ops/image.py.
+      dtype: compute type; class scores are computed in float32.
+
+    Endpoints: those of the trunk, fc6, fc7, final (scores of the front end), ctx_conv1
+    .. (hidden layers of the context module) and scores, the last scores at stride 8.
+    With "interp" the authors train on ``labels[:, ::8, ::8]``, the pixels under the
+    cells of `scores`, whose last row and column may lie beyond the image.
+
+    Raises:
+      UserError: a bad field value, or an image side that is not valid; names the
+        nearest valid sides.
+    """
+
+    num_classes: int
+    context: str = "basic"
+    context_rates: tuple[int, ...] = (1, 1, 2, 4, 8, 16, 1)
+    context_padding: str = "layers"
+    context_noise: float = 0.01
+    fc6_rate: int = 4
+    padding: str = "reflect"
+    upsampling: str = "deconv"
+    widths: tuple[int, ...] = vgg.WIDTHS
+    fc_channels: int = 4096
+    dropout: float = 0.5
+    norm: str = "none"
+    bn_momentum: float = 0.9
+    image_stats: str = "caffe"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        layers.check_choice(self, "context", ("none", "basic", "large"))
+        layers.check_positive(self, "context_rates")
+        layers.check_choice(self, "context_padding", ("layers", "once"))
+        layers.check_choice(self, "padding", ("reflect", "zero", "valid"))
+        layers.check_choice(self, "upsampling", ("deconv", "interp"))
+        layers.check_choice(self, "norm", ("none", "batch"))
+        layers.check_positive(self, "widths", length=len(vgg.STAGES))
+        if not isinstance(self.fc6_rate, int) or self.fc6_rate < 1:
+            raise UserError(
+                f"Dilation.fc6_rate is {self.fc6_rate!r}, expected a positive integer"
+            )
+        image.check_image_stats(self.image_stats)
+        super().__post_init__()
+
+    @property
+    def grid(self) -> geometry.Grid:
+        """Where the cells of the scores sit in the padded image."""
+        trunk = trunk_grid(RATES, POOLS, same=False)
+        return geometry.conv(trunk, kernel=7, dilation=self.fc6_rate)
+
+    @property
+    def margin(self) -> int:
+        """Pixels the front end loses on each side: 186 with the paper's fc6."""
+        step = int(self.grid.step)
+        upsampled = geometry.deconv(self.grid, 2 * step, step, padding=step // 2)
+        return geometry.crop_offset(
+            geometry.Grid(), upsampled, "the image", "the logits"
+        )
+
+    @property
+    def tiling(self) -> geometry.Tiling:
+        """Any size; with "valid" padding the sides that give whole cells."""
+        if self.padding != "valid":
+            return geometry.ANY_SIZE
+        step, lost = int(self.grid.step), 2 * self.margin
+        return geometry.Tiling(step, lost % step, self.margin, lost + step)
+
+    def _pad(self, x: jax.Array, step: int) -> jax.Array:
+        """The margin, and at the bottom and right what is missing to whole cells."""
+        widths = [(0, 0)]
+        for side in x.shape[1:3]:
+            cells = -(side // -step)
+            if self.upsampling == "interp":  # up to a cell at or behind the last pixel
+                cells = -((side - 1) // -step) + 1
+            widths.append((self.margin, self.margin + cells * step - side))
+        mode = "reflect" if self.padding == "reflect" else "constant"
+        return jnp.pad(x, (*widths, (0, 0)), mode=mode)
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        step = int(self.grid.step)
+        x = image.normalize(images, self.image_stats, self.dtype)
+        if self.padding == "valid":
+            geometry.check_sides(self.tiling, *images.shape[1:3], model="Dilation")
+            size = tuple(side - 2 * self.margin for side in images.shape[1:3])
+        else:
+            size = images.shape[1:3]
+            x = self._pad(x, step)
+        endpoints = DilatedVGG(
+            widths=self.widths,
+            norm=self.norm,
+            bn_momentum=self.bn_momentum,
+            dtype=self.dtype,
+            name="backbone",
+        )(x, train)
+        x = endpoints["conv5_3"]
+        for name, kernel, rate in (("fc6", 7, self.fc6_rate), ("fc7", 1, 1)):
+            x = conv_unit(self, x, train, name, self.fc_channels, kernel, rate=rate)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            endpoints[name] = x
+        scores = layers.Conv(
+            self.num_classes,
+            1,
+            kernel_init=nn.initializers.normal(0.001),
+            name="final",
+        )(x)
+        endpoints["final"] = scores
+        if self.context != "none":
+            scores, maps = Context(
+                form=self.context,
+                rates=self.context_rates,
+                padding=self.context_padding,
+                noise=self.context_noise,
+                dtype=self.dtype,
+                name="context",
+            )(scores)
+            endpoints.update(maps)
+        endpoints["scores"] = scores
+
+        if self.upsampling == "deconv":
+            logits = conv.bilinear_upsample(scores, 2 * step, step, step // 2, size)
+        else:
+            cells = geometry.Grid(self.grid.step)  # cell i on pixel 8i
+            probabilities = nn.softmax(scores)
+            probabilities = interpolate(probabilities, cells, geometry.Grid(), size)
+            logits = jnp.log(jnp.maximum(probabilities, _SMALLEST))
+        return logits, endpoints
