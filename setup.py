@@ -28,6 +28,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
-        "test": ["pytest", "ruff", "scipy"],
+        "weights": ["h5py", "safetensors"],  # Keras files; safetensors
+        "test": ["pytest", "ruff", "scipy", "h5py", "safetensors"],
     },
 )

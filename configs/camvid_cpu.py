@@ -9,6 +9,7 @@ reports this setting; the README has the measured numbers.
 
 from segjax.config import make
 
+
 def get_config(arg: str = ""):
     del arg
     return make(

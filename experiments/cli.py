@@ -115,7 +115,7 @@ def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
         for flag in (flag for flag in ours if flag.name != "config"):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
-    if path := _flag_value("config"):
+    if path := flag_value("config"):
         _check_overrides(_run_config_file(path))
     try:
         rest = flags.FLAGS(argv)
@@ -138,7 +138,7 @@ def _wants_help(argv: Sequence[str]) -> bool:
     return not {"-h", "--help", "--helpshort"}.isdisjoint(argv)
 
 
-def _flag_value(name: str) -> str:
+def flag_value(name: str) -> str:
     """The value of ``--name`` in ``sys.argv``, before flags are parsed, or ""."""
     found = ""
     for arg, following in zip(sys.argv, [*sys.argv[1:], ""]):
@@ -238,10 +238,10 @@ def define_workdir_config() -> None:
     """
     flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
     values = config.make()
-    workdir = _flag_value("workdir")
+    workdir = flag_value("workdir")
     if workdir and not _wants_help(sys.argv):
         try:
-            if _flag_value("config"):
+            if flag_value("config"):
                 raise UserError(
                     "--config: the config of the run is read from --workdir; override "
                     "its fields with --config.FIELD=VALUE"

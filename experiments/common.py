@@ -44,8 +44,6 @@ def set_up(config: ConfigDict) -> Setup:
     config_lib.check(config)
     sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate)
     source, info = datasets.load(config.data, config.data.train_split)
-    if config.data.name == "folder":
-        cli.log(folder.report(datasets.scan_folder(config.data)))
     weights = config.loss.class_weights
     if weights and len(weights) != len(info.classes):
         raise UserError(
@@ -86,6 +84,8 @@ def set_up(config: ConfigDict) -> Setup:
             config.threads,
         )
 
+    if config.data.name == "folder":
+        cli.log(folder.report(datasets.scan_folder(config.data)))
     jitted = jax.jit(init, out_shardings=place)
     return Setup(model, source, info, options, mesh, jitted, step_of, batches)
 
@@ -95,7 +95,8 @@ def _common_size(source) -> tuple[int, int]:
     if len(sizes) > 1:
         raise UserError(
             f"the training images have {len(sizes)} different sizes, such as "
-            f"{sorted(sizes)[0]} and {sorted(sizes)[-1]}: set config.augment.crop=H,W"
+            f"{sorted(sizes)[0]} and {sorted(sizes)[-1]}: give a common size, such as "
+            "--config.augment.crop=256,256"
         )
     return sizes.pop()
 

@@ -9,6 +9,7 @@ WORKDIR/report.html, one file with everything in it.
 
 import base64
 import html
+import sys
 import time
 from pathlib import Path
 
@@ -101,6 +102,9 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/quickstart.py")
+    # A default of the flag would be parsed before errors can be reported.
+    if not cli.flag_value("config"):
+        sys.argv.insert(1, "--config=configs/quickstart.py")
+    config_flags.DEFINE_config_file("config", None, "Default: configs/quickstart.py.")
     flags.DEFINE_string("workdir", "runs/quickstart", "Where everything is written.")
     cli.run(main)

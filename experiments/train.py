@@ -16,6 +16,7 @@ Exit codes: 0 finished; 2 bad input; 3 the loss became NaN or infinite; 75 stopp
 SIGTERM or SIGINT after saving: start again to continue.
 """
 
+import errno
 import json
 import signal
 import sys
@@ -40,6 +41,7 @@ from segjax import (
     sharding,
     training,
     viz,
+    weights,
 )
 from segjax import config as config_lib
 from segjax.data import datasets
@@ -88,6 +90,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
         cli.log(f"continuing from step {int(state.step)} of {config.total_steps}")
     else:
         state, extra = setup.init(), {"best_miou": -1.0}
+        if config.init_from:
+            state = _initialise(state, config.init_from, abstract)
     start = int(state.step)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
@@ -98,6 +102,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     eval_step = common.make_eval_step(
         config, setup.model, len(info.classes), setup.mesh
     )
+
+    cli.log("compiling the training step (kept for the next start) ...")
 
     # The loop.  Its order makes resuming exact: a checkpoint of step i has consumed
     # exactly i batches, and neither evaluating nor saving changes the state.
@@ -147,7 +153,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 code = STOPPED
                 break
         checkpoint.finish(latest)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise checkpoint.write_failed(latest, error) from error
+        raise
     finally:
+        stop.restore()
         progress.close()
     if code == STOPPED:
         cli.log(f"stopped and saved at step {step}; start again to continue")
@@ -251,6 +262,8 @@ class _StopSignal:
     def __init__(self):
         self.received = False
         self.many = jax.process_count() > 1
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.getsignal(number) for number in numbers}
         if self.many:
             # The runtime's own SIGTERM handler tells all processes; Ctrl-C joins it.
             signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -261,6 +274,12 @@ class _StopSignal:
     def _receive(self, number: int, _) -> None:
         self.received = True
         signal.signal(number, signal.SIG_DFL)  # the second one ends at once
+
+    def restore(self) -> None:
+        """Gives the signals back: what follows training is not to be saved."""
+        for number, handler in self.before.items():
+            if not (self.many and number == signal.SIGTERM):
+                signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
         if self.many:
@@ -281,6 +300,21 @@ def _abstract_state(setup: common.Setup) -> training.TrainState:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
+
+
+def _initialise(
+    state: training.TrainState, path: str, abstract: training.TrainState
+) -> training.TrainState:
+    """Replaces what the file of published weights holds, and says what it does not."""
+    params, batch_stats, report = weights.init_from(
+        path, jax.device_get(state.params), jax.device_get(state.batch_stats)
+    )
+    for line in report.lines():
+        cli.log(line)
+    values = {"params": params, "batch_stats": batch_stats}
+    places = {"params": abstract.params, "batch_stats": abstract.batch_stats}
+    put = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), values, places)
+    return state.replace(**put)
 
 
 def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) -> None:

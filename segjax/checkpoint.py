@@ -74,7 +74,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: dict) -> None
             ),
         )
     except Exception as error:  # tensorstore reports a full disk in many types
-        raise _write_failed(manager, step, error) from error
+        raise write_failed(manager, error) from error
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -87,18 +87,18 @@ def finish(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
         manager.check_for_errors()
     except Exception as error:
-        raise _write_failed(manager, None, error) from error
+        raise write_failed(manager, error) from error
 
 
-def _write_failed(manager, step: int | None, error: Exception) -> UserError:
+def write_failed(manager: ocp.CheckpointManager, error: Exception) -> UserError:
+    """What to tell the user if ``error`` stopped a write beside the checkpoints."""
     free = shutil.disk_usage(manager.directory).free
-    good = [old for old in manager.all_steps() if old != step]
-    what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-    reason = " ".join(str(error).split())[:200]
+    good = max(manager.all_steps(), default="none")
+    reason = " ".join(str(error).split())[-200:]  # tensorstore names the cause last
     return UserError(
-        f"cannot write {what} in {manager.directory} ({free / 1e9:.1f} GB free): "
-        f"{reason}; last good checkpoint: {max(good) if good else 'none'}; free some "
-        "space and start the same command again"
+        f"cannot write in {manager.directory} ({free / 1e9:.1f} GB free): {reason}; "
+        f"last good checkpoint: {good}; free some space and start the same command "
+        "again"
     )
 
 
@@ -184,7 +184,9 @@ def restore_model(
         raise UserError(f"no checkpoints in {folder}: train first, or check --workdir")
     with ocp.CheckpointManager(Path(folder).absolute()) as manager:
         steps = sorted(manager.all_steps())
-        if not steps or (step is not None and step not in steps):
+        if not steps:
+            raise UserError(f"no checkpoint in {folder} yet: train first")
+        if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {folder}; it has {steps}")
         step = steps[-1] if step is None else step
         try:

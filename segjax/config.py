@@ -21,6 +21,7 @@ DEFAULTS = dict(
     seed=0,  # of initialisation, data order, augmentation and dropout
     model_name="unet",  # a key of segjax.models.MODELS
     model={},  # fields of that model
+    init_from="",  # safetensors of experiments.import_weights; "": from scratch
     data=dict(
         name="scenes",  # "scenes", "camvid", "isbi2012" or "folder" (own data)
         root="",  # the raw folder, as downloaded; docs/data.md shows the layouts

@@ -1,0 +1,356 @@
+"""Published arrays -> our layers: memory layouts, colours, means, normalisations.
+
+A :class:`Table` says which arrays of a file make up which of our layers. Conversions
+are exact, but for rounding:
+
+* kernels are transposed to HWIO, fully-connected ones reshaped to convolutions;
+* images of another colour order, scale or mean: folded into the first layer (at the
+  border of the image, where that layer sees padding, the zeros stand for another
+  colour then);
+* a bias in front of a batch normalisation: subtracted from its mean;
+* another epsilon: added to the variance;
+* Caffe's BatchNorm: mean and variance are divided by its scale factor.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from segjax.errors import UserError
+
+EPSILON = 1e-5  # of models/layers.batch_norm
+# Shapes a kernel [h, w, i, o] may have in a file, and the axes that make it HWIO.
+# "OIHW": Caffe, PyTorch; "IOHW": their transposed convolutions, in our scatter order
+# as they are; "HWIO": Keras.
+_AXES = {"OIHW": (2, 3, 1, 0), "IOHW": (2, 3, 0, 1), "HWIO": (0, 1, 2, 3)}
+
+
+class Conv(NamedTuple):
+    """A convolution or fully-connected layer: its arrays in the file."""
+
+    kernel: str
+    bias: str
+    layout: str = "OIHW"
+    inputs: tuple[int, ...] = ()  # the file's input channel for each of ours; (): same
+
+
+class Norm(NamedTuple):
+    """A batch normalisation: its arrays in the file."""
+
+    scale: str
+    bias: str
+    mean: str  # "": the statistics are folded into scale and bias
+    var: str
+    factor: str = ""  # Caffe: divides mean and variance
+    excess: float = 0.0  # the file's epsilon - ours
+
+
+class Images(NamedTuple):
+    """Images as a network sees them: (x * scale - mean) / deviation, x RGB 0..255."""
+
+    scale: float
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
+    bgr: bool = False  # the order in which its first layer takes them
+
+
+class Table(NamedTuple):
+    """What one kind of file holds, for one model."""
+
+    source: str  # what to call it
+    layers: Mapping[str, Conv | Norm]  # ours -> its arrays
+    images: Images
+    first: str = ""  # our layer that sees the image
+    fresh: tuple[str, ...] = ()  # our layers that are not in the file
+    ignored: tuple[str, ...] = ()  # arrays that this model has no use for
+    # Arrays with one right value, which is part of our code: a message if it is wrong.
+    checks: Mapping[str, Callable[[np.ndarray], str]] = {}
+    added: Mapping[str, str] = {}  # an array of the file -> our bias it is added to
+    notes: tuple[str, ...] = ()
+
+
+class Row(NamedTuple):
+    """Where one of our parameters comes from."""
+
+    target: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    how: str
+
+
+class Result(NamedTuple):
+    """The converted arrays by name ("params/LAYER/kernel"), and what went where."""
+
+    arrays: dict[str, np.ndarray]
+    rows: tuple[Row, ...]
+    fresh: tuple[str, ...]  # our layers left as they are initialised
+    ignored: tuple[str, ...]  # arrays of the file not used
+    checked: tuple[str, ...]  # arrays of the file with the value they must have
+    notes: tuple[str, ...]
+
+
+def convert(
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    table: Table,
+    images: Images,
+) -> Result:
+    """Brings the arrays of a file into our layers.
+
+    Args:
+      arrays: of the file, by name.
+      shapes: of our parameters and statistics, by name: "params/LAYER/kernel" (HWIO),
+        "params/LAYER/bias", "params/LAYER/scale", "batch_stats/LAYER/mean", ..
+      table: which make up which; every layer of `shapes` is in ``layers`` or ``fresh``.
+      images: as our model sees them.
+
+    Raises:
+      UserError: one line with the arrays that are missing, unexpected or wrong.
+    """
+    work = _Work(arrays, shapes)
+    for layer, entry in table.layers.items():
+        if isinstance(entry, Conv):
+            work.conv(layer, entry)
+        else:
+            work.norm(layer, entry)
+    for source, target in table.added.items():
+        work.add(source, target, 1.0, "added")
+    for layer, entry in table.layers.items():
+        # Some networks have a bias in front of the normalisation, where it does nothing
+        # but shift the mean.
+        if isinstance(entry, Conv) and f"params/{layer}/bias" not in shapes:
+            mean = _mean_behind(layer, shapes)
+            if mean and entry.bias in arrays and entry.bias not in work.used:
+                work.add(entry.bias, mean, -1.0, "bias of the convolution subtracted")
+    checked = sorted(set(table.checks) & set(arrays))
+    for source in checked:
+        work.used.add(source)
+        if problem := table.checks[source](arrays[source]):
+            work.wrong.append(f"{source} {problem}")
+    ignored = sorted(set(table.ignored) & set(arrays) - work.used)
+    work.raise_problems(table.source, set(arrays) - work.used - set(ignored))
+    if table.first:
+        work.fold_images(table.first, table.images, images)
+    rows = tuple(
+        Row(name, array.shape, tuple(work.sources[name]), ", ".join(work.how[name]))
+        for name, array in work.results.items()
+    )
+    results = {name: array.astype(np.float32) for name, array in work.results.items()}
+    return Result(
+        results, rows, table.fresh, tuple(ignored), tuple(checked), table.notes
+    )
+
+
+def _mean_behind(layer: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The mean of the batch normalisation behind a convolution, or ""."""
+    head, slash, tail = layer.rpartition("/")
+    for norm in (f"{layer}_bn", head + slash + tail.replace("conv", "bn", 1)):
+        if f"batch_stats/{norm}/mean" in shapes:
+            return f"batch_stats/{norm}/mean"
+    return ""
+
+
+class _Work:
+    """The state of one conversion."""
+
+    def __init__(self, arrays, shapes):
+        self.arrays, self.shapes = arrays, shapes
+        self.results: dict[str, np.ndarray] = {}
+        self.sources: dict[str, list[str]] = {}
+        self.how: dict[str, list[str]] = {}
+        self.used: set[str] = set()
+        self.missing: list[str] = []
+        self.wrong: list[str] = []
+
+    def take(self, source: str, target: str) -> np.ndarray | None:
+        self.used.add(source)
+        if source not in self.arrays:
+            self.missing.append(f"{source} (our {target.partition('/')[2]})")
+            return None
+        array = self.arrays[source]
+        if not np.isfinite(array).all():
+            self.wrong.append(f"{source} holds NaN or infinity")
+        self.sources.setdefault(target, []).append(source)
+        self.how.setdefault(target, [])
+        return array
+
+    def conv(self, layer: str, entry: Conv) -> None:
+        target = f"params/{layer}/kernel"
+        array = self.take(entry.kernel, target)
+        if array is not None:
+            kernel = _kernel(array, self.shapes[target], entry.layout)
+            if kernel is None:
+                self.wrong_shape(entry.kernel, target, entry.layout)
+            else:
+                if entry.layout != "HWIO":
+                    self.how[target].append(f"{entry.layout} to HWIO")
+                if entry.inputs:
+                    kernel = kernel[:, :, list(entry.inputs)]
+                    self.how[target].append("input channels reordered")
+                self.results[target] = kernel
+        target = f"params/{layer}/bias"
+        if target in self.shapes:
+            self.vector(entry.bias, target)
+
+    def norm(self, layer: str, entry: Norm) -> None:
+        mean, var = f"batch_stats/{layer}/mean", f"batch_stats/{layer}/var"
+        self.vector(entry.scale, f"params/{layer}/scale")
+        self.vector(entry.bias, f"params/{layer}/bias")
+        if entry.mean:
+            self.vector(entry.mean, mean)
+            self.vector(entry.var, var)
+        else:
+            for target, value in ((mean, 0.0), (var, 1.0)):
+                self.results[target] = np.full(self.shapes[target], value)
+                self.sources[target] = []
+                self.how[target] = [f"{value:g} by definition"]
+        if entry.factor:
+            factor = self.take(entry.factor, mean)
+            if factor is not None and factor.size != 1:
+                self.wrong.append(f"{entry.factor} has {factor.size} values, not 1")
+            elif factor is not None:
+                # As Caffe does: a factor of 0 means that nothing was accumulated.
+                scale = float(factor.item() and 1 / factor.item())
+                for target in (mean, var):
+                    if target in self.results:
+                        self.results[target] = self.results[target] * scale
+                        self.how[target].append(f"divided by {entry.factor}")
+        if entry.excess and var in self.results:
+            self.results[var] = self.results[var] + entry.excess
+            self.how[var].append(f"{entry.excess:+.2g} for another epsilon")
+
+    def vector(self, source: str, target: str) -> None:
+        array = self.take(source, target)
+        if array is None:
+            return
+        # Old Caffe files have shapes such as (1, 1, 1, n).
+        sides = [side for side in array.shape if side != 1]
+        if array.size != self.shapes[target][0] or len(sides) > 1:
+            self.wrong_shape(source, target)
+        else:
+            self.results[target] = array.reshape(-1).astype(np.float64)
+
+    def add(self, source: str, target: str, sign: float, how: str) -> None:
+        array = self.take(source, target)
+        if array is None or target not in self.results:
+            return
+        if array.size != self.results[target].size:
+            self.wrong_shape(source, target)
+        else:
+            self.results[target] = self.results[target] + sign * array.reshape(-1)
+            self.how[target].append(how)
+
+    def wrong_shape(self, source: str, target: str, layout: str = "") -> None:
+        want = self.shapes[target]
+        if layout:
+            want = tuple(want[_AXES[layout].index(axis)] for axis in range(4))
+        self.wrong.append(
+            f"{source} has shape {self.arrays[source].shape}, our "
+            f"{target.partition('/')[2]} needs {want}"
+        )
+
+    def raise_problems(self, source: str, unexpected: set[str]) -> None:
+        text = listed_problems(
+            {
+                "missing": self.missing,
+                "unexpected": sorted(unexpected),
+                "wrong": self.wrong,
+            }
+        )
+        if text:
+            raise UserError(
+                f"the file does not fit the model as {source}; {text}; check the "
+                "model's fields"
+            )
+
+    def fold_images(self, layer: str, theirs: Images, ours: Images) -> None:
+        name = f"params/{layer}/kernel"
+        kernel = self.results[name].astype(np.float64)
+        if kernel.shape[2] != len(theirs.mean):
+            raise UserError(
+                f"the model's first layer {layer} takes {kernel.shape[2]} channels, "
+                f"the published one {len(theirs.mean)}"
+            )
+        if theirs.bgr:
+            kernel = kernel[:, :, ::-1]
+            self.how[name].append("BGR to RGB")
+        # theirs = ours * factor + offset, channel by channel
+        their_deviation, our_deviation = map(
+            np.array, (theirs.deviation, ours.deviation)
+        )
+        ratio = theirs.scale / ours.scale
+        factor = our_deviation * ratio / their_deviation
+        offset = (np.array(ours.mean) * ratio - np.array(theirs.mean)) / their_deviation
+        if np.allclose(factor, 1, 0, 1e-6) and np.allclose(offset, 0, 0, 1e-6):
+            self.results[name] = kernel
+            return
+        shift = np.einsum("hwio,i->o", kernel, offset + np.zeros(kernel.shape[2]))
+        self.results[name] = kernel * factor[:, None]
+        if not np.allclose(factor, 1, 0, 1e-6):
+            self.how[name].append("scale of the images folded in")
+        bias, mean = f"params/{layer}/bias", _mean_behind(layer, self.shapes)
+        target, sign = (bias, 1) if bias in self.results else (mean, -1)
+        self.results[target] = self.results[target] + sign * shift
+        self.how[target].append("mean of the images folded in")
+
+
+def _kernel(
+    array: np.ndarray, shape: tuple[int, ...], layout: str
+) -> np.ndarray | None:
+    """`array` as a kernel of `shape` HWIO, or None if it has another shape."""
+    axes = _AXES[layout]
+    stored = tuple(shape[axes.index(axis)] for axis in range(4))
+    height, width, inputs, outputs = shape
+    # Fully connected: the inputs run over (channel, y, x), in Keras over (y, x,
+    # channel), which is the order of the four axes in each; old Caffe files prepend
+    # (1, 1).
+    rows = height * width * inputs
+    flat = (rows, outputs) if layout == "HWIO" else (outputs, rows)
+    allowed = (stored, flat, (1, 1, *flat)) if layout != "IOHW" else (stored,)
+    if array.shape not in allowed:
+        return None
+    return array.reshape(stored).transpose(axes)
+
+
+def listed_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """ "missing: a, b; wrong: c" of what there is, or ""."""
+    return "; ".join(
+        f"{kind}: {listed(names)}" for kind, names in problems.items() if names
+    )
+
+
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """The names with commas, the first `limit` of them."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def bilinear(kernel: np.ndarray) -> str:
+    """What is wrong with a Caffe deconvolution that should be the bilinear one, or "".
+
+    [C, C, k, k] with the interpolation between a channel and itself, or [C, 1, k, k].
+    """
+    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+        return f"has shape {kernel.shape}, expected a square kernel"
+    channels, group, side = kernel.shape[:3]
+    half = (side + 1) // 2
+    centre = half - 1 if side % 2 else half - 0.5
+    taps = 1 - np.abs(np.arange(side) - centre) / half
+    pairs = np.eye(channels) if group == channels else np.ones((channels, group))
+    if group not in (1, channels) or not np.allclose(
+        kernel, pairs[:, :, None, None] * np.outer(taps, taps), atol=1e-5
+    ):
+        return "is not the fixed bilinear kernel: the upsampling was learned"
+    return ""
+
+
+def constant(value: float) -> Callable[[np.ndarray], str]:
+    """A check that an array is `value` everywhere (to float32 accuracy)."""
+
+    def check(array: np.ndarray) -> str:
+        if np.allclose(array, value, rtol=1e-5, atol=0):
+            return ""
+        return f"is not {value} everywhere"
+
+    return check

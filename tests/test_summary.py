@@ -1,0 +1,640 @@
+"""Counts, strides and receptive fields: published, counted by hand, by brute force."""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from experiments import summarize
+from segjax import models
+from segjax.errors import UserError
+from segjax.models import layers, resnet, summary
+from segjax.models.fcn import FCN
+from segjax.models.frrn import FRRN
+from segjax.models.pspnet import PSPNet
+from segjax.models.unet import UNet
+from segjax.ops import conv, geometry, pool, resize
+
+VARIANTS = {variant.name: variant for variant in summarize.VARIANTS}
+# The others are left to the program and to the tests of their models, for the time
+# it takes to trace them.
+QUICK = [
+    "FCN-AlexNet",
+    "FCN-32s VGG16",
+    "FCN-GoogLeNet",
+    "DeconvNet",
+    "DeepLab-LargeFOV",
+    "DeepLab v2 VGG16 ASPP-L",
+    "Dilation, front end",
+    "Dilation10 Cityscapes",
+    "U-Net",
+    "U-Net, padded, CamVid",
+    "FusionNet, released",
+    "Deep Contextual Network",
+    "FRRN A",
+    "PSPNet-50 ADE20K",
+]
+
+
+def traced(function, *shapes, dtype=np.float32):
+    arguments = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+    return jax.make_jaxpr(function)(*arguments).jaxpr
+
+
+class Toy(nn.Module):
+    """`body(x)` of float images [N, H, W, 1], as a model; no parameters but `head`."""
+
+    body: object = lambda x: x
+    step: int = 1
+
+    @property
+    def tiling(self):
+        return geometry.Tiling(self.step, 0, 0, self.step)
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = self.body(images.astype(jnp.float32))
+        return layers.Conv(1, 1, name="head")(x), {"body": x}
+
+
+# --- published networks ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_published_numbers(name):
+    variant = VARIANTS[name]
+    found = summary.summary(summarize.build(variant), variant.image, activations=False)
+    checked = summarize.checks(variant, found)
+    assert len(checked) == sum(map(len, variant.published.values())) > 0
+    for check in checked:
+        assert check.equal == (not check.note), check
+    assert {check.published for check in checked} >= variant.notes.keys()
+
+
+def test_all_networks_are_there():
+    assert {variant.model for variant in summarize.VARIANTS} == set(models.MODELS)
+    assert len(VARIANTS) == len(summarize.VARIANTS)
+    for variant in summarize.VARIANTS:
+        summarize.build(variant)
+
+
+def test_layers_of_unet():
+    found = summary.summary(UNet(2), (572, 572, 1), activations=False)
+    counts = {layer.name: layer.parameters for layer in found.layers}
+    assert list(counts.items())[:3] == [
+        ("enc0_conv1", 640),
+        ("enc0_conv2", 36_928),
+        ("enc1_conv1", 73_856),
+    ]
+    assert (counts["enc4_conv2"], counts["dec3_up"]) == (9_438_208, 2_097_664)
+    assert (counts["dec0_conv1"], counts["head"]) == (73_792, 130)
+    assert (found.parameters, found.statistics) == (31_030_658, 0)
+    assert (found.margin, found.output_stride) == ((92, 92), 1)
+    layers_of = {layer.name: layer for layer in found.layers}
+    assert layers_of["enc4_conv1"].output == (1, 30, 30, 1024)
+    assert layers_of["enc4_conv1"].kernel == (3, 3, 512, 1024)
+    # By hand: output cells x taps x input x output channels.
+    assert layers_of["enc0_conv1"].macs == 570**2 * 9 * 64
+    assert layers_of["dec3_up"].macs == 28**2 * 4 * 1024 * 512
+    assert layers_of["head"].macs == 388**2 * 64 * 2
+    assert found.flops == 2 * found.macs == 2 * sum(x.macs for x in found.layers)
+
+
+def test_layers_of_fcn():
+    found = summary.summary(FCN(21, norm="batch"), (64, 96, 3), activations=False)
+    layers_of = {layer.name: layer for layer in found.layers}
+    fields = {name: layer.receptive_field for name, layer in layers_of.items()}
+    # Table of the VGG16 trunk.
+    for stage, sides in enumerate(
+        [(3, 5), (10, 14), (24, 32, 40), (60, 76, 92), (132, 164, 196)], start=1
+    ):
+        for index, side in enumerate(sides, start=1):
+            layer = layers_of[f"backbone/conv{stage}_{index}"]
+            assert layer.receptive_field == (side, side)
+            assert layer.stride == 2 ** (stage - 1)
+            assert fields[f"backbone/conv{stage}_{index}_bn"] == (side, side)
+    assert found.endpoints["pool5"].receptive_field == (212, 212)
+    assert fields["backbone/fc6"] == fields["score_fr"] == (404, 404)
+    assert found.output_stride == 8
+    # mean and variance; scale and offset are parameters
+    batch_norm = layers_of["backbone/conv5_3_bn"]
+    assert (batch_norm.statistics, batch_norm.parameters) == (1024, 1024)
+    # Bilinear matrices: no parameters, so no MACs of a layer.
+    assert found.fixed_macs > 0
+    assert found.macs == sum(layer.macs for layer in found.layers)
+
+
+@pytest.mark.parametrize(
+    "name, output_stride, side, expected",
+    [
+        ("resnet50", 32, 224, "4.087"),
+        ("resnet101", 32, 224, "7.799"),
+        ("resnet50", 8, 321, "40.9"),
+    ],
+)
+def test_published_macs_of_resnets(name, output_stride, side, expected):
+    model = resnet.ResNet(resnet.STAGE_SIZES[name], output_stride=output_stride)
+    variables = resnet_variables(name)
+    shape = (1, side, side, 3)
+    run = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))
+    jaxpr = run(variables, jax.ShapeDtypeStruct(shape, np.float32)).jaxpr
+    decimals = len(expected.partition(".")[2])
+    assert f"{summary.macs(jaxpr) / 1e9:.{decimals}f}" == expected
+
+
+@functools.cache
+def resnet_variables(name):
+    model = resnet.ResNet(resnet.STAGE_SIZES[name])
+    images = jnp.zeros((1, 32, 32, 3))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+
+# --- multiply-adds --------------------------------------------------------------------
+
+
+def convolve(x, kernel, stride=1, padding=0, holes=1, rate=1, groups=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        lhs_dilation=(holes, holes),
+        rhs_dilation=(rate, rate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@pytest.mark.parametrize(
+    "options, image, kernel, expected",
+    [
+        (dict(), (1, 6, 7, 3), (3, 3, 3, 5), 4 * 5 * 9 * 3 * 5),
+        # Taps on the padding count.
+        (dict(padding=1), (2, 6, 7, 3), (3, 3, 3, 5), 2 * 6 * 7 * 9 * 3 * 5),
+        (dict(stride=2, padding=1), (1, 7, 7, 3), (3, 3, 3, 5), 4 * 4 * 9 * 3 * 5),
+        (dict(rate=2), (1, 8, 9, 3), (3, 3, 3, 5), 4 * 5 * 9 * 3 * 5),
+        (dict(groups=2), (1, 6, 7, 4), (3, 3, 2, 6), 4 * 5 * 9 * 2 * 6),
+        (dict(groups=4), (1, 6, 7, 4), (3, 3, 1, 4), 4 * 5 * 9 * 4),
+        # Transposed, stride 2: every input cell meets every tap, cropped or not.
+        (dict(holes=2, padding=3), (1, 5, 6, 3), (4, 4, 3, 2), 5 * 6 * 16 * 3 * 2),
+        (dict(holes=2, padding=2), (1, 5, 6, 3), (4, 4, 3, 2), 5 * 6 * 16 * 3 * 2),
+    ],
+)
+def test_macs_of_convolutions(options, image, kernel, expected):
+    jaxpr = traced(lambda x, k: convolve(x, k, **options), image, kernel)
+    assert summary.macs(jaxpr) == expected
+
+
+def test_macs_of_products():
+    product = functools.partial(jnp.einsum, "nhc,ncd->nhd")
+    assert summary.macs(traced(product, (2, 3, 4), (2, 4, 5))) == 2 * 3 * 4 * 5
+    upsample = functools.partial(conv.conv_transpose, stride=2)
+    jaxpr = traced(upsample, (1, 5, 6, 3), (2, 2, 3, 7))
+    assert summary.macs(jaxpr) == 5 * 6 * 4 * 3 * 7
+
+
+def test_macs_of_inner_programs():
+    def multiply(x):
+        return x @ jnp.ones((4, 4))
+
+    @jax.custom_jvp
+    def with_jvp(x):
+        return multiply(x)
+
+    @jax.custom_vjp
+    def with_vjp(x):
+        return multiply(x)
+
+    def nothing(x):
+        return x, None
+
+    with_jvp.defjvp(lambda x, t: (multiply(*x), multiply(*t)))
+    with_vjp.defvjp(nothing, lambda _, g: (g,))
+
+    def loop(x):
+        return jax.lax.scan(lambda c, _: (multiply(multiply(c)), None), x, length=5)[0]
+
+    def choice(x):
+        once, twice = multiply, lambda x: multiply(multiply(x))
+        return jax.lax.cond(x.sum() > 0, once, twice, x)
+
+    one = 3 * 4 * 4
+    for function, times in (
+        (jax.jit(multiply), 1),
+        (jax.checkpoint(multiply), 1),
+        (with_jvp, 1),
+        (with_vjp, 1),
+        (jax.jit(jax.checkpoint(with_jvp)), 1),
+        (loop, 10),
+        (jax.checkpoint(loop), 10),
+        (choice, 2),
+        (lambda x: jax.lax.fori_loop(0, 7, lambda _, y: multiply(y), x), 7),
+    ):
+        assert summary.macs(traced(function, (3, 4))) == times * one
+
+    def search(x):
+        return jax.lax.while_loop(lambda y: y.sum() < 9, multiply, x)
+
+    with pytest.raises(NotImplementedError, match="while loop"):
+        summary.macs(traced(search, (3, 4)))
+
+
+class Step(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.jit(layers.Conv)(2, 3, padding=1, name="conv")(x)
+        return nn.relu(x), None
+
+
+class Nested(nn.Module):
+    """A rematerialised module, and a loop over three layers of one name."""
+
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.astype(jnp.float32)
+        x, _ = nn.remat(Step)(name="remat")(x, None)
+        repeated = nn.scan(
+            Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )
+        x, _ = repeated(name="loop")(x, None)
+        return x, {}
+
+
+def test_layers_of_inner_programs():
+    found = summary.summary(Nested(), (8, 9, 2))
+    remat, loop = found.layers
+    assert (remat.name, loop.name) == ("remat/conv", "loop/conv")
+    assert (remat.macs, loop.macs) == (8 * 9 * 9 * 4, 3 * 8 * 9 * 9 * 4)
+    assert (remat.parameters, loop.parameters) == (38, 3 * 38)
+    # The layer of the loop is described by the first of its calls.
+    assert (remat.receptive_field, loop.receptive_field) == ((3, 3), (5, 5))
+    assert found.logits.receptive_field == (9, 9)
+    assert remat.output == loop.output == (1, 8, 9, 2)
+    assert found.fixed_macs == 0
+
+
+@pytest.mark.parametrize("padding, tolerance", [("valid", 0.02), ("same", 0.12)])
+def test_xla_counts_the_same(padding, tolerance):
+    """Without padding all but the additions of biases, activations and pooling agree.
+
+    XLA leaves out taps on padding, which are more the smaller the maps are.
+    """
+    model = UNet(4, widths=(16, 32, 64), padding=padding)
+    found = summary.summary(model, (108, 108, 3), activations=False)
+    ratio = summary.xla_flops(model, (108, 108, 3)) / found.flops
+    assert abs(ratio - 1) < tolerance
+    assert (ratio > 1) == (padding == "valid")
+
+
+# --- receptive fields -----------------------------------------------------------------
+
+
+def brute_force(model, side, name="logits"):
+    """(smallest, largest) rows that the cells of the middle of an output depend on.
+
+    With positive weights an output changes iff an input it depends on grows a lot.
+    """
+    width = geometry.nearest_sides(model.tiling, 8)[-1]
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(np.float32),
+        summary.abstract_variables(model, 1),
+    )
+
+    @jax.jit
+    def run(images):
+        logits, ends = model.apply(variables, images, train=False)
+        return {"logits": logits, **ends}[name]
+
+    base = rng.integers(0, 5, (1, side, width, 1)).astype(np.float32)
+    changed = base + 1e4 * np.eye(side)[:, :, None, None]
+    differ = np.asarray(run(base) != run(changed.astype(np.float32)))
+    differ = differ.any(axis=(2, 3)).T  # [output row, input row]
+    middle = differ[len(differ) * 2 // 5 : len(differ) * 3 // 5]
+    widths = side - middle.argmax(1) - middle[:, ::-1].argmax(1)
+    return int(widths.min()), int(widths.max())
+
+
+def kernel(size, channels=1):
+    return jnp.ones((size, size, channels, channels))
+
+
+def windows(x):
+    x = pool.max_pool(convolve(x, kernel(5), stride=2, padding=2), 3, 2, ceil=True)
+    x = pool.avg_pool(convolve(x, kernel(3), padding=2, rate=2), 2, 1)
+    return conv.conv_transpose(x, kernel(4), stride=3, padding=1)
+
+
+def reduce_windows(x):
+    x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+    return nn.avg_pool(x, (2, 2), (1, 1), "VALID")
+
+
+def resizing(x):
+    small = resize.resize_bilinear(x, (x.shape[1] // 2, 4), align_corners=False)
+    tall = small.shape[1] * 3, small.shape[2]
+    x = jnp.concatenate([resize.resize_nearest(small, tall), kernel_rows(small, 3)], -1)
+    return convolve(x, jnp.ones((3, 3, 2, 1)), padding=1)
+
+
+def kernel_rows(x, factor):
+    # A size that is no multiple: nearest by a gather.
+    x = resize.resize_nearest(x, (x.shape[1] * 3 // 2, x.shape[2]))
+    return conv.bilinear_upsample(x, 4, 2)[:, : x.shape[1] * 2, : x.shape[2]]
+
+
+def movements(x):
+    x = jnp.pad(x, ((0, 0), (3, 3), (0, 0), (0, 0)), mode="reflect")
+    x = jnp.stack([x[:, ::2], x[:, 1::2]], axis=2).transpose(0, 3, 1, 2, 4)
+    x = x.reshape(1 if x.shape[0] == 1 else x.shape[0], x.shape[1], -1, 1)
+    x = x.transpose(0, 2, 1, 3)[:, ::-1]
+    x = jnp.tile(x, (1, 1, 2, 1))
+    top, bottom = jnp.split(x[:, : x.shape[1] // 2 * 2], 2, axis=1)
+    return jnp.maximum(jnp.flip(top, 1), jax.lax.dynamic_slice_in_dim(bottom, 0, 1, 1))
+
+
+def loops(x):
+    def step(carry, row):
+        return carry, convolve(row, kernel(3), padding=1) + carry[:, :1] * 0
+
+    x = convolve(x, kernel(3), padding=1)
+    carry = jnp.zeros_like(x)
+    y = jax.lax.scan(step, carry, jnp.stack([x, 2 * x]))[1]
+    y = jax.lax.fori_loop(
+        0, 2, lambda _, y: convolve(y, kernel(3), padding=1), y.sum(0)
+    )
+    return jax.checkpoint(jax.jit(jax.nn.relu))(y)
+
+
+@pytest.mark.parametrize(
+    "model, side",
+    [
+        (Toy(windows), 96),
+        (Toy(reduce_windows), 32),
+        (Toy(resizing, step=4), 64),
+        (Toy(loops), 32),
+        (UNet(1, widths=(1, 1, 1), upsampling="bilinear", dropout=0.0), None),
+        (FRRN(1, stage_units=(1, 1), stage_channels=(1, 1), stage_scales=(2, 4)), 128),
+    ],
+    ids=["windows", "reduce_windows", "resizing", "loops", "unet", "frrn"],
+)
+def test_receptive_field_by_brute_force(model, side):
+    if isinstance(model, FRRN):
+        model = dataclasses.replace(
+            model, width=1, residual_channels=1, first_units=1, last_units=1
+        )
+    side = side or geometry.nearest_sides(model.tiling, 200)[-1]
+    found = summary.summary(model, (side, side, 1), activations=False)
+    largest = found.logits.receptive_field[1]
+    assert 1 < largest < 0.6 * side  # or the brute force would meet the borders
+    assert found.logits.receptive_field == brute_force(model, side)
+
+
+def test_data_movements_by_brute_force():
+    """Row by row, as the two ends of the image come together here."""
+    model, side = Toy(movements), 12
+    variables = summary.abstract_variables(model, 1)
+    jaxpr, _ = summary._trace(model, variables, (side, 4, 1))
+    *weights, images = jaxpr.jaxpr.invars
+    rows = np.arange(side).reshape(1, -1, 1, 1)
+    inputs = [summary._unknown(x) for x in weights]
+    inputs.append(summary._Value(np.stack([rows, -rows], axis=-1)))
+    constants = map(summary._constant, jaxpr.consts)
+    body = summary._propagate(jaxpr.jaxpr, constants, inputs, lambda *_: None)[1]
+    reach = np.broadcast_to(body.reach, (*images.aval.shape[:1], *body.reach.shape[1:]))
+    reach = reach.min(axis=(0, 2, 3))
+
+    x = np.random.default_rng(0).uniform(1, 2, (1, side, 4, 1)).astype(np.float32)
+    changed = x + 10 * np.eye(side)[:, :, None, None].astype(np.float32)
+    # In both halves of a maximum, what grows shows.
+    differ = np.asarray(movements(jnp.asarray(x)) != movements(jnp.asarray(changed)))
+    for row, seen in enumerate(differ.any(axis=(2, 3)).T):
+        (places,) = np.nonzero(seen)
+        assert (reach[row][0], -reach[row][1]) == (places.min(), places.max())
+
+
+def test_global_receptive_fields_and_unused_layers():
+    fields = dict(
+        stage_sizes=(1, 1, 1, 1), width=1, pyramid_channels=1, head_channels=1
+    )
+    for bins, pooling, expected in (
+        ((1,), "avg", True),
+        ((6,), "max", True),  # not the whole image, but a part that grows with it
+        ((), "avg", False),
+    ):
+        model = PSPNet(2, bins=bins, pool=pooling, **fields)
+        found = summary.summary(model, (33, 33, 3), activations=False)
+        assert (math.inf in found.logits.receptive_field) == expected
+        assert found.endpoints["block4"].receptive_field[1] < 400
+        for layer in found.layers:
+            if layer.name.startswith("pyramid"):
+                assert layer.stride == math.inf
+        assert found.output_stride == 8
+        # Prediction does without the auxiliary head.
+        *_, unit, norm, score = found.layers
+        assert [x.name for x in (unit, norm, score)] == [
+            "aux_conv",
+            "aux_conv_bn",
+            "aux_score",
+        ]
+        for layer in (unit, norm, score):
+            assert layer.parameters and not layer.output
+            assert (layer.macs, layer.stride, layer.receptive_field) == (0, 0, (0, 0))
+
+
+def test_unknown_operations_are_named():
+    model = Toy(lambda x: jnp.fft.fft(x, axis=1).real)
+    with pytest.raises(NotImplementedError, match="Toy: no rule .* 'fft'"):
+        summary.summary(model, (8, 8, 1), activations=False)
+
+
+# --- memory ---------------------------------------------------------------------------
+
+
+class TwoLayers(nn.Module):
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.astype(jnp.float32)
+        x = nn.relu(layers.Conv(8, 3, padding=1, name="first")(x))
+        return layers.Conv(5, 3, padding=1, name="second")(x), {}
+
+
+def test_activation_bytes():
+    """The inputs of both layers in float32, and where the ReLU is active, in bytes."""
+    expected = 10 * 12 * (3 * 4 + 8 * 4 + 8 * 1)
+    assert summary.activation_bytes(TwoLayers(), (10, 12, 3)) == expected
+    assert summary.summary(TwoLayers(), (10, 12, 3)).activation_bytes == expected
+    tiny = dict(stage_units=(1,), stage_channels=(8,), stage_scales=(2,))
+    stored, recomputed = (
+        summary.activation_bytes(FRRN(2, remat=remat, **tiny), (16, 16, 3))
+        for remat in (False, True)
+    )
+    assert 0 < recomputed < stored / 2
+
+
+# --- effective receptive field --------------------------------------------------------
+
+
+class Filter(nn.Module):
+    """A blur of 5 rows and 3 columns into two channels."""
+
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        taps = jnp.outer(jnp.array([1.0, 2, 4, 2, 1]), jnp.array([1.0, 3, 1]))
+        taps = jnp.stack([taps, 0 * taps], axis=-1)[:, :, None]
+        x = jax.lax.conv_general_dilated(
+            images, taps, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return x, {"half": x[:, ::2, ::2]}
+
+
+def test_effective_receptive_field():
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 14, 1)).astype(np.uint8)
+    expected = np.zeros((12, 14))
+    expected[4:9, 6:9] = np.outer([1, 2, 4, 2, 1], [1, 3, 1]) / 12
+    field = summary.effective_receptive_field(Filter(), {}, images)
+    np.testing.assert_allclose(field, expected, atol=1e-6)
+    half = summary.effective_receptive_field(Filter(), {}, images, output="half")
+    # Cell (3, 3) of the half-size map lies on pixel (6, 6).
+    np.testing.assert_allclose(half, np.roll(expected, -1, axis=1), atol=1e-6)
+    assert summary.effective_side(field) == math.sqrt(15)
+    with pytest.raises(UserError, match="output 'quarter': Filter has half, logits"):
+        summary.effective_receptive_field(Filter(), {}, images, output="quarter")
+
+
+class ZeroScores(nn.Module):
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.astype(jnp.float32)
+        x = nn.relu(layers.Conv(4, 3, padding=2, dilation=2, name="first")(x))
+        zeros = nn.initializers.zeros
+        return layers.Conv(2, 3, padding=1, kernel_init=zeros, name="score")(x), {}
+
+
+def test_effective_lies_within_theoretical(tmp_path):
+    model, image = ZeroScores(), (21, 21, 1)
+    found = summary.summary(model, image, activations=False)
+    field = found.logits.receptive_field
+    assert field == (7, 7)
+    # Scores that start at zero would hide everything.
+    variables = summarize.random_variables(model, image)
+    images = np.random.default_rng(0).integers(0, 256, (2, *image))
+    influence = summary.effective_receptive_field(model, variables, images)
+    assert influence.max() == 1
+    rows, columns = np.nonzero(influence)
+    assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (7, 13)
+
+    picture = summarize.influence_picture(influence, field, "title")
+    scale = 480 // 21
+    assert picture.shape == (24 + 21 * scale, 21 * scale, 3)
+    frame = np.argwhere((picture[24:] == 255).all(axis=-1))
+    np.testing.assert_array_equal(frame.min(axis=0), 7 * scale)
+    np.testing.assert_array_equal(frame.max(axis=0), 14 * scale)
+    summarize.draw_influence(model, variables, found, 1, tmp_path / "erf.png")
+    assert cv2.imread(str(tmp_path / "erf.png")).shape == picture.shape
+
+
+# --- the program ----------------------------------------------------------------------
+
+
+def test_tables():
+    rows = [("layer", "MACs", "field"), ("conv1", "1,234", "3"), ("b", "5", "188..204")]
+    assert summary.text_table(rows) == (
+        "layer   MACs     field\nconv1  1,234         3\nb          5  188..204"
+    )
+    assert summary.markdown_table(rows[:2]) == (
+        "| layer | MACs | field |\n| --- | --- | --- |\n| conv1 | 1,234 | 3 |"
+    )
+    assert summary.field_text((404, 404)) == "404"
+    assert summary.field_text((math.inf, math.inf)) == "global"
+
+
+def test_measure_rounds_like_the_published_number():
+    layer = summary.Layer("a/conv", (3, 3, 1, 2), parameters=134_346_581, statistics=0)
+    layer = layer._replace(macs=93_598_207_520)
+    other = summary.Layer("b", (), parameters=10, statistics=0)
+    logits = summary.Map((1, 4, 4, 2), 8, (3, 11))
+    found = summary.Summary("Net", (32, 32, 3), (layer, other), logits, {}, 0, 0)
+    for quantity, value in (
+        ("parameters", "134,346,591"),
+        ("parameters of a", "134,346,581"),
+        ("parameters", "134 M"),
+        ("parameters", "134.3 M"),
+        ("MACs", "93.6 G"),
+        ("FLOPs", "187.20 G"),
+        ("layers", "1"),
+        ("field of logits", "3..11"),
+        ("stride of logits", "8"),
+        ("side of logits", "4"),
+    ):
+        assert summarize.measure(found, quantity, like=value) == value
+    assert summarize.measure(found, "parameters", like="99 M") == "134 M"
+
+
+def test_all(tmp_path, monkeypatch, capsys):
+    right = VARIANTS["Deep Contextual Network"]
+    monkeypatch.setattr(summarize, "VARIANTS", (right,))
+    path = tmp_path / "models.md"
+    assert summarize.summarize_all(path) == 0
+    text = path.read_text()
+    assert "6 of 6 are equal" in text
+    assert "| Deep Contextual Network | field of conv4_3 | 92 | 92 | yes |" in text
+    assert "field of conv4_3" in capsys.readouterr().out
+
+    wrong = right._replace(published={"paper": {"layers": "20"}}, image=(16, 16, 1))
+    monkeypatch.setattr(summarize, "VARIANTS", (wrong,))
+    assert summarize.summarize_all(None) == 1
+    explained = wrong._replace(notes={"20": "they count one twice"})
+    monkeypatch.setattr(summarize, "VARIANTS", (explained,))
+    assert summarize.summarize_all(None) == 0
+    assert "paper; they count one twice" in capsys.readouterr().out
+
+
+def test_document_is_up_to_date():
+    path = Path(__file__).parent.parent / "docs" / "models.md"
+    rows = path.read_text().splitlines()
+    for name, variant in VARIANTS.items():
+        assert any(row.startswith(f"| {name} | `{variant.model}") for row in rows)
+        for values in variant.published.values():
+            for quantity, value in values.items():
+                equal = "no" if value in variant.notes else "yes"
+                start, end = f"| {name} | {quantity} |", f" | {value} | {equal} |"
+                assert any(row.startswith(start) and end in row for row in rows)
+
+
+def test_image_size():
+    config = ConfigDict(
+        {
+            "augment": {"crop": (0, 0)},
+            "data": {"name": "camvid", "resize": (0, 0), "scenes_size": (96, 80)},
+            "tile": 0,
+        }
+    )
+    assert summarize.image_size(config, ["473", "713"]) == (473, 713)
+    for size in (["473"], ["473", "x"]):
+        with pytest.raises(UserError, match="expected H,W"):
+            summarize.image_size(config, size)
+    with pytest.raises(UserError, match="give --size"):
+        summarize.image_size(config, [])
+    config.data.name = "scenes"
+    assert summarize.image_size(config, []) == (96, 80)
+    config.tile = 572
+    assert summarize.image_size(config, []) == (572, 572)
+    config.augment.crop = (353, 473)
+    assert summarize.image_size(config, []) == (353, 473)
