@@ -1,9 +1,11 @@
 # make quickstart: train, evaluate, predict and report on procedural scenes
 # make test:       lint and test
-# Both set up .venv first.  PYTHON=... picks the interpreter (3.11 or newer).
+# Both set up .venv first.  PYTHON=... picks the interpreter (3.11 or newer),
+# WORKERS=... the number of test processes.
 
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: quickstart test format clean
@@ -14,7 +16,7 @@ quickstart: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -29,6 +29,6 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "weights": ["h5py", "safetensors"],  # Keras files; safetensors
-        "test": ["pytest", "ruff", "scipy", "h5py", "safetensors"],
+        "test": ["pytest", "pytest-xdist", "ruff", "scipy", "h5py", "safetensors"],
     },
 )

@@ -16,8 +16,8 @@ from segjax.models.deeplab import VARIANTS, DeepLab
 from segjax.models.dilation import RELEASED, Context, Dilation
 from segjax.ops import conv, geometry, resize
 
-TINY_VGG = dict(widths=(1, 2, 2, 2, 3))
-TINY_DILATION = dict(**TINY_VGG, fc_channels=3)
+TINY_VGG = dict(widths=(3, 4, 4, 5, 6))
+TINY_DILATION = dict(**TINY_VGG, fc_channels=8)
 TINY_RESNET = dict(stage_sizes=(1, 1, 1, 1), width=2)
 PIXELS = geometry.Grid()
 # Compiles in half the time; nothing here runs for long.
@@ -49,14 +49,17 @@ def values(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def random_variables(model, shape=(1, 33, 33, 3), scale=1.0):
+def random_variables(model, shape=(1, 33, 33, 3)):
+    """Kernels that sum to zero: the few maps keep varying over the image."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
         name = path[-1].key
         if name == "kernel":
-            deviation = scale * (2 / math.prod(leaf.shape[:-1])) ** 0.5
-            return rng.normal(size=leaf.shape, scale=deviation).astype(np.float32)
+            kernel = (
+                rng.normal(size=leaf.shape) * (2 / math.prod(leaf.shape[:-1])) ** 0.5
+            )
+            return (kernel - kernel.mean((0, 1, 2))).astype(np.float32)
         if name in ("scale", "var"):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return rng.uniform(0, 0.5, leaf.shape).astype(np.float32)
@@ -80,9 +83,10 @@ def predict(model):
     return jit(lambda variables, x: model.apply(variables, x, train=False))
 
 
-def assert_close(actual, expected, tolerance=1e-4):
-    spread = float(np.std(expected))
-    assert spread > 1e-4
+def assert_close(actual, expected, tolerance=1e-3):
+    """Relative to how much [N, H, W, C] maps vary over the image."""
+    spread = np.std(expected, axis=(1, 2)).min()
+    assert spread > 1e-2 * np.max(np.abs(expected))
     np.testing.assert_allclose(actual, expected, atol=tolerance * spread, rtol=0)
 
 
@@ -309,15 +313,15 @@ def test_dilation_interpolates_probabilities():
     model = Dilation(
         2, **TINY_DILATION, context="none", upsampling="interp", padding="zero"
     )
-    variables = random_variables(model, scale=1.2)
+    variables = random_variables(model)
     logits, ends = predict(model)(variables, images(1, 17, 16, 3))
     scores = ends["scores"]
     assert ends["scores"].shape == (1, 3, 3, 2)  # up to pixel 16 of 17, 16 behind 15
     log_p = jax.nn.log_softmax(scores)
     np.testing.assert_allclose(logits[:, ::8, ::8], log_p[:, :, :2], atol=1e-5)
     p = jnp.exp(log_p)
-    between = (p[:, 0, 1] + 3 * p[:, 0, 2]) / 4  # pixel 14
-    assert_close(jnp.exp(logits[:, 0, 14]), between, 1e-4)
+    between = (p[:, :, 0] + 3 * p[:, :, 1]) / 4  # pixel 6
+    assert_close(jnp.exp(logits[:, ::8, 6:7]), between[:, :, None])
 
 
 def test_context_padding():
@@ -546,12 +550,12 @@ def test_deeplab_multi_scale_fusion():
     assert [x.shape[1:3] for x in raw] == [(5, 9), (4, 7), (3, 5)]
     at_one = [resize.resize_bilinear(y, (5, 9), align_corners=True) for y in raw]
     for found, expected in zip(ends["scale_logits"], (at_one[0], at_one[1], raw[2])):
-        assert_close(found, expected, 1e-3)
+        assert_close(found, expected)
     fused = np.maximum.reduce([np.asarray(y) for y in at_one])
-    assert_close(ends["scores"], fused, 1e-3)
+    assert_close(ends["scores"], fused)
     assert all(np.any(fused == y) for y in at_one)  # every scale wins somewhere
     full = resize.resize_bilinear(jnp.asarray(fused), (33, 65), align_corners=True)
-    assert_close(logits, full, 1e-3)
+    assert_close(logits, full)
 
 
 @pytest.mark.parametrize(
@@ -574,13 +578,19 @@ def test_deeplab_alignment(fields):
     side = 34 if fields.get("pool_kernel") == 2 else 33
     mean = np.float32([122.67892, 116.66877, 104.00699])
     x = images(1, side, side + 8, 3).astype(np.float32)
-    logits, _ = run(variables, x)
+    logits, ends = run(variables, x)
+    if "pool5a" in ends:  # Caffe's mean counts the padding
+        pooled, mean5 = np.asarray(ends["pool5"]), ends["pool5a"]
+        corner = pooled[:, :2, :2].sum((1, 2)) / 9
+        np.testing.assert_allclose(mean5[:, 0, 0], corner, rtol=1e-5)
+        inside = pooled[:, 1:4, :3].mean((1, 2))
+        np.testing.assert_allclose(mean5[:, 2, 1], inside, rtol=1e-5)
     mirrored, _ = run(variables, x[:, ::-1, ::-1])
-    assert_close(mirrored[:, ::-1, ::-1], logits, 1e-3)
+    assert_close(mirrored[:, ::-1, ::-1], logits)
     x[:, side - 3 :] = x[:, :, side + 4 :] = mean
     filled, _ = run(variables, x)
     part, _ = run(variables, x[:, : side - 3, : side + 4])
-    assert_close(part, filled[:, : side - 3, : side + 4], 1e-3)
+    assert_close(part, filled[:, : side - 3, : side + 4])
 
 
 @pytest.mark.parametrize(

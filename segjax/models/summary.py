@@ -658,10 +658,7 @@ def _convolve(equation: core.JaxprEqn, x: _Value, kernel: _Value) -> np.ndarray:
             dilation=params["rhs_dilation"][i - 2],
             holes=params["lhs_dilation"][i - 2],
         )
-    # A kernel computed from the image.
-    reach = np.minimum(
-        reach, kernel.reach.min(axis=tuple(range(kernel.reach.ndim - 1)))
-    )
+    reach = np.minimum(reach, kernel.reach.reshape(-1, 2).min(axis=0))
     return reach.transpose(*np.argsort(numbers.out_spec), -1)
 
 
@@ -693,30 +690,27 @@ def _multiply(equation: core.JaxprEqn, lhs: _Value, rhs: _Value) -> np.ndarray:
 
 
 def _contract(
-    x: _Value, axes: Sequence[int], batch: Sequence[int], other: _Value, others: tuple
+    x: _Value,
+    axes: Sequence[int],
+    batch: Sequence[int],
+    other: _Value,
+    other_axes: Sequence[int],
 ) -> np.ndarray:
     """Reach [batch, free of x, free of other, 2] of a product through its factor x."""
-    ndim, free_of_other = (
-        x.reach.ndim - 1,
-        other.reach.ndim - 1 - len(axes) - len(batch),
-    )
+    ndim = x.reach.ndim - 1
     free = [i for i in range(ndim) if i not in (*axes, *batch)]
     reach = x.reach.transpose(*batch, *free, *axes, ndim)
-    if (
-        other.constant is not None
-        and len(axes) == 1
-        and not batch
-        and reach.shape[-2] > 1
-    ):
-        used = np.moveaxis(other.constant != 0, others[0], -1)
+    matrix = len(axes) == 1 and not batch and other.constant is not None
+    if matrix and reach.shape[-2] > 1:
+        # Of a constant matrix only the nonzero entries matter.
+        used = np.moveaxis(other.constant != 0, other_axes[0], -1)
         output, cell = np.nonzero(used.reshape(-1, used.shape[-1]))
         cells = np.moveaxis(reach, -2, 0)
-        rows = math.prod(used.shape[:-1])
-        out = np.full((rows, *cells.shape[1:]), _NOTHING)
+        out = np.full((math.prod(used.shape[:-1]), *cells.shape[1:]), _NOTHING)
         np.minimum.at(out, output, cells[cell])
-        out = np.moveaxis(out, 0, -2)
-        return out.reshape(*reach.shape[:-2], *used.shape[:-1], 2)
+        return np.moveaxis(out, 0, -2).reshape(*reach.shape[:-2], *used.shape[:-1], 2)
     reach = reach.min(axis=tuple(range(ndim - len(axes), ndim)))
+    free_of_other = other.reach.ndim - 1 - len(axes) - len(batch)
     return reach.reshape(*reach.shape[:-1], *[1] * free_of_other, 2)
 
 
@@ -850,10 +844,8 @@ def _tile(equation: core.JaxprEqn, x: _Value) -> np.ndarray:
 
 def _gather(equation: core.JaxprEqn, x: _Value, indices: _Value) -> np.ndarray:
     """Follows known indices along one axis; others may read the whole of their axes."""
-    numbers, sizes = (
-        equation.params["dimension_numbers"],
-        equation.params["slice_sizes"],
-    )
+    numbers = equation.params["dimension_numbers"]
+    sizes = equation.params["slice_sizes"]
     batch = equation.invars[1].aval.ndim - 1
     reach, looked_up = x.reach, numbers.start_index_map
     if len(looked_up) == 1 and indices.constant is not None:
@@ -867,7 +859,8 @@ def _gather(equation: core.JaxprEqn, x: _Value, indices: _Value) -> np.ndarray:
             reach = reach.reshape(*[1] * batch, *reach.shape)
     else:
         hull = (*looked_up, *numbers.operand_batching_dims)
-        reach = np.minimum(reach.min(axis=hull, keepdims=True), indices.reach.min())
+        seen = indices.reach.reshape(-1, 2).min(axis=0)
+        reach = np.minimum(reach.min(axis=hull, keepdims=True), seen)
         reach = reach.reshape(*[1] * batch, *reach.shape)
     dropped = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     reach = reach.squeeze(axis=tuple(batch + axis for axis in dropped))
@@ -987,7 +980,7 @@ def effective_side(influence: np.ndarray) -> float:
 
 # --- tables ---------------------------------------------------------------------------
 
-Rows = list[tuple[str, ...]]  # the first holds the titles
+Rows = list[tuple[str, ...]]  # the first one is the titles, or a row as the others
 
 
 def layer_rows(summary: Summary) -> Rows:
@@ -1076,7 +1069,7 @@ def stride_text(stride: float) -> str:
 
 
 def field_text(field: Field) -> str:
-    """404, 188..204, or global: the image."""
+    """404, 188..204 (smallest and largest) or global."""
     if math.inf in field:
         return "global"
     return f"{field[0]}" if field[0] == field[1] else f"{field[0]}..{field[1]}"
