@@ -5,8 +5,9 @@ them apart. Choices where the papers and the authors' networks differ or are sil
 
 * v1 describes its multi-scale features as concatenated in front of the classifier;
   the networks sum one classifier per feature, which is the same.
-* The ICLR networks pool 2x2, all later ones 3x3 (`pool_kernel`), which is what puts
-  cells on pixels 8i. The average pooling behind pool5 is in the LargeFOV networks only.
+* The first network pools 2x2, later ones 3x3 (`pool_kernel`), which is what puts cells
+  on pixels 8i. The field-of-view table varies fc6 only, so its rows up to LargeFOV get
+  the poolings of the first. The average pooling behind pool5 is LargeFOV's only.
 * v2 shows losses on the fused scores and on every scale. The network trains scale 0.5
   on its own coarser cells, and the others on those of the fused map: `scale_logits`.
 * The ResNet is the Caffe one (strides in 1x1 convolutions, new rate in a stage's first
@@ -176,7 +177,7 @@ class DeepLab(nn.Module):
       stage_sizes: blocks per stage of the ResNet; () takes the backbone's.
       width, stem, stride_in_1x1, first_block_dilation: see resnet.ResNet.
       widths: channels of the five stages of VGG16.
-      pool_kernel: of VGG16's first four poolings: 3, or 2 (the ICLR networks).
+      pool_kernel: of VGG16's first four poolings: 3, or 2 (the first network).
       average_pool: adds the 3x3 average pooling pool5a behind VGG16's pool5.
       output_stride: 8 (the papers), 16 or 32. The rates of fc6 are not adapted.
       rates: dilation of the head's branches, one each: (12,) is LargeFOV,
