@@ -148,6 +148,11 @@ def check(config: ConfigDict) -> None:
 
     for field in ("batch_size", "accumulate", "total_steps", "eval_batch_size"):
         require(config[field] > 0, field, "a positive integer")
+    require(
+        not config.init_from or Path(config.init_from).is_file(),
+        "init_from",
+        "a file written by experiments.import_weights",
+    )
     for field in ("save_every", "log_every", "keep"):
         require(config[field] > 0, field, "a positive integer")
     require(config.eval_every >= 0, "eval_every", "0 or more")

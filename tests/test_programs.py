@@ -17,7 +17,7 @@ from PIL import Image
 
 from experiments import common, evaluate, predict, train
 from segjax import config as config_lib
-from segjax import sharding
+from segjax import sharding, weights
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
@@ -614,6 +614,33 @@ def test_a_wrong_command_is_answered_in_one_line(commands, command):
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
     expected = place(BAD_COMMANDS[command])
     assert expected in err or re.search(expected, err), err
+
+
+def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys):
+    """A rate of 0 keeps what the file holds; the head has other classes: fresh."""
+    pytest.importorskip("safetensors")
+    info = common.load_dataset(trained / "dataset.json")
+    mesh = sharding.make_mesh()
+    _, variables, _ = common.load_model(config, trained, info, "latest", mesh)
+    arrays = weights.flatten(jax.device_get(variables))
+    arrays["params/head/kernel"] = arrays["params/head/kernel"][..., :5]
+    arrays["params/head/bias"] = arrays["params/head/bias"][:5]
+    heads = json.dumps(["params/head/kernel", "params/head/bias"])
+    path = tmp_path / "weights.safetensors"
+    facts = {"format": "segjax", "source": "test", "num_classes": "5"}
+    facts |= {"heads": heads, "fresh": "[]"}
+    weights.safetensors_file.write(path, arrays, facts)
+
+    run = tmp_path / "run"
+    changes = {"init_from": str(path), "optim__lr": 0.0, "total_steps": 1}
+    assert train.train(changed(config, **changes), run) == 0
+    assert "5 classes" in capsys.readouterr().err
+    _, started, _ = common.load_model(config, run, info, "latest", mesh)
+    for name, array in weights.flatten(jax.device_get(started)).items():
+        if name.startswith("params/") and "/head/" not in name:
+            np.testing.assert_array_equal(array, arrays[name])
+    with pytest.raises(UserError, match="config.init_from is 'nowhere'"):
+        train.train(changed(config, init_from="nowhere"), run)
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate"])
