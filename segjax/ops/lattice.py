@@ -253,14 +253,23 @@ def _filter(reverse, lattice, values):
     table = table.at[lattice.vertex].add(
         sums, mode="promise_in_bounds", indices_are_sorted=True
     )
-    # Blur. Row M is zero and its own neighbour.
-    for axis in reversed(range(axes)) if reverse else range(axes):
-        down, up = lattice.neighbour[axis]
-        table = table + 0.5 * (keys.take(table, down) + keys.take(table, up))
+    # Blur. Row M is zero and its own neighbour. A loop, because XLA makes slower code
+    # for all the axes written out, on CPU five times.
+    def blur(table, neighbour):
+        down, up = neighbour
+        return table + 0.5 * (keys.take(table, down) + keys.take(table, up)), None
+
+    table, _ = lax.scan(blur, table, lattice.neighbour, reverse=reverse)
     # Slice. Going once along all axes leads back: alpha makes that self weight 1.
+    # A branch is also where fusion ends: what follows (a softmax) would have XLA write
+    # each of the d+1 terms to memory before they are added.
     alpha = 1 / (1 + 2.0 ** (1 - axes))
-    alpha = jnp.where(lattice.count > capacity, jnp.nan, alpha)
-    return _weighted(table, lattice.offset, alpha * lattice.weight)
+    return lax.cond(
+        lattice.count > capacity,
+        lambda table: jnp.full_like(values, jnp.nan),
+        lambda table: _weighted(table, lattice.offset, alpha * lattice.weight),
+        table,
+    )
 
 
 def _weighted(x, index, weight):

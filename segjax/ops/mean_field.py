@@ -209,46 +209,69 @@ def dense_crf(
     Raises:
       UserError: a bad field of `settings`.
     """
-    batch, _, _, classes = probabilities.shape
-    unary = unary_from_probabilities(probabilities).reshape(batch, -1, classes)
-    terms = kernels(images, settings, capacity, appearance)
-    q = mean_field(unary, terms, settings.iterations, settings.relaxation)
-    return q.reshape(probabilities.shape)
+    _, height, width, classes = probabilities.shape
+    smoothness = smoothness_kernel(height, width, settings, capacity[0])
+
+    def run(probabilities, images, appearance):
+        terms = smoothness + appearance_kernel(
+            images, settings, capacity[1], appearance
+        )
+        unary = unary_from_probabilities(probabilities)
+        unary = unary.reshape(len(images), -1, classes)
+        q = mean_field(unary, terms, settings.iterations, settings.relaxation)
+        return q.reshape(probabilities.shape)
+
+    arrays = probabilities, images, appearance
+    if len(images) == 1:
+        return run(*arrays)
+
+    # One after the other on CPU: what one image needs fits the cache, and each
+    # operation uses all cores anyway.
+    def one_by_one(*arrays):
+        alone = jax.tree.map(lambda x: x[:, None], arrays)
+        return jax.lax.map(lambda one: run(*one)[0], alone)
+
+    return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=run)
 
 
-def kernels(
+def smoothness_kernel(
+    height: int, width: int, settings: Settings, capacity: int = 0
+) -> list[Kernel]:
+    """The first pairwise term of :func:`dense_crf`, for any images; none at weight 0."""
+    if not _has(settings.smoothness_weight):
+        return []
+    sigma = settings.smoothness_sigma
+    if settings.smoothness_filter == "separable":
+        filter = filters.separable_filter(height, width, sigma)
+    elif settings.smoothness_filter == "lattice":
+        features = filters.smoothness_features(height, width, sigma)
+        filter = filters.lattice_filter(features, capacity)
+    else:
+        raise UserError(
+            f"smoothness_filter: unknown value {settings.smoothness_filter!r}, "
+            f"expected one of 'lattice', 'separable'"
+        )
+    filter = filters.normalize(filter, settings.normalization, 1, height * width)
+    return [Kernel(filter, settings.smoothness_weight)]
+
+
+def appearance_kernel(
     images: jax.Array,
     settings: Settings,
-    capacity: tuple[int, int] = (0, 0),
-    appearance: lattice.Sorted | None = None,
+    capacity: int = 0,
+    points: lattice.Sorted | None = None,
 ) -> list[Kernel]:
-    """The pairwise terms of :func:`dense_crf`, whose arguments these are."""
+    """The second pairwise term of :func:`dense_crf`; none at weight 0."""
+    if not _has(settings.appearance_weight):
+        return []
     batch, height, width, _ = images.shape
-    points = height * width
-    terms = []
-    if _has(settings.smoothness_weight):
-        sigma = settings.smoothness_sigma
-        if settings.smoothness_filter == "separable":
-            filter = filters.separable_filter(height, width, sigma)
-        elif settings.smoothness_filter == "lattice":
-            features = filters.smoothness_features(height, width, sigma)
-            filter = filters.lattice_filter(features, capacity[0])
-        else:
-            raise UserError(
-                f"smoothness_filter: unknown value {settings.smoothness_filter!r}, "
-                f"expected one of 'lattice', 'separable'"
-            )
-        filter = filters.normalize(filter, settings.normalization, 1, points)
-        terms.append(Kernel(filter, settings.smoothness_weight))
-    if _has(settings.appearance_weight):
-        if appearance is None:
-            appearance = filters.appearance_features(
-                images, settings.appearance_sigma_xy, settings.appearance_sigma_rgb
-            )
-        filter = filters.lattice_filter(appearance, capacity[1])
-        filter = filters.normalize(filter, settings.normalization, batch, points)
-        terms.append(Kernel(filter, settings.appearance_weight))
-    return terms
+    if points is None:
+        points = filters.appearance_features(
+            images, settings.appearance_sigma_xy, settings.appearance_sigma_rgb
+        )
+    filter = filters.lattice_filter(points, capacity)
+    filter = filters.normalize(filter, settings.normalization, batch, height * width)
+    return [Kernel(filter, settings.appearance_weight)]
 
 
 def _has(weight: float | jax.Array) -> bool:
