@@ -74,6 +74,7 @@ POD = struct(
             "name",
             name=LABEL,
             csi=struct("driver", driver=TEXT, volumeAttributes=TEXTS),
+            emptyDir=struct(medium={"enum": ["", "Memory"]}),
         )
     ),
 )

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,12 +112,15 @@ def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
     }
     assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpus"}
     assert container["command"] == WORKER
-    mounted = {
-        mount["mountPath"]: volume["csi"]["volumeAttributes"]["bucketName"]
-        for mount, volume in zip(container["volumeMounts"], pod["volumes"])
-        if mount["name"] == volume["name"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounted = {x["mountPath"]: volumes[x["name"]] for x in container["volumeMounts"]}
+    # Batches of worker processes would overflow the 64 MB that a container has.
+    assert mounted.pop("/dev/shm")["emptyDir"] == {"medium": "Memory"}
+    buckets = {
+        path: volume["csi"]["volumeAttributes"]["bucketName"]
+        for path, volume in mounted.items()
     }
-    assert mounted == {"/gcs/data": "data", "/gcs/bucket": "bucket"}
+    assert buckets == {"/gcs/data": "data", "/gcs/bucket": "bucket"}
     # Longest name of a pod: NAME-slice-SLICE-HOST-xxxxx, at most 63 characters.
     assert len(f"{jobset['metadata']['name']}-slice-1-3-xxxxx") <= 63
 
@@ -182,7 +186,8 @@ def test_topologies_that_nobody_sells_are_refused(topology):
 
 def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
     """Run with a gcloud that writes down how it was called."""
-    out = printed("--engine=tpu_vm", *JOB, "--zone=us-west4-a", "--spot")
+    options = ("--zone=us-west4-a", "--spot", "--job_name=a")
+    out = printed("--engine=tpu_vm", *JOB, *options)
     calls = tmp_path / "calls"
     tools = {
         "gcloud": f'printf "%s\\n" "$*" >> {calls}\n'
@@ -194,7 +199,7 @@ def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     script = tmp_path / "script.sh"
-    script.write_text(out.replace("pspnet-camvid-a", "a"))
+    script.write_text(out)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", script], env=env, capture_output=True, text=True, check=False
@@ -232,11 +237,12 @@ def test_sbatch_script_asks_for_gpus_and_for_time_to_save(
     out = printed(
         *("--engine=slurm", *CONFIG, *BATCHES, "--workdir", tmp_path, "--nodes=2"),
         *("--gpus_per_node=8", "--hours=12", "--sbatch=partition=gpu"),
+        "--sbatch=exclusive",
     )
     options = {line[8:] for line in out.splitlines() if line.startswith("#SBATCH ")}
     expected = {
         *("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=720"),
-        *("--signal=USR2@120", "--requeue", "--partition=gpu", "--open-mode=append"),
+        *("--signal=USR2@120", "--requeue", "--partition=gpu", "--exclusive"),
     }
     assert expected <= options
     assert f"srun --unbuffered --output {tmp_path}/slurm/%j_%t_log.out" in out
@@ -339,6 +345,13 @@ BAD = {
     ),
     "--engine gke needs --image": ("--engine=gke", *JOB),
     "--engine tpu_vm needs --zone": ("--engine=tpu_vm", *JOB),
+    "--slices 2: GKE joins slices of several hosts only; v5e:2x2 has one": (
+        *("--engine=gke", *CONFIG, *BUCKET, *BATCHES, "--image=x"),
+        *("--topology=v5e:2x2", "--slices=2"),
+    ),
+    "--job_name a; rm -r b: expected at most 40 small letters": (
+        *("--engine=tpu_vm", *JOB, "--zone=z", "--job_name=a; rm -r b"),
+    ),
     "--engine skypilot starts one slice": ("--engine=skypilot", *JOB),
     "needs --topology": ("--engine=gke", *CONFIG, *BUCKET),
     "kubectl not found": ("--engine=gke", *JOB, "--image=x"),
@@ -387,12 +400,28 @@ def test_worker_command_keeps_the_config_and_nothing_else():
     [
         ("configs/unet_camvid.py", "gs://b/Run_7", "unet-camvid-run-7"),
         ("configs/3d.py:x", "/runs/a", "run-3d-a"),
-        (f"configs/{'x' * 60}.py", "/a", "x" * 40),
+        (f"configs/{'x' * 60}.py", "/a", "x" * 33),
+        ("configs/réseau.py", "/a", "r-seau-a"),
+        ("網.py", "/網", "run"),
     ],
 )
 def test_names_are_labels_that_leave_room_for_those_of_pods(config, workdir, name):
-    assert job.name_of(config, workdir) == name
-    jsonschema.validate(name, launch_schemas.LABEL)
+    found = job.name_of(config, workdir)
+    assert re.fullmatch(rf"{name}-[0-9a-f]{{6}}", found)
+    job.check_name(found)
+    jsonschema.validate(found, launch_schemas.LABEL)
+
+
+def test_rows_of_a_sweep_have_names_of_their_own():
+    rows = ("gs://b/bins=1-f678fff8/seed0", "gs://b/bins=6-2827c0bb/seed0")
+    assert len({job.name_of("configs/sweeps/bins.py", row) for row in rows}) == 2
+    assert job.name_of("x.py", "gs://b/a/") == job.name_of("x.py", "gs://b/a")
+
+
+def test_training_says_its_versions_where_there_is_no_git(monkeypatch, tmp_path):
+    """As in the slim container images that docs/pods.md builds upon."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert common.versions()["git_commit"] == "not a git checkout"
 
 
 @pytest.mark.slow

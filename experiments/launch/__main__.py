@@ -28,7 +28,14 @@ from ml_collections import config_flags
 
 from experiments import cli, tpus
 from experiments.launch import gke, local, skypilot, slurm, tpu_vm
-from experiments.launch.job import Job, name_of, run_tool, to_yaml, worker_command
+from experiments.launch.job import (
+    Job,
+    check_name,
+    name_of,
+    run_tool,
+    to_yaml,
+    worker_command,
+)
 from segjax import config as config_lib
 from segjax import sharding
 from segjax.errors import UserError
@@ -53,6 +60,11 @@ def make_job(values: flags.FlagValues) -> Job:
     if on_tpu and not values.topology:
         raise UserError(f"--engine {values.engine} needs --topology, such as v5e:4x4")
     found = tpus.parse(values.topology) if on_tpu else None
+    if values.engine == "gke" and values.slices > 1 and found.hosts == 1:
+        raise UserError(
+            f"--slices {values.slices}: GKE joins slices of several hosts only; "
+            f"{values.topology} has one"
+        )
     devices = {
         "slurm": values.nodes * max(values.gpus_per_node, 1),
         "local": values.processes,
@@ -72,8 +84,10 @@ def make_job(values: flags.FlagValues) -> Job:
         raise UserError(
             f"--engine {values.engine} mounts no buckets; found gs://{buckets[0]}"
         )
+    name = values.job_name or name_of(cli.flag_value("config"), values.workdir)
+    check_name(name)
     return Job(
-        name=values.job_name or name_of(cli.flag_value("config"), values.workdir),
+        name=name,
         command=command,
         buckets=buckets,
         slice=found,
@@ -91,7 +105,9 @@ def launch(job: Job, values: flags.FlagValues) -> int:
             return 0
         return local.run(job, values.processes)
     if values.engine == "slurm":
-        extra = dict(option.partition("=")[::2] for option in values.sbatch)
+        # Some options of sbatch have no value, such as exclusive.
+        pairs = [option.partition("=") for option in values.sbatch]
+        extra = {key: value if equals else True for key, equals, value in pairs}
         folder = Path(values.workdir).expanduser().absolute() / "slurm"
         options = slurm.parameters(
             job, values.nodes, values.gpus_per_node, values.hours, extra
@@ -149,7 +165,7 @@ def define_flags(values: flags.FlagValues) -> None:
     integer("nodes", 1, "slurm: machines.", 1, **to)
     integer("gpus_per_node", 8, "slurm: GPUs of each machine.", 0, **to)
     flags.DEFINE_float("hours", 24, "slurm: time limit; then queued again.", 0.1, **to)
-    text = "slurm: further options, such as partition=gpu; repeatable."
+    text = "slurm: further options of sbatch, such as partition=gpu; repeatable."
     flags.DEFINE_multi_string("sbatch", [], text, **to)
     integer("processes", 1, "local: processes on this machine.", 1, **to)
     required = ["config", "workdir", "engine"]

@@ -81,12 +81,15 @@ def _pod(job: Job, image: str, service_account: str) -> dict:
         # Of the TPU runtime: between the hosts of a slice, and of its metrics.
         "ports": [{"containerPort": 8471}, {"containerPort": 8431}],
         "resources": {"limits": {"google.com/tpu": job.slice.chips_per_host}},
+        # Through it, worker processes hand over batches; 64 MB is the default.
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
     }
     spec = {
         "restartPolicy": "Never",  # demanded by podFailurePolicy
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "nodeSelector": _node_labels(job),
         "containers": [container],
+        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
     }
     pod = {"spec": spec}
     if service_account:
@@ -104,11 +107,11 @@ def _pod(job: Job, image: str, service_account: str) -> dict:
     if job.buckets:
         pod["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
         volumes = [f"bucket-{i}" for i in range(len(job.buckets))]
-        container["volumeMounts"] = [
+        container["volumeMounts"] += [
             {"name": volume, "mountPath": f"{MOUNTS}/{bucket}"}
             for volume, bucket in zip(volumes, job.buckets)
         ]
-        spec["volumes"] = [
+        spec["volumes"] += [
             {
                 "name": volume,
                 "csi": {

@@ -1,5 +1,6 @@
 """What every engine starts: one worker command, the same on every host."""
 
+import hashlib
 import re
 import shlex
 import shutil
@@ -14,13 +15,14 @@ import yaml
 from experiments import tpus
 from segjax.errors import UserError
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 MOUNTS = "/gcs"  # where the workers find their buckets: gs://B/x is /gcs/B/x
 # The exit codes of experiments.train after which starting again is useless: bad input,
 # and a loss that is not finite. All others are: 75, which it exits with after it was
 # stopped and has saved, and whatever a lost host or a lost connection ends with.
 FATAL = (2, 3)
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL: to finish a step and to save
+_NAME_LENGTH = 40  # names of pods add "-slice-0-15-xxxxx" and may have 63 characters
 _PASSED_ON = r"--?(compilation_cache|(?:no)?config(?:\.[^=]+)?)(?:=(.*))?"
 
 
@@ -95,14 +97,29 @@ def _inside(config: str) -> str:
 
 
 def name_of(config: str, workdir: str) -> str:
-    """A name for a run: of its config file, and of the last folder of its workdir."""
+    """A name for a run, the same whenever it is launched, and no other run's.
+
+    Of its config file, the last folder of its workdir, and a hash of the workdir: those
+    of the rows of a sweep all end with seed0.
+    """
     stem = Path(config.partition(":")[0]).stem
     text = f"{stem}-{Path(workdir).name}".lower()
     name = re.sub(r"[^a-z0-9]+", "-", text).strip("-")
-    if not name[0].isalpha():
-        name = f"run-{name}"
-    # Names of pods add "-slice-0-15-xxxxx" and may have 63 characters.
-    return name[:40].rstrip("-")
+    if not name[:1].isalpha():
+        name = f"run-{name}".rstrip("-")
+    code = hashlib.sha256(workdir.rstrip("/").encode()).hexdigest()[:6]
+    return f"{name[: _NAME_LENGTH - 7].rstrip('-')}-{code}"
+
+
+def check_name(name: str) -> None:
+    """Raises UserError unless a name fits what the engines name after it."""
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or (
+        len(name) > _NAME_LENGTH
+    ):
+        raise UserError(
+            f"--job_name {name}: expected at most {_NAME_LENGTH} small letters, digits "
+            "and dashes, a letter first and no dash last"
+        )
 
 
 def to_yaml(documents: Sequence[dict]) -> str:
