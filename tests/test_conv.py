@@ -138,15 +138,17 @@ def test_bfloat16(size):
 def test_other_devices_run_the_convolution(size, monkeypatch):
     x, kernel = random(1, 6, 7, MANY), random(size, size, MANY, MANY)
 
-    def text():
+    def text(platform):
         def loss(x, kernel):
             return jnp.square(conv.conv2d(x, kernel, padding=1)).sum()
 
-        return jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+        gradients = jax.jit(jax.grad(loss, (0, 1)))
+        program = jax.export.export(gradients, platforms=[platform])(x, kernel)
+        return program.mlir_module()
 
-    on_cpu = text()
+    on_cpu = text("cpu")
     monkeypatch.setattr(conv.jax, "default_backend", lambda: "tpu")
-    elsewhere = text()
+    elsewhere = text("tpu")
     assert "stablehlo.dot_general" in on_cpu
     assert "stablehlo.dot_general" not in elsewhere
     # Forward, and the gradients of both.
@@ -174,3 +176,17 @@ def test_conv_transpose_and_its_gradients(shape, size, stride, padding):
     actual = with_gradients(lambda *a: conv.conv_transpose(*a, *how), x, kernel)
     expected = naive_conv_transpose(x, kernel, *how)
     assert_close(actual, expected, 2e-6)
+
+
+@pytest.mark.parametrize(
+    "platform, convolutions", [("cpu", 0), ("cuda", 1), ("tpu", 1)]
+)
+def test_large_kernels_of_an_exported_program_take_the_form_of_its_platform(
+    platform, convolutions
+):
+    """Not that of the machine that exports, which has a CPU only."""
+    x = jax.ShapeDtypeStruct((1, 9, 9, 128), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((7, 7, 128, 128), jnp.float32)
+    run = jax.jit(lambda x, kernel: conv.conv2d(x, kernel, padding=3))
+    program = jax.export.export(run, platforms=[platform])(x, kernel)
+    assert program.mlir_module().count("stablehlo.convolution") == convolutions

@@ -133,22 +133,16 @@ def _kernel_gradient(
     return taps.swapaxes(2, 3) if once else taps
 
 
-def _on_cpu() -> bool:
-    """Whether the program that is being traced is for CPUs.
-
-    That is where this process computes, or the device of ``jax.default_device``: a
-    program may be compiled for devices that are elsewhere.
-    """
-    chosen = jax.config.jax_default_device  # a device, the name of a platform, or None
-    return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int
 ) -> jax.Array:
-    form = _by_rows if _on_cpu() and _is_large(kernel) else _native
-    return form(x, kernel, stride, padding, dilation)
+    how = dict(stride=stride, padding=padding, dilation=dilation)
+    native = functools.partial(_native, **how)
+    if not _is_large(kernel):
+        return native(x, kernel)
+    by_rows = functools.partial(_by_rows, **how)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_rows, default=native)
 
 
 def _is_large(kernel: jax.Array) -> bool:
@@ -157,6 +151,17 @@ def _is_large(kernel: jax.Array) -> bool:
 
 def _forward(x, kernel, *how):
     return _conv(x, kernel, *how), (x, kernel)
+
+
+def _on_cpu() -> bool:
+    """Whether the gradient that is being traced is for CPUs.
+
+    That is where this process computes, or the device of ``jax.default_device``: a
+    program may be compiled for devices that are elsewhere. Not platform_dependent,
+    which would trace both forms of the gradient of every convolution.
+    """
+    chosen = jax.config.jax_default_device  # a device, the name of a platform, or None
+    return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
 
 
 def _backward(stride, padding, dilation, saved, gradient):

@@ -237,7 +237,7 @@ def dense_crf(
 def smoothness_kernel(
     height: int, width: int, settings: Settings, capacity: int = 0
 ) -> list[Kernel]:
-    """The first pairwise term of :func:`dense_crf`, for any images; none at weight 0."""
+    """The first term of :func:`dense_crf`, for any images; none at weight 0."""
     if not _has(settings.smoothness_weight):
         return []
     sigma = settings.smoothness_sigma
@@ -261,7 +261,7 @@ def appearance_kernel(
     capacity: int = 0,
     points: lattice.Sorted | None = None,
 ) -> list[Kernel]:
-    """The second pairwise term of :func:`dense_crf`; none at weight 0."""
+    """The second term of :func:`dense_crf`; none at weight 0."""
     if not _has(settings.appearance_weight):
         return []
     batch, height, width, _ = images.shape
