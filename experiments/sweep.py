@@ -27,9 +27,7 @@ input.
 """
 
 import collections
-import inspect
 import os
-import runpy
 import sys
 import time
 from pathlib import Path
@@ -76,23 +74,7 @@ def sweep(
       slurm: parameters of submitit's SlurmExecutor.
       options: flags that experiments.train gets besides the config's.
     """
-    path, _, arg = config_file.partition(":")
-    module = runpy.run_path(path)
-    if "sweep" not in module:
-        raise UserError(f"--config {path} defines no sweep(); configs/sweeps/ has some")
-    given = [arg] if arg else []
-    file_values = sweep_rows.flat(module["get_config"](*given))
-    overrides = {
-        key: value
-        for key, value in sweep_rows.flat(config).items()
-        if value != file_values[key]
-    }
-    takes_arg = inspect.signature(module["sweep"]).parameters
-    chosen = [dict(row) for row in module["sweep"](*given if takes_arg else ())]
-    for key in overrides:
-        if any(key in row for row in chosen):
-            raise UserError(f"--config.{key}: the sweep chooses this field in its rows")
-    rows = sweep_rows.make_rows(config, chosen)
+    rows, overrides = sweep_rows.read(config_file, config)
     for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2):
         sweep_rows.check_row(row, data=engine != "print")
 
@@ -228,6 +210,7 @@ def _submit(workdir: Path, runs: dict[Path, Run], jobs: int, parameters: dict) -
             "job_name": workdir.name,
             "array_parallelism": jobs or len(left),
             "stderr_to_stdout": True,
+            "time": 24 * 60,  # minutes
             "signal_delay_s": 120,  # to save in, before the time is up
             **parameters,
         },
@@ -274,6 +257,11 @@ def _slurm_parameters(pairs: list[str]) -> dict:
 def main(argv) -> int:
     del argv
     values = flags.FLAGS
+    if "://" in values.workdir:
+        raise UserError(
+            f"--workdir {values.workdir}: expected a folder; docs/pods.md tells how "
+            "rows of a sweep write to buckets"
+        )
     cache = values["compilation_cache"]
     absl.logging.set_verbosity("fatal")
     # The devices belong to the runs; this process only looks at shapes.
@@ -308,9 +296,10 @@ if __name__ == "__main__":
     )
     flags.DEFINE_list(
         "slurm",
-        ["time=1440"],
+        [],
         "Parameters of the jobs, as submitit's SlurmExecutor has them: "
-        "time=600,partition=gpu,gpus_per_node=8,mem=64GB (time in minutes).",
+        "time=600,partition=gpu,gpus_per_node=8,mem=64GB (time in minutes; a day if "
+        "not given).",
     )
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

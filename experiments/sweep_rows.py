@@ -5,8 +5,10 @@ holds sweep.json, which describes its rows, and ROW/seedN, the workdirs of their
 """
 
 import hashlib
+import inspect
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,6 +49,38 @@ class State(NamedTuple):
 
 
 # Rows
+
+
+def read(config_file: str, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of a config file's sweep(), and the overrides that all of them have.
+
+    Args:
+      config_file: FILE or FILE:ARG.
+      config: of that file, with overrides for all rows.
+
+    Raises:
+      UserError: there is no sweep(), it fails, or it sets a field that is overridden;
+        or as ``make_rows``.
+    """
+    path, _, arg = config_file.partition(":")
+    module = runpy.run_path(path)
+    if "sweep" not in module:
+        raise UserError(f"--config {path} defines no sweep(); configs/sweeps/ has some")
+    given = [arg] if arg else []
+    file_values = flat(module["get_config"](*given))
+    overrides = {
+        key: value for key, value in flat(config).items() if value != file_values[key]
+    }
+    takes_arg = inspect.signature(module["sweep"]).parameters
+    try:
+        chosen = [dict(row) for row in module["sweep"](*given if takes_arg else ())]
+    except Exception as error:  # the file is code: anything
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--config {path}: sweep() raises {reason}") from error
+    for key in overrides:
+        if any(key in row for row in chosen):
+            raise UserError(f"--config.{key}: the sweep chooses this field in its rows")
+    return make_rows(config, chosen), overrides
 
 
 def make_rows(base: ConfigDict, overrides: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -112,6 +146,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _hash(values: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in values.items() if key not in _FREE}
+    if values["tile"]:  # trains the same, but is scored otherwise
+        kept["tile"] = values["tile"]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -267,12 +303,20 @@ def load(path: Path) -> dict:
 def runs_of(sweep: Mapping[str, Any], folder: Path) -> list[tuple[Row, int, Path]]:
     """Row, seed and workdir of each run of what ``load`` returns.
 
-    All rows have their first seed before any has its second: tables fill evenly.
+    All rows have their first seed before any has its second: tables fill evenly.  A row
+    that has run stays in its folder when its name changes, as it does when rows with
+    other fields are added to the sweep; its hash stays.
     """
+    folders = {}
+    for row in sweep["rows"]:
+        there = sorted(folder.glob(f"*-{row.hash}"))
+        named = folder / row.name
+        folders[row.hash] = named if named in there or not there else there[0]
     return [
-        (row, row.config.seed + i, folder / row.name / f"seed{row.config.seed + i}")
+        (row, seed, folders[row.hash] / f"seed{seed}")
         for i in range(sweep["seeds"])
         for row in sweep["rows"]
+        for seed in [row.config.seed + i]
     ]
 
 

@@ -57,7 +57,9 @@ def work(
         code = process.wait()
         _processes.clear()
         if first:
-            (folder / "exit.json").write_text(f"{code}\n")
+            part = folder / "exit.part"  # a kill leaves all of the file or nothing
+            part.write_text(f"{code}\n")
+            part.replace(folder / "exit.json")
     if first and code == STOPPED and "SLURM_JOB_ID" in env:
         # Preempted: training has saved by itself when it was asked to stop.
         job = submitit.JobEnvironment().job_id
@@ -81,12 +83,13 @@ work.checkpoint = _save_and_submit_again
 def lock(workdir: Path, wait: bool = True) -> Iterator[IO | None]:
     """Holds the lock of a run; yields its file, or None if another process holds it.
 
+    Without ``wait`` it is shared: several may look at once, none sees the others.
     Processes that inherit the file hold the lock, too: it is free when the training is
     over, whatever became of the process that had started it.
     """
-    with (workdir / "lock").open("a") as file:
+    with (workdir / "lock").open("a+") as file:  # some file systems want both
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return

@@ -119,6 +119,8 @@ def test_rows_are_named_by_what_differs_and_a_hash(base):
     assert rows[1].config.model.rates == (6, 12)
     assert rows[1].config.model.output_stride == 16
     assert all(re.fullmatch(r"[0-9a-f]{8}", row.hash) for row in rows)
+    tiled = sweep_rows.make_rows(base, [{}, {"tile": 256}])  # scored otherwise
+    assert tiled[0].hash != tiled[1].hash
     again = sweep_rows.make_rows(base, [{"model.rates": (6, 12)}, {"workers": 3}])
     assert again[1].hash == sweep_rows.make_rows(base, [{}])[0].hash
     assert again[0].hash not in {row.hash for row in rows}
@@ -134,6 +136,7 @@ def test_rows_are_named_by_what_differs_and_a_hash(base):
         ({"model": 6}, "row 2 .*config.model is a group of fields"),
         ({"batch_size": 4.0}, "row 2 .*config.batch_size is 4.0; expected int"),
         ({"workers": 5}, "rows 1 and 2 of sweep.. give the same config"),
+        ({"tile": 0}, "rows 1 and 2 of sweep.. give the same config"),
     ],
 )
 def test_bad_rows_are_refused_by_name(base, row, message):
@@ -302,6 +305,38 @@ def test_a_field_of_the_rows_cannot_be_overridden(config_file, tmp_path):
         sweep.sweep(path, config, tmp_path / "s", "print", 1, 1, {}, [])
 
 
+def test_rows_that_are_added_later_leave_the_others_finished(
+    stand_in, config_file, tmp_path, capfd
+):
+    """They change the names of all rows, but not the hashes."""
+    path, folder = Path(config_file((0.1, 0.2))), tmp_path / "sweep"
+    assert run_sweep(str(path), folder) == 0
+    more = '    yield {"optim.lr": 0.1, "optim.power": 0.5}\n'
+    path.write_text(path.read_text() + more)
+    assert run_sweep(str(path), folder) == 0
+    assert "3 runs, 2 of them finished before" in capfd.readouterr().err
+    found = sweep_rows.load(folder / "sweep.json")
+    runs = sweep_rows.runs_of(found, folder)
+    names = "lr=0.1,power=0.9", "lr=0.2,power=0.9", "lr=0.1,power=0.5"
+    assert tuple(sweep_rows.title(row) for row, *_ in runs) == names
+    assert [sweep_rows.state(run, 12).kind for *_, run in runs] == ["finished"] * 3
+    assert len(list(folder.glob("lr=*"))) == 3
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("    yield {}[1]", "sweep.. raises KeyError: 1"),
+        ("    yield 5", "sweep.. raises TypeError: 'int' object is not iterable"),
+    ],
+)
+def test_errors_of_a_sweep_are_told_in_one_line(config_file, tmp_path, body, message):
+    path = Path(config_file((0.1,)))
+    path.write_text(path.read_text().partition("    for rate")[0] + body)
+    with pytest.raises(UserError, match=f"--config {path}: {message}"):
+        run_sweep(str(path), tmp_path / "s", engine="print")
+
+
 def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path):
     """The lock belongs to the training, not to the job that had started it."""
     slow = [sys.executable, "-c", "import time; time.sleep(4)"]
@@ -371,6 +406,10 @@ def test_slurm_gets_one_array_of_what_is_left(
     script = (tmp_path / "script").read_text()
     for line in ("array=0-2%2", "partition=gpu", "signal=USR2@120", "time=60"):
         assert f"#SBATCH --{line}" in script
+    # Whatever else is chosen, jobs get more than submitit's five minutes.
+    again = tmp_path / "again"
+    assert run_sweep(config, again, engine="slurm", slurm={"partition": "gpu"}) == 0
+    assert "#SBATCH --time=1440\n" in (tmp_path / "script").read_text()
     out = capsys.readouterr().out
     assert re.search(rf"17_2  {folder}/lr=0.3-\w{{8}}/seed0", out)
     with pytest.raises(UserError, match="--engine=slurm: .*partitoin"):
@@ -395,25 +434,26 @@ def table(folder: Path) -> list[tuple]:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_gives_the_same_table(config_file, tmp_path):
-    """Real training: one row of two is hit in the middle, with all its processes."""
+def test_a_sweep_killed_twice_gives_the_same_table(config_file, tmp_path):
+    """Real training, hit in the first and in the second row, with all its processes."""
     config = config_file((0.01, 0.03))
     cache = tmp_path / "compiled"
     kill.finish(start_sweep(config, tmp_path / "whole", cache))
     killed = tmp_path / "killed"
-    process = start_sweep(config, killed, cache)
-    while process.poll() is None:
-        logged = [
-            p.read_text().count('"loss"') for p in killed.glob("*/*/metrics.jsonl")
-        ]
-        if sum(logged) >= 5:
-            break
-        time.sleep(0.05)
-    assert process.poll() is None, "it came to its end"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    kinds = [kind.kind for kind, _ in table(killed)]
-    assert "finished" not in kinds and "failed" not in kinds
+    for steps, kinds in (
+        (5, ["interrupted", "missing"]),
+        (12 + 4, ["finished", "interrupted"]),
+    ):
+        process = start_sweep(config, killed, cache)
+        while process.poll() is None:
+            logs = killed.glob("*/*/metrics.jsonl")
+            if sum(path.read_text().count('"loss"') for path in logs) >= steps:
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, "it came to its end"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert [state.kind for state, _ in table(killed)] == kinds
     kill.finish(start_sweep(config, killed, cache))
     assert table(killed) == table(tmp_path / "whole")
     for row in sweep_rows.load(killed / "sweep.json")["rows"]:
