@@ -20,11 +20,9 @@ For gpu:N nothing is compiled, unless this machine has N GPUs.  docs/plan.md sho
 Exit codes: 0 fits; 1 does not fit (any row); 2 bad input.
 """
 
-import inspect
 import json
 import math
 import re
-import runpy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +35,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, common, plan_text, summarize, tpus
+from experiments import cli, common, plan_text, sweep_rows, tpus
 from segjax import config as config_lib
 from segjax import hlo, models, sharding
 from segjax.errors import UserError
@@ -92,12 +90,17 @@ def target(topology: str, slices: int) -> Target:
     return Target(name, found.chips * slices, devices, found.kind["hbm"], found.kind)
 
 
-def network(config: ConfigDict) -> Network:
-    """Builds the model of a config, and counts; compiles and reads nothing."""
-    classes, channels = summarize.dataset(config, 0)
-    image = (*summarize.image_size(config, []), channels)
+def network(config: ConfigDict, chips: int) -> Network:
+    """Checks a config, builds its model, and counts; compiles and reads nothing.
+
+    Raises:
+      UserError: the config is wrong or does not split over the chips.
+    """
+    config_lib.check(config)
+    sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate, chips)
+    classes, image = sweep_rows.example(config)
     model = models.build(config, classes)
-    variables = tracing.abstract_variables(model, channels)
+    variables = tracing.abstract_variables(model, image[-1])
     traced = jax.make_jaxpr(tracing.train(model))(
         variables, tracing.image_struct(image), jax.random.key(0)
     )
@@ -214,16 +217,19 @@ def search_largest(
     return low, high
 
 
-def report(config: ConfigDict, to: Target, largest: bool = False) -> dict:
+def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) -> dict:
     """Plans a config for a target; all numbers are per chip and step.
 
+    Args:
+      config: to plan for.
+      net: ``network`` of it.
+      to: what it trains on.
+      largest: also searches the largest batch.
+
     Raises:
-      UserError: the config is wrong or does not split over the chips.
+      UserError: the compiler refuses for another reason than memory.
     """
-    config_lib.check(config)
     batch, accumulate = config.batch_size, config.accumulate
-    sharding.check_batch_size(batch, "batch_size", accumulate, to.chips)
-    net = network(config)
     per_chip = batch // to.chips
     height, width, channels = net.image
     found: dict[str, Any] = {
@@ -248,6 +254,8 @@ def report(config: ConfigDict, to: Target, largest: bool = False) -> dict:
         images = number * to.chips * accumulate
         cli.log(f"compiling for {to.name}, batch {images} ...")
         tried, compiled = compile_step(config, net, to.devices, images)
+        if to.available and not to.kind:  # the compiler for GPUs refuses nothing
+            tried["fits"] &= tried["needed_gib"] <= to.available
         fits = "fits" if tried["fits"] else "does not fit"
         cli.log(
             f"{fits}: {tried['needed_gib']:.2f} GiB, {tried['compile_seconds']:.0f} s"
@@ -276,7 +284,11 @@ def report(config: ConfigDict, to: Target, largest: bool = False) -> dict:
 def costs(compiled: Any, to: Target, model_flops: int) -> dict:
     """What a compiled step tells of itself, per chip."""
     text, cost = compiled.as_text(), compiled.cost_analysis()
-    found = {"xla_flops": cost["flops"], "collectives": hlo.collectives(text)}
+    found = {
+        "xla_flops": cost["flops"],
+        "loops": " while(" in text,
+        "collectives": hlo.collectives(text),
+    }
     by_layer = hlo.costs(text)
     cycles = sum(row.cycles for row in by_layer)
     if not (to.kind and cycles):
@@ -296,40 +308,48 @@ def costs(compiled: Any, to: Target, model_flops: int) -> dict:
     }
 
 
-def sweep_configs(config_file: str, config: ConfigDict) -> dict[str, ConfigDict]:
-    """The config of every row of a config file's ``sweep()``, by the row's name."""
-    from experiments import sweep_rows
+def plan_rows(
+    config_file: str, config: ConfigDict, to: Target, largest: bool = False
+) -> dict[str, dict]:
+    """``report`` of every row of a config file's ``sweep()``, by the row's name.
 
-    path, _, arg = config_file.partition(":")
-    sweep = runpy.run_path(path).get("sweep")
-    if sweep is None:
-        raise UserError(f"--sweep: {path} defines no sweep(); configs/sweeps/ has some")
-    arguments = [arg] if arg and inspect.signature(sweep).parameters else []
-    rows = sweep_rows.make_rows(config, sweep(*arguments))
-    return {sweep_rows.title(row): row.config for row in rows}
+    Raises:
+      UserError: a row is wrong, before any is compiled.
+    """
+    rows, _ = sweep_rows.read(config_file, config)
+    nets = []
+    for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2):
+        try:
+            nets.append(network(row.config, to.chips))
+        except UserError as error:
+            raise UserError(f"row {row.name}: {error}") from error
+    reports = {}
+    for row, net in zip(tqdm.tqdm(rows, "planning", unit="row"), nets):
+        try:
+            reports[row.name] = report(row.config, net, to, largest)
+        except UserError as error:  # the others may have taken hours
+            cli.log(f"error: row {row.name}: {error}")
+            reports[row.name] = {"fits": False, "error": str(error)}
+    return reports
 
 
 def main(argv) -> int:
     del argv
     absl.logging.set_verbosity("fatal")  # jax tells which devices are not there
     config = _CONFIG.value
+    path = Path(_JSON.value).expanduser()
+    if _JSON.value and not path.absolute().parent.is_dir():
+        raise UserError(f"--json {path}: {path.parent} is not a folder")
     to = target(_TOPOLOGY.value, _SLICES.value)
     if _SWEEP.value:
-        configs = sweep_configs(cli.flag_value("config"), config)
-    else:
-        configs = {"": config}
-    reports = {}
-    for name, row in tqdm.tqdm(configs.items(), "rows", disable=len(configs) == 1):
-        try:
-            reports[name] = report(row, to, _LARGEST.value)
-        except UserError as error:
-            raise UserError(f"row {name}: {error}" if name else str(error)) from error
-    if _SWEEP.value:
+        reports = plan_rows(cli.flag_value("config"), config, to, _LARGEST.value)
         print(plan_text.sweep_table(reports))
     else:
+        net = network(config, to.chips)
+        reports = {"": report(config, net, to, _LARGEST.value)}
         print("\n".join(plan_text.lines(reports[""])))
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(reports, indent=1) + "\n")
+        path.write_text(json.dumps(reports, indent=1) + "\n")
     return int(not all(found.get("fits", True) for found in reports.values()))
 
 

@@ -76,10 +76,14 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["fits"]:
         parts = found["memory_gib"].items()
         xla = found["xla_flops"]
+        once = ", loops once" if found["loops"] else ""
         rows += [
             ("memory", ", ".join(f"{key} {size:.3f}" for key, size in parts) + " GiB"),
             ("state", state),
-            ("FLOPs", f"{flops / 1e9:,.1f} G (3 x forward); XLA {xla / 1e9:,.1f} G"),
+            (
+                "FLOPs",
+                f"{flops / 1e9:,.1f} G (3 x forward); XLA {xla / 1e9:,.1f} G{once}",
+            ),
         ]
         for kind, (count, size) in found["collectives"].items():
             rows.append((kind, f"{count} times, {size / 1e6:,.1f} MB"))
@@ -121,6 +125,9 @@ def sweep_table(reports: Mapping[str, Mapping]) -> str:
     titles = "row fits GiB FLOPs estimate peak compiled"
     rows: tables.Rows = [tuple(titles.split())]
     for name, found in reports.items():
+        if "error" in found:
+            rows.append((name, "error", *["-"] * 5))
+            continue
         cells = ["-"] * 5
         if "fits" in found:
             cells[0] = "yes" if found["fits"] else "NO"

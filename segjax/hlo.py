@@ -25,7 +25,8 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_LOOP_SCOPES = ("while", "body", "closed_call")
+# Of loops, and of what is written in another way for every platform.
+_SCOPES = re.compile(r"while|body|closed_call|cond|branch_\d+_fun")
 
 
 class Cost(NamedTuple):
@@ -110,7 +111,7 @@ def layer_of(op_name: str) -> tuple[str, bool]:
         path = [
             name
             for name in parts[i + 1 :]
-            if re.fullmatch(r"[\w.\-]+", name) and name not in _LOOP_SCOPES
+            if re.fullmatch(r"[\w.\-]+", name) and not _SCOPES.fullmatch(name)
         ]
         inner = re.fullmatch(r"jit\((\w+)\)", parts[-1])
         unnamed = f"({inner[1] if inner else last})" if match[2] else "(loss)"

@@ -1,6 +1,7 @@
 """Plans: HLO written by hand, numbers counted by hand, and the compiler of TPUs."""
 
 import math
+import runpy
 
 import jax
 import pytest
@@ -72,6 +73,7 @@ def test_bytes_of_collectives():
         ("jit(step)/jvp(UNet)/enc0_conv1/conv_general_dilated", ("enc0_conv1", False)),
         ("jit(step)/transpose(jvp(PSPNet))/a/b/mul", ("a/b", True)),
         ("jit(step)/transpose(jvp(N))/c/while/body/closed_call/add", ("c", True)),
+        ("jit(step)/transpose(jvp(N))/c/cond/branch_0_fun/mul", ("c", True)),
         ("jit(step)/jvp(UNet)/head/nhwi,io->nhwo/dot_general", ("head", False)),
         ("jit(step)/jvp(UNet)/jit(relu)/max", ("(relu)", False)),
         ("jit(step)/transpose(jvp(UNet))/concatenate", ("(concatenate)", True)),
@@ -155,9 +157,13 @@ def tiny(**overrides):
     )
 
 
+def planned(config, to):
+    return plan.report(config, plan.network(config, to.chips), to)
+
+
 def test_report_for_the_devices_of_this_machine():
     to = plan.Target("cpu:4", 4, jax.devices()[:4], 0.0, {})
-    found = plan.report(tiny(), to)
+    found = planned(tiny(), to)
     assert found["fits"] and found["batch_per_chip"] == 2
     # 3x3 of 3 to 4 and of 4 to 4 with scale and bias of each, 1x1 to 9 classes.
     parameters = 9 * 3 * 4 + 9 * 4 * 4 + 4 * 4 + 4 * 9 + 9
@@ -174,10 +180,12 @@ def test_report_for_the_devices_of_this_machine():
     macs = 16 * 16 * (9 * 3 * 4 + 9 * 4 * 4 + 4 * 9)
     assert found["model_flops"] == 3 * 2 * macs * 2
     assert "fits           yes" in plan_text.lines(found)[1]
+    # CPUs loop over the taps of some gradients.
+    assert ", loops once" in plan_text.lines(found)[4]
 
 
 def test_report_without_a_compiler_is_analytic_and_says_so():
-    found = plan.report(tiny(), plan.Target("gpu:8", 8, None, 0, {}))
+    found = planned(tiny(), plan.Target("gpu:8", 8, None, 0, {}))
     text = "\n".join(plan_text.lines(found))
     assert "analytic only" in text and "fits" not in found
 
@@ -185,7 +193,58 @@ def test_report_without_a_compiler_is_analytic_and_says_so():
 def test_batch_must_split_over_the_chips():
     to = plan.Target("v5e:4x4", 16, None, 0, {})
     with pytest.raises(UserError, match="config.batch_size=8 .* 16 devices"):
-        plan.report(tiny(), to)
+        planned(tiny(), to)
+
+
+def test_gpu_that_is_too_small_is_told_although_its_compiler_refuses_nothing(
+    monkeypatch,
+):
+    tried = {"fits": True, "needed_gib": 40.0, "compile_seconds": 1.0}
+    monkeypatch.setattr(plan, "compile_step", lambda *_: (dict(tried), None))
+    for gib, fits in ((16.0, False), (80.0, True)):
+        found = planned(tiny(), plan.Target("gpu:4", 4, jax.devices()[:4], gib, {}))
+        assert found["fits"] == fits
+
+
+ROWS = """
+from segjax.config import make
+def get_config():
+    return make(model={"padding": "same", "norm": "batch", "widths": (4,)},
+                data={"scenes_size": (16, 16)}, batch_size=4)
+def sweep():
+    for size in SIZES:
+        yield {"batch_size": size}
+"""
+
+
+def test_rows_are_all_checked_before_one_compiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "compile_step", lambda *_: pytest.fail("compiled"))
+    to = plan.Target("cpu:2", 2, jax.devices()[:2], 0.0, {})
+    path = tmp_path / "sweep.py"
+    path.write_text(ROWS.replace("SIZES", "(4, 3)"))
+    base = runpy.run_path(str(path))["get_config"]()
+    with pytest.raises(UserError, match="row batch_size=3-.*over 2 devices"):
+        plan.plan_rows(str(path), base, to)
+
+
+def test_a_row_that_cannot_compile_leaves_the_others_in_the_table(
+    tmp_path, monkeypatch, capsys
+):
+    def compile_step(config, net, devices, batch):
+        if batch == 4:
+            raise UserError("cannot compile: INTERNAL")
+        return {"fits": False, "needed_gib": 9.0, "compile_seconds": 1.0}, None
+
+    monkeypatch.setattr(plan, "compile_step", compile_step)
+    to = plan.Target("cpu:2", 2, jax.devices()[:2], 0.0, {})
+    path = tmp_path / "sweep.py"
+    path.write_text(ROWS.replace("SIZES", "(4, 8)"))
+    base = runpy.run_path(str(path))["get_config"]()
+    table = plan_text.sweep_table(plan.plan_rows(str(path), base, to))
+    _, broken, other = table.splitlines()
+    assert broken.startswith("batch_size=4-") and " error " in broken
+    assert other.startswith("batch_size=8-") and " NO " in other
+    assert "error: row batch_size=4-" in capsys.readouterr().err
 
 
 def test_missing_compiler_says_how_to_get_it(monkeypatch):
@@ -211,7 +270,7 @@ def v5e():
 def test_tpu_step_has_cycles_by_paper_layer_and_nothing_made_for_cpus(v5e):
     config = tiny()
     config.model.widths = (16,)
-    net = plan.network(config)
+    net = plan.network(config, v5e.chips)
     found, compiled = plan.compile_step(config, net, v5e.devices, 8)
     assert found["fits"] and found["needed_gib"] < 0.1
     # On CPUs, the gradient of a kernel of 16 channels is a loop over its taps.
@@ -229,7 +288,7 @@ def test_tpu_batch_too_large_for_the_chip_is_caught(v5e):
     # Per chip 2^21 maps of 16x16x4 in float32: 8 GiB each. (The compiler sees at once
     # that 15.75 GiB cannot do; it thinks long about batches that nearly fit.)
     config.batch_size = 4 << 21
-    found = plan.report(config, v5e)
+    found = planned(config, v5e)
     assert not found["fits"]
     assert found["needed_gib"] > found["available_gib"] == v5e.available
     assert "fits           NO" in plan_text.lines(found)[1]
