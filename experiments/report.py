@@ -28,7 +28,15 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import cli, report_page, report_rows, sweep_rows, sweep_worker, tables
+from experiments import (
+    cli,
+    common,
+    report_page,
+    report_rows,
+    sweep_rows,
+    sweep_worker,
+    tables,
+)
 from experiments.report_rows import Result, Run
 from segjax.data import datasets
 from segjax.errors import UserError
@@ -173,12 +181,18 @@ def _field_text(field: Field) -> str:
     return "-" if math.isnan(field[0]) else tables.field_text(field)
 
 
+def _mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
+    """Mean and sample standard deviation of what is known; NaN: of too few values."""
+    known = values[~np.isnan(values)]
+    mean = np.mean(known) if len(known) else math.nan
+    return float(mean), float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
+
 def _mean_text(percent: np.ndarray) -> str:
     """ "81.7 ± 0.4"; one value has no deviation."""
-    if not len(percent) or np.isnan(percent).all():
-        return "-"
-    text = f"{np.nanmean(percent):.1f}"
-    return text if len(percent) < 2 else f"{text} ± {np.nanstd(percent, ddof=1):.1f}"
+    mean, deviation = _mean_and_deviation(percent)
+    text = _number(mean, "{:.1f}")
+    return text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
 
 
 def _problems(results: list[Result]) -> list[str]:
@@ -204,7 +218,8 @@ def _facts(sweep: dict, results: list[Result]) -> str:
     return (
         f"{sweep['config_file']}: {len(results)} rows x {sweep['seeds']} seeds, "
         f"{config.model_name} on {config.data.name}, examples of {height}x{width}, "
-        f"scores on {config.data.eval_split}"
+        f"scores on {config.data.eval_split}: mean ± sample standard deviation over "
+        "seeds"
     )
 
 
@@ -237,11 +252,9 @@ def _csv(results: list[Result], scores: list[Score]) -> str:
         cells += [len(result.finished), len(runs)]
         for score in scores:
             values = result.scores(score.of)
-            cells += [
-                np.mean(values) if len(values) else "",
-                np.std(values, ddof=1) if len(values) > 1 else "",
-                " ".join(map(str, values)),
-            ]
+            known = _mean_and_deviation(values)
+            cells += ["" if math.isnan(value) else value for value in known]
+            cells.append(" ".join(map(str, values)))
         cells += [numbers.parameters, numbers.flops, numbers.stride, *numbers.field]
         cells += [numbers.seen, numbers.image[0], result.erf]
         for key in ("peak_bytes", "train_rate", "eval_rate", "compile_seconds"):
@@ -272,7 +285,7 @@ def main(argv) -> int:
         output = Path(values.output).expanduser() if values.output else folder
         if len(folders) > 1 and values.output:
             output /= folder.name
-        output.mkdir(parents=True, exist_ok=True)
+        common.make_folder(output)
         complete.append(report(folder, output, values.classes, values.pair, values.erf))
     return 0 if all(complete) else 1
 

@@ -103,8 +103,19 @@ def test_scores_are_means_and_deviations_over_the_seeds(reported):
     assert [other["mIoU_mean"] for other in others] == ["", ""]
 
 
+def test_deviations_are_of_what_is_known():
+    """Sample deviation of 1 and 3: sqrt(((1 - 2)^2 + (3 - 2)^2) / 1)."""
+    text = report._mean_text
+    assert text(np.array([1.0, 3.0])) == "2.0 ± 1.4"
+    # A class that is neither there nor predicted has no IoU.
+    assert text(np.array([1.0, math.nan, 3.0])) == "2.0 ± 1.4"
+    assert text(np.array([1.0, math.nan])) == "1.0"
+    assert text(np.array([math.nan])) == text(np.array([])) == "-"
+
+
 def test_the_table_has_every_row_and_says_what_became_of_it(reported, capsys):
     text = (reported / "report.md").read_text()
+    assert "mean ± sample standard deviation over seeds" in text.splitlines()[0]
     head, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
     titles = [cell.strip() for cell in head.strip("|").split("|")]
     cells = [dict(zip(titles, re.split(r" *\| *", row.strip("| ")))) for row in rows]
