@@ -98,7 +98,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             (
                 "bounds",
                 f"peak FLOPs {found['flops_seconds'] * 1e3:,.1f} ms, memory traffic "
-                f"of all operations {found['memory_seconds'] * 1e3:,.1f} ms",
+                f"of all operations{once} {found['memory_seconds'] * 1e3:,.1f} ms",
             ),
         ]
     rows.append(("compiled in", f"{found['compile_seconds']:.0f} s"))

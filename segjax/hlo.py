@@ -138,7 +138,8 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Of each kind of collective that runs: how often, and the bytes of its results.
 
     Per device and run of the program; how often the bytes pass a link depends on the
-    algorithm.
+    algorithm.  What a device sends to other TPU slices, through its host, is under
+    "between slices".
     """
     found: dict[str, tuple[int, int]] = {}
     for times, line in _executed(*_computations(text)):
@@ -146,7 +147,9 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         if not match:
             continue
         kind = match[2].removesuffix("-start")
-        if kind not in COLLECTIVES:
+        if kind == "send" and "megascale" in line:
+            kind = "between slices"
+        elif kind not in COLLECTIVES:
             continue
         arrays = [
             _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, sides.split(","))))
@@ -154,6 +157,8 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         ]
         if match[2].endswith("-start") and kind != "all-reduce":
             arrays = arrays[1:2]  # (operand, result, ...)
+        elif match[2] == "send":
+            arrays = arrays[:1]  # (what is sent, its number, a token)
         count, size = found.get(kind, (0, 0))
         found[kind] = count + times, size + times * sum(arrays)
     return found

@@ -15,8 +15,8 @@ from segjax.models.summary import Layer
 GIB = 2**30
 
 # A fusion named after its last operation, which holds a convolution; one without, of a
-# batch normalisation; a loop of 9 turns with a fusion of 10 cycles; and collectives of
-# 4 * 8 + 4 * 16, 9 * 2 * 32 and 4 * 64 bytes.
+# batch normalisation; a loop of 9 turns with a fusion of 10 cycles; collectives of
+# 4 * 8 + 4 * 16, 9 * 2 * 32 and 4 * 64 bytes; and 4 * 9 * 128 bytes to another slice.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
 
@@ -45,6 +45,8 @@ ENTRY %main (x: bf16[8]) -> bf16[8] {
   %relu = bf16[8]{0:T(256)(128)(2,1)S(1)} fusion(%x), kind=kOutput, calls=%fused.1, metadata={op_name="jit(step)/jvp(Net)/jit(relu)/max"}, backend_config={"estimated_cycles":"200"}
   %norm = bf16[8]{0} fusion(%relu), kind=kLoop, calls=%fused.3, metadata={op_name="jit(step)/jvp(Net)/jit(relu)/max"}, backend_config={"estimated_cycles":"20"}
   %sums = (f32[8]{0:T(128)}, f32[4,4]{1,0}) all-reduce(%x, %y), to_apply=%add
+  %sent = (f32[9,1,128]{2,1,0:T(1,128)}, u32[], token[]) send(%sums, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %logged = (f32[8]{0}, u32[], token[]) send(%x, %token), channel_id=4, is_host_transfer=true
   %start = (f32[16]{0}, f32[64]{0}, u32[]) all-gather-start(%x), dimensions={0}
   %loop = (s32[], bf16[8]) while(%tuple), condition=%condition, body=%body
   ROOT %update = bf16[8]{0} add(%x, %x), metadata={op_name="jit(step)/add"}, backend_config={"estimated_cycles":"5"}
@@ -64,6 +66,7 @@ def test_bytes_of_collectives():
     assert hlo.collectives(PROGRAM) == {
         "all-reduce": (1, 4 * 8 + 4 * 16),
         "all-gather": (1 + 9, 4 * 64 + 9 * 2 * 32),
+        "between slices": (1, 4 * 9 * 128),
     }
 
 
