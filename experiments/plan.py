@@ -4,7 +4,7 @@
     python -m experiments.plan --config configs/fcn8s_camvid.py --topology v4:2x2x1 \\
         --config.batch_size=32 --largest_batch
     python -m experiments.plan --config configs/sweeps/rates.py --topology v5e:4x4 \\
-        --sweep
+        --config.batch_size=16 --sweep
     python -m experiments.plan --config configs/unet_camvid.py --topology gpu:8
 
 The step is the one that experiments.train runs, with its shapes, shardings and donated
@@ -17,7 +17,7 @@ layers; layers whose channels pad badly to the 128 lanes.  No data are read.
 takes minutes for a full-size network.  --sweep does all rows of the config's sweep().
 For gpu:N nothing is compiled, unless this machine has N GPUs.  docs/plan.md shows some.
 
-Exit codes: 0 fits; 1 does not fit (any row); 2 bad input.
+Exit codes: 0 fits; 1 does not fit, or a row cannot compile; 2 bad input.
 """
 
 import json
@@ -82,6 +82,8 @@ def target(topology: str, slices: int) -> Target:
             return Target(topology, count, None, 0, {})
         limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
         return Target(topology, count, devices[:count], limit / GIB, {})
+    if topology.startswith("gpu"):
+        raise UserError(f"--topology={topology}: expected gpu:N, such as gpu:8")
     found = tpus.parse(topology)
     # Where libtpu is installed, jax would look for TPUs of this machine, too.
     jax.config.update("jax_platforms", "cpu")

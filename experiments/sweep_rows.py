@@ -197,12 +197,14 @@ def check_row(row: Row, data: bool) -> None:
     """Builds the model of a row and traces its training step; computes nothing.
 
     Args:
-      data: also opens the data, as the run will.
+      data: also looks for the data and for init_from, as the run will.
 
     Raises:
       UserError: names the row and what is wrong with it.
     """
-    config = row.config
+    config = row.config.copy_and_resolve_references()
+    if not data:
+        config.init_from = ""
     try:
         config_lib.check(config)
         if data:

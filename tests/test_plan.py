@@ -193,6 +193,12 @@ def test_report_without_a_compiler_is_analytic_and_says_so():
     assert "analytic only" in text and "fits" not in found
 
 
+@pytest.mark.parametrize("topology", ["gpu", "gpu:0", "gpu:4x4"])
+def test_gpus_are_a_number(topology):
+    with pytest.raises(UserError, match=f"--topology={topology}: expected gpu:N"):
+        plan.target(topology, 1)
+
+
 def test_batch_must_split_over_the_chips():
     to = plan.Target("v5e:4x4", 16, None, 0, {})
     with pytest.raises(UserError, match="config.batch_size=8 .* 16 devices"):

@@ -297,6 +297,18 @@ def test_print_shows_the_commands_and_writes_nothing(config_file, tmp_path, caps
     )
 
 
+def test_printed_commands_may_start_from_what_only_the_workers_have(
+    config_file, tmp_path, capsys
+):
+    path = config_file((0.1, 0.2))
+    config = runpy.run_path(path)["get_config"]()
+    config.init_from = "gs://bucket/vgg16.safetensors"
+    assert sweep.sweep(path, config, tmp_path / "s", "print", 1, 1, {}, []) == 0
+    assert "--config.init_from=gs://bucket/vgg16.saf" in capsys.readouterr().out
+    with pytest.raises(UserError, match="config.init_from is 'gs:"):
+        sweep.sweep(path, config, tmp_path / "s", "local", 1, 1, {}, [])
+
+
 def test_a_field_of_the_rows_cannot_be_overridden(config_file, tmp_path):
     path = config_file((0.1, 0.2))
     config = runpy.run_path(path)["get_config"]()
