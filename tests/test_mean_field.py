@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import tpus
 from segjax.errors import UserError
 from segjax.ops import filters, lattice
 from segjax.ops import mean_field as crf
@@ -389,6 +390,20 @@ def test_images():
         error = np.abs(q[b].reshape(-1, K) - exact)
         # The lattice is an approximation; a pixel between two labels may fall over.
         assert error.mean() < 0.03 and np.median(error) < 0.003
+
+
+@pytest.mark.slow
+def test_compiles_for_tpus():
+    """With their compiler (pip install 'jax[tpu]'), no TPU needed; about a minute."""
+    pytest.importorskip("libtpu")
+    device, *_ = tpus.compile_only_devices(tpus.parse("v5e:2x2"), 1)
+    place = jax.sharding.SingleDeviceSharding(device)
+    shapes = ((2, 24, 32, K), np.float32), ((2, 24, 32, 3), np.uint8)
+    run = jax.jit(lambda p, x: crf.dense_crf(p, x, crf.Settings(), (512, 1024)))
+    arrays = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
+    compiled = run.lower(*arrays).compile()
+    assert compiled.memory_analysis().output_size_in_bytes >= 2 * 24 * 32 * K * 4
+    assert "callback" not in compiled.as_text()
 
 
 def test_capacity():
