@@ -214,6 +214,7 @@ def search_largest(
         if high and i > 1:
             guess = (low + high) // 2
         elif guess <= low:  # memory is not linear: the compiler saves it in need
+            step = max(step, low // 16) if used >= available else step
             guess, step = low + step, 4 * step
         number = min(max(guess, low + 1), high - 1 if high else 32 * number)
     return low, high
@@ -258,6 +259,9 @@ def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) 
         tried, compiled = compile_step(config, net, to.devices, images)
         if to.available and not to.kind:  # the compiler for GPUs refuses nothing
             tried["fits"] &= tried["needed_gib"] <= to.available
+        elif to.kind and tried["fits"]:
+            # Where memory is tight, the parts are not all there at once.
+            tried["needed_gib"] = min(tried["needed_gib"], to.available)
         fits = "fits" if tried["fits"] else "does not fit"
         cli.log(
             f"{fits}: {tried['needed_gib']:.2f} GiB, {tried['compile_seconds']:.0f} s"
