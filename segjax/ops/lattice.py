@@ -253,6 +253,7 @@ def _filter(reverse, lattice, values):
     table = table.at[lattice.vertex].add(
         sums, mode="promise_in_bounds", indices_are_sorted=True
     )
+
     # Blur. Row M is zero and its own neighbour. A loop, because XLA makes slower code
     # for all the axes written out, on CPU five times.
     def blur(table, neighbour):
