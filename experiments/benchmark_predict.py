@@ -58,7 +58,8 @@ def benchmark(
         for file in files:
             image = image_files.decode_image(file, model.info.channels)
             label = np.asarray(alone(model.variables, image[None]))[0]
-            prediction_files.write(results, names[file], file, image, label)
+            version = prediction_files.version_of(file)
+            prediction_files.write(results, names[file], file, image, label, version)
 
     def answer(shape: tuple[int, ...]) -> Callable:
         return lambda images: {"labels": np.zeros(shape, np.uint8)}
@@ -114,6 +115,10 @@ def main(argv) -> None:
     values = flags.FLAGS
     method = method_flags.method(values.config)
     files = image_files.list_images(argv[1:])
+    if not files:
+        raise UserError("no images given: name files, folders, globs or @lists")
+    if "probabilities" in values.outputs:
+        raise UserError("--outputs: probabilities are not measured; name the others")
     cli.start()
     model = inference.load(
         values.workdir,
@@ -122,6 +127,7 @@ def main(argv) -> None:
         config=values.config,
         method=method,
     )
+    prediction_files.check_outputs(values.outputs, len(model.info.classes))
     found = benchmark(
         model,
         files,

@@ -81,6 +81,8 @@ def predict(
                 {"step": step, "weights": trained.fingerprint(variables)}
                 for step, variables in zip(model.steps, model.variables)
             ],
+            # Overrides of it change predictions, too.
+            "model": [config.model_name, config.model.to_dict()],
             "method": model.method._asdict(),
             "crf": settings._asdict() if settings else None,
             "padding": padding,
@@ -101,12 +103,14 @@ def predict(
                 failures[file] = str(error)
     large = [file for file, (h, w) in sizes.items() if h * w > max_pixels]
     small = [file for file, (h, w) in sizes.items() if h * w <= max_pixels]
+    done_sizes = [results.done[names[file]]["size"] for file in files if file in done]
     plan = buckets.plan(
         [sizes[file] for file in small],
         model.batch,
         padding,
         model.mesh.size,
         max_pixels,
+        [(h, w) for h, w in done_sizes if h * w <= max_pixels],
     )
 
     def failed(file: str, error: UserError) -> None:
@@ -128,13 +132,14 @@ def predict(
             bar.update,
         )
         for file in large:
+            version = prediction_files.version_of(file)
             try:
                 size, read = _open_large(model, file, sizes[file], bool(settings))
             except UserError as error:
                 failed(file, error)
             else:
                 prediction_run.predict_large(
-                    model, results, names[file], file, read, size, max_pixels
+                    model, results, names[file], file, version, read, size, max_pixels
                 )
             bar.update()
     seconds, compiled = time.perf_counter() - began, compilation.count() - compiled
@@ -161,7 +166,9 @@ def predict(
             "programs": ours,
             "crf" if settings else "after_warm_up": compiled - ours,
         },
-        "classes": _shares(results, [names[file] for file in files]),
+        "classes": _shares(
+            results, [names[file] for file in files if file not in failures]
+        ),
         "versions": common.versions(),
     }
     name = "summary.json" if process[0] == 0 else f"summary_{process[0]}.json"

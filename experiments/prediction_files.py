@@ -28,6 +28,9 @@ SUFFIXES = {
     "probabilities": ".npz",
 }
 
+JPEG_SIDE = 65_500
+"""Longer ones cannot be written."""
+
 
 class Results(NamedTuple):
     """An output folder, opened."""
@@ -97,6 +100,9 @@ def open_results(
         with image_files.complete_file(path) as partial:
             partial.write_text(json.dumps(settings, indent=1) + "\n")
     done = {}
+    if logs.get(log.name) and not log.read_bytes().endswith(b"\n"):
+        with open(log, "a") as file:  # or the next line would be lost with this one
+            file.write("\n")
     for file in logs.values():
         for line in file.read_text().splitlines():
             with contextlib.suppress(ValueError):  # a line cut short by a kill
@@ -120,18 +126,21 @@ def output_names(files: Sequence[str]) -> dict[str, str]:
     """A name for the results of each file: its stem, or its path where stems repeat.
 
     ``a/1.jpg`` and ``b/1.jpg`` become ``a_1`` and ``b_1``; ``1.jpg`` and ``1.png``
-    become ``1_jpg`` and ``1_png``.
+    become ``1_jpg`` and ``1_png``.  ``A`` and ``a`` are one name on some disks, so
+    they count as repeated unless they are beside each other.
     """
     parts = {file: Path(file).absolute().parts for file in files}
-    for count in range(1, max(map(len, parts.values()), default=1) + 1):
-        for keep_suffix in (False, True):
-            names = {}
-            for file, path in parts.items():
-                name = "_".join(path[-count:]).strip("/")
-                stem = name.removesuffix(Path(file).suffix)
-                names[file] = name.replace(".", "_") if keep_suffix else stem
-            if len(set(names.values())) == len(files):
-                return names
+    most = max(map(len, parts.values()), default=1)
+    for same in (str.casefold, str):
+        for count in range(1, most + 1):
+            for keep_suffix in (False, True):
+                names = {}
+                for file, path in parts.items():
+                    name = "_".join(path[-count:]).strip("/")
+                    stem = name.removesuffix(Path(file).suffix)
+                    names[file] = name.replace(".", "_") if keep_suffix else stem
+                if len(set(map(same, names.values()))) == len(files):
+                    return names
     raise UserError("two images would get one name: give them different --output")
 
 
@@ -152,10 +161,10 @@ def is_done(results: Results, name: str, file: str) -> bool:
             f"{paths[exist.index(True)]} is of {record['file']}, not of {source}: name "
             "both in one command, choose another --output, or --overwrite"
         )
-    return all(exist) and record["version"] == _version(file)
+    return all(exist) and record["version"] == version_of(file)
 
 
-def _version(file: str) -> list[int]:
+def version_of(file: str) -> list[int]:
     """Size and time of change; a missing file has none."""
     try:
         status = Path(file).stat()
@@ -174,6 +183,7 @@ def write(
     file: str,
     image: np.ndarray,
     label: np.ndarray,
+    version: list[int],
     probabilities: np.ndarray | None = None,
     step: int = 1,
 ) -> None:
@@ -185,6 +195,7 @@ def write(
       file: it comes from.
       image: every ``step``-th of its pixels, for the overlay; uint8 [h, w, C].
       label: integers [H, W].
+      version: of the file, from before it was read: see ``version_of``.
       probabilities: float16 [H, W, K]; None if they are written already.
       step: by which overlays are reduced.
 
@@ -202,6 +213,8 @@ def write(
             elif output == "overlays":
                 reduced = np.asarray(label[::step, ::step])
                 picture = viz.overlay(image, reduced, palette)
+                every = -(-max(picture.shape) // JPEG_SIDE)
+                picture = picture[::every, ::every]
                 data = cv2.imencode(".jpg", picture[..., ::-1])[1]
                 with image_files.complete_file(target) as partial:
                     partial.write_bytes(data)
@@ -213,7 +226,7 @@ def write(
         record = {
             "name": name,
             "file": str(Path(file).absolute()),
-            "version": _version(file),
+            "version": version,
             "size": list(label.shape),
             "pixels": pixels.tolist(),
         }
@@ -222,8 +235,8 @@ def write(
         results.done[name] = record
     except OSError as error:
         raise UserError(
-            f"cannot write {target}: {error.strerror}; predictions before it are "
-            "complete: free some space and start the same command again"
+            f"cannot write {target}: {error.strerror or error}; predictions before it "
+            "are complete: free some space and start the same command again"
         ) from error
 
 

@@ -57,19 +57,28 @@ def predict_batches(
     """
     kinds = ["labels"] + ["probabilities"] * ("probabilities" in results.outputs)
     launched, writes = collections.deque(), collections.deque()
-    waited = 0.0
+    waited, versions = 0.0, {}
 
-    def decode(file: str) -> np.ndarray | UserError:
+    def decode(file: str, frame: tuple[int, int]) -> np.ndarray | UserError:
+        versions[file] = prediction_files.version_of(file)
         try:
-            return image_files.decode_image(file, model.info.channels)
+            image = image_files.decode_image(file, model.info.channels)
         except UserError as error:
             return error
+        size = image.shape[:2]
+        if size[0] > frame[0] or size[1] > frame[1]:
+            return UserError(
+                f"{file}: holds {size[0]}x{size[1]} pixels, its header said less: it "
+                "is damaged or has changed meanwhile; replace or remove it"
+            )
+        return image
 
     def decoded() -> Iterator[tuple]:
         for bucket, program in zip(plan, programs):
             for indices in bucket.batches:
                 batch = [files[i] for i in indices]
-                yield bucket, program, batch, [pool.submit(decode, f) for f in batch]
+                futures = [pool.submit(decode, file, bucket.frame) for file in batch]
+                yield bucket, program, batch, futures
 
     def collect() -> None:
         """Waits for a batch from the devices and hands it to the writers."""
@@ -80,7 +89,8 @@ def predict_batches(
         for row, (file, image) in enumerate(images.items()):
             height, width = image.shape[:2]
             made = [found[kind][row, :height, :width] for kind in kinds]
-            arguments = results, names[file], file, image, *made
+            version = versions.pop(file)
+            arguments = results, names[file], file, image, made[0], version, *made[1:]
             writes.append(pool.submit(prediction_files.write, *arguments))
         finished(len(images))
 
@@ -134,6 +144,7 @@ def predict_large(
     results: prediction_files.Results,
     name: str,
     file: str,
+    version: list[int],
     read: windows.ReadWindow,
     size: tuple[int, int],
     max_pixels: int,
@@ -145,6 +156,7 @@ def predict_large(
       results: where to write.
       name: of the results.
       file: of the image.
+      version: of the file.
       read: its windows.
       size: (h, w) of it.
       max_pixels: of windows in one program.
@@ -165,4 +177,5 @@ def predict_large(
                 bar.update(len(part))
         step = -(-max(size) // OVERLAY_SIDE)
         every = (slice(0, length, step) for length in size)
-        prediction_files.write(results, name, file, read(*every), label, step=step)
+        image = read(*every)
+        prediction_files.write(results, name, file, image, label, version, step=step)

@@ -55,6 +55,24 @@ def test_as_few_frames_as_possible_and_nearly_the_fewest_pixels(seed):
     assert sum(math.prod(found[size]) for size in sizes) <= 1.04 * pixels
 
 
+def test_frames_stay_below_the_limit_of_pixels():
+    """Two images across each other would share 9 megapixels rather than compile."""
+    sizes = (
+        [(3000, 333), (333, 3000)] + [(1000, 1000)] * 20 + [(10, 10), (9, 9), (8, 8)]
+    )
+    limit = 1_000_000
+    assert max(map(math.prod, buckets.frames(sizes, 1.0, 2).values())) > limit
+    found = buckets.plan(sizes, batch=8, padding=1.0, max_pixels=limit)
+    assert max(math.prod(bucket.frame) for bucket in found) <= limit
+
+
+def test_frames_do_not_depend_on_what_is_left():
+    sizes = [(20 + i, 30 - i) for i in range(12)]
+    frames = {bucket.frame for bucket in buckets.plan(sizes, 4)}
+    left = {bucket.frame for bucket in buckets.plan(sizes[7:], 4, others=sizes[:7])}
+    assert left <= frames and sizes[8] not in left
+
+
 def test_no_padding_and_few_sizes_keep_every_size():
     sizes = [(9, 9), (10, 9), (9, 9), (50, 3)]
     assert buckets.frames(sizes) == {size: size for size in sizes}

@@ -1,6 +1,7 @@
 """Collections of images: every size, kind and fault, in any order and interrupted."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -182,6 +183,10 @@ def test_the_same_command_again_does_only_what_is_missing(same, collection, tmp_
     assert labels_of(output, "rgb2").shape == (20, 20)
     with pytest.raises(UserError, match=r"--output .* with padding = 0.25, .* has 0"):
         run(padding=0)
+    config = config_lib.json_like(same[1])
+    other = config_lib.make(**config | {"model": {**SAME, "padding": "valid"}})
+    with pytest.raises(UserError, match=r"--output .* with model = \["):
+        predict.predict(other, same[0], [str(images)], output, outputs=("labels",))
     assert run(padding=0, overwrite=True) == (3, 0)
     assert run(padding=0) == (0, 3)
     # Another image of a name that is taken.
@@ -219,6 +224,40 @@ def test_interrupted_it_loses_only_what_is_in_flight(
             labels_of(tmp_path, name), labels_of(segmented[0], name)
         )
     assert summary["classes"] == pytest.approx(segmented[1]["classes"])
+    assert predict.predict(*arguments, padding=0)["already_done"] == 7
+
+
+def test_images_that_change_meanwhile(same, tmp_path, monkeypatch):
+    """One grows after its header was read, one is replaced after its pixels were."""
+    for i in range(2):
+        Image.fromarray(pixels(8, 8, 3, seed=i)).save(tmp_path / f"{i}.png")
+    header, decode = image_files.image_header, image_files.decode_image
+
+    def small_header(path):
+        size, gray = header(path)
+        return (4, 8) if path.endswith("0.png") else size, gray
+
+    def replaced(path, channels):
+        image = decode(path, channels)
+        os.utime(path, (1, 1))
+        return image
+
+    monkeypatch.setattr(image_files, "image_header", small_header)
+    monkeypatch.setattr(image_files, "decode_image", replaced)
+    arguments = same[1], same[0], [str(tmp_path)], tmp_path / "out"
+    summary = predict.predict(*arguments)
+    assert summary["written"] == 1
+    (text,) = summary["failures"].values()
+    assert "0.png: holds 8x8 pixels, its header said less" in text
+    monkeypatch.undo()
+    summary = predict.predict(*arguments)
+    assert (summary["written"], summary["already_done"]) == (2, 0)
+    # The shares are of images that are segmented now.
+    (tmp_path / "0.png").write_bytes(b"")
+    label = labels_of(tmp_path / "out", "1")
+    shares = predict.predict(*arguments)["classes"]
+    expected = np.bincount(label.reshape(-1), minlength=3) / label.size
+    np.testing.assert_allclose(list(shares.values()), expected)
 
 
 def test_library_predicts_arrays_and_files(same, collection, segmented):
@@ -349,6 +388,50 @@ def test_windows_of_a_tiff_are_those_of_the_image(tmp_path, dtype, shape, option
         np.testing.assert_array_equal(read(*window), whole[window])
 
 
+ALPHA = {"extrasamples": ["unassalpha"], "planarconfig": "contig"}
+TILES = {"tile": (16, 16)}
+TURNED = {"extratags": [(274, "H", 1, 6, True)]}
+
+
+@pytest.mark.parametrize(
+    "samples, options",
+    [
+        (4, ALPHA),
+        (4, ALPHA | TURNED | {"compression": "zlib"}),
+        (2, ALPHA | {"photometric": "minisblack"}),
+        (3, TILES),
+        (3, TILES | TURNED | {"compression": "zlib"}),
+        (3, {"planarconfig": "separate"}),
+    ],
+)
+def test_tiffs_with_alpha_tiles_and_planes(tmp_path, samples, options):
+    image, path = pixels(20, 31, samples), tmp_path / "image.tif"
+    planes = options.get("planarconfig") == "separate"
+    written = np.moveaxis(image, -1, 0) if planes else image
+    tifffile.imwrite(path, written, **{"photometric": "rgb"} | options)
+    colours = image[..., :3] if samples > 2 else np.repeat(image[..., :1], 3, -1)
+    if "extratags" in options:
+        colours = np.rot90(colours, -1)
+    found = image_files.decode_image(path)
+    np.testing.assert_array_equal(found, colours)
+    assert image_files.image_header(path)[0] == found.shape[:2]
+
+
+def test_tiffs_that_cannot_be_read(tmp_path):
+    deep, path = pixels(20, 31, dtype=np.uint16), tmp_path / "image.tif"
+    tifffile.imwrite(path, deep, photometric="miniswhite")
+    with pytest.raises(UserError, match="image.tif: .* 16-bit TIFF with white as 0"):
+        image_files.decode_image(path)
+    tifffile.imwrite(path, np.stack([deep] * 3), photometric="rgb", planarconfig=2)
+    with pytest.raises(UserError, match="image.tif: .* 16-bit TIFF in planes"):
+        windows.open_windows(path, 3)
+    # tifffile says AttributeError.
+    tifffile.imwrite(path, deep)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(77)
+    assert windows._map_tiff(path) is None
+
+
 def test_images_that_cannot_be_predicted_in_parts_fail_alone(valid, tmp_path):
     folder, config, *_ = valid
     Image.fromarray(pixels(40, 60)).save(tmp_path / "large.png")
@@ -367,6 +450,25 @@ def test_images_that_cannot_be_predicted_in_parts_fail_alone(valid, tmp_path):
 
 
 # Names, outputs, lists
+
+
+def test_names_differ_in_more_than_case():
+    def names(*files):
+        return list(prediction_files.output_names(files).values())
+
+    assert names("/x/a.png", "/y/b.jpg") == ["a", "b"]
+    assert names("/x/1.png", "/y/1.png") == ["x_1", "y_1"]
+    assert names("/x/A.png", "/y/a.png") == ["x_A", "y_a"]
+    assert names("/x/1.png", "/x/1.jpg") == ["1_png", "1_jpg"]
+    assert names("/x/A.png", "/x/a.png") == ["A", "a"]
+
+
+def test_overlays_of_long_images_fit_into_jpeg(tmp_path):
+    info = trained.datasets.Dataset("", ("a",), np.zeros((1, 3), np.uint8), (0.0,), 1)
+    results = prediction_files.open_results(tmp_path, ("overlays",), info, {})
+    image = pixels(3, 70_000, 1)
+    prediction_files.write(results, "long", "long.png", image, 0 * image[..., 0], [])
+    assert cv2.imread(str(tmp_path / "overlays/long.jpg")).shape == (2, 35_000, 3)
 
 
 def test_ids_of_many_classes_are_16_bit(tmp_path):
@@ -412,6 +514,7 @@ def test_methods_that_cannot_be(same, valid):
     fails(same, "window: found .9, 9, 9.", window=(9, 9, 9))
     fails(same, "stride: found 0", stride=0.0)
     fails(same, "scales: found .1.0, -1.0.", scales=(1.0, -1.0))
+    fails(same, "scales: found .nan.", scales=(float("nan"),))
     with pytest.raises(UserError, match="--outputs: unknown 'label'; known: labels"):
         prediction_files.check_outputs(["label"], 3)
     with pytest.raises(UserError, match="config.json not found"):

@@ -36,6 +36,7 @@ def plan(
     padding: float = PADDING,
     devices: int = 1,
     max_pixels: float = math.inf,
+    others: Sequence[Size] = (),
 ) -> list[Bucket]:
     """Which images form which batch; every image occurs once.
 
@@ -48,8 +49,10 @@ def plan(
       padding: see ``frames``.
       devices: the rows of a batch are split over.
       max_pixels: of a device's part of a batch, unless that is a single image.
+      others: of images that are done already; frames are chosen for all, so that the
+        result of an image does not depend on which ones are left.
     """
-    chosen = frames(sizes, padding)
+    chosen = frames([*sizes, *others], padding, max_pixels=max_pixels)
     groups: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(chosen[tuple(size)], []).append(index)
@@ -65,7 +68,10 @@ def plan(
 
 
 def frames(
-    sizes: Sequence[Size], padding: float = PADDING, programs: int = PROGRAMS
+    sizes: Sequence[Size],
+    padding: float = PADDING,
+    programs: int = PROGRAMS,
+    max_pixels: float = math.inf,
 ) -> dict[Size, Size]:
     """The frame of every size.
 
@@ -80,6 +86,7 @@ def frames(
       sizes: (h, w) of all images, repeated as they occur.
       padding: 0 gives every size its own frame.
       programs: frames that are never too many.
+      max_pixels: of a frame that is larger than the images it holds.
 
     Returns:
       {size: frame}.
@@ -96,7 +103,7 @@ def frames(
             rounded[-(-h // unit) * unit, -(-w // unit) * unit] += number
     pixels = sum(h * w * number for (h, w), number in counts.items())
     limit = (1 + padding) * pixels
-    chosen = _choose(rounded, limit, programs)
+    chosen = _choose(rounded, limit, programs, max_pixels)
     # Frames of rounded sizes shrink to the images that they really hold.
     held: dict[Size, list[Size]] = {}
     for size in counts:
@@ -109,7 +116,9 @@ def frames(
     }
 
 
-def _choose(counts: dict[Size, int], limit: float, programs: int) -> list[Size]:
+def _choose(
+    counts: dict[Size, int], limit: float, programs: int, max_pixels: float
+) -> list[Size]:
     """Frames of few sizes: merged while there are more than ``programs``."""
     sizes = np.array(list(counts))
     numbers = np.array(list(counts.values()), float)
@@ -119,7 +128,9 @@ def _choose(counts: dict[Size, int], limit: float, programs: int) -> list[Size]:
     index = {tuple(frame): i for i, frame in enumerate(candidates.tolist())}
     holds = (candidates[:, None] >= sizes[None]).all(-1)
     # Pixels of all images of size s in frame c.
-    costs = np.where(holds, candidates.prod(1)[:, None] * numbers, np.inf)
+    largest = max(max_pixels, sizes.prod(1).max())
+    allowed = holds & (candidates.prod(1) <= largest)[:, None]
+    costs = np.where(allowed, candidates.prod(1)[:, None] * numbers, np.inf)
 
     def total(chosen: list[int]) -> float:
         return costs[chosen].min(0).sum()
@@ -133,6 +144,7 @@ def _choose(counts: dict[Size, int], limit: float, programs: int) -> list[Size]:
         frame = candidates[chosen]
         area = np.maximum(frame[:, None], frame[None]).prod(-1)
         added = (number[:, None] + number) * area - pixels[:, None] - pixels
+        added[area > largest] = np.inf
         np.fill_diagonal(added, np.inf)
         first, second = np.unravel_index(added.argmin(), added.shape)
         join = index[tuple(np.maximum(frame[first], frame[second]).tolist())]

@@ -5,6 +5,7 @@ Everything read is uint8 RGB or gray [H, W, C]; OpenCV's BGR never leaves this m
 
 import contextlib
 import glob
+import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ Image.MAX_IMAGE_PIXELS = None
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 _EXIF_ORIENTATION = 0x0112
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANES = 258, 262, 277, 284
+_TILE_WIDTH, _EXTRA_SAMPLES = 322, 338
 _GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -64,6 +68,10 @@ def decode_image(
             ) from error
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
     try:
+        if data[:2] in (b"II", b"MM"):
+            image = _decode_odd_tiff(data, name)
+            if image is not None:
+                return to_pixels(image, channels, name)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # raised for an empty file or an absurd size, otherwise None
         image = None
@@ -75,6 +83,43 @@ def decode_image(
     if image.ndim == 3:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)  # in place: it may be large
     return to_pixels(image, channels, name)
+
+
+def _decode_odd_tiff(data: bytes, name: str) -> np.ndarray | None:
+    """A TIFF of the kinds that OpenCV garbles; None for all others.
+
+    OpenCV multiplies 8-bit colours by their alpha, and cannot read or turn some tiles
+    of 8 bit, which Pillow can; nobody here reads planes or white as 0 in 16 bit, of
+    which OpenCV makes noise and a negative.
+
+    Returns:
+      uint8 [H, W] or [H, W, 3], turned as the file says.
+
+    Raises:
+      UserError: 16 bit in planes or with white as 0.
+    """
+    try:
+        # Of bytes, not of the path: Pillow does not turn what it maps.
+        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+            tags = image.tag_v2
+            deep = max(tags.get(_BITS, (1,))) == 16
+            planes = tags.get(_PLANES, 1) == 2 and tags.get(_SAMPLES, 1) > 1
+            inverted = tags.get(_PHOTOMETRIC) == 0
+            odd = _TILE_WIDTH in tags or 2 in tags.get(_EXTRA_SAMPLES, ())
+            odd = odd and image.mode in ("L", "LA", "RGB", "RGBA") and not deep
+            pixels = np.array(image) if odd else None
+    except Exception:  # a damaged file raises anything; the decoder says so
+        return None
+    if deep and (planes or inverted):
+        what = "in planes" if planes else "with white as 0"
+        raise UserError(
+            f"{name}: is a 16-bit TIFF {what}, expected samples side by side and black "
+            "as 0: convert it"
+        )
+    if pixels is None or pixels.ndim == 2:
+        return pixels
+    colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    return np.ascontiguousarray(colours)
 
 
 def to_pixels(image: np.ndarray, channels: int, name: str = "image") -> np.ndarray:

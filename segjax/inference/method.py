@@ -1,5 +1,6 @@
 """How images are predicted: at once, in windows or tiles, at scales, mirrored."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def check(models: Sequence[nn.Module], method: Method) -> None:
         )
     if not 0 < method.stride <= 1:
         raise UserError(f"stride: found {method.stride}, expected above 0, at most 1")
-    if not method.scales or min(method.scales) <= 0:
+    if not method.scales or not all(0 < scale < math.inf for scale in method.scales):
         raise UserError(f"scales: found {method.scales}, expected positive factors")
     for model in models:
         if method.tile:
