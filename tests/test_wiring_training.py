@@ -1,0 +1,504 @@
+"""Which field, key and statistic reaches which part of a training step.
+
+Every field of config.loss and config.optim is varied once against a computation in
+NumPy; networks are chosen so small that they can be written down by hand.
+"""
+
+import json
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+
+from experiments import train
+from segjax import config, evaluators, optim, sharding, training
+from segjax.inference import trained
+from segjax.models import deeplab, dilation
+from segjax.ops import geometry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def assert_trees_close(found, expected, rtol=1e-5, atol=1e-6):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
+        found,
+        expected,
+    )
+
+
+def differ(a, b):
+    """Whether two trees differ by more than rounding."""
+    return any(
+        not np.allclose(x, y, rtol=1e-3, atol=1e-4)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+# --- config.optim ---------------------------------------------------------------------
+
+PARAMS = {
+    "conv": {"kernel": np.array([1.0, -2.0, 0.7]), "bias": np.array([0.5])},
+    "bn": {"scale": np.array([1.5])},
+    "score": {"kernel": np.array([3.0]), "bias": np.array([-1.0])},
+}
+TOTAL_STEPS = 6
+
+
+def gradients():
+    """One tree per step, of a norm above 1 and unlike in every parameter."""
+    rng = np.random.default_rng(0)
+    return [
+        jax.tree.map(lambda w: 2 * rng.normal(size=w.shape), PARAMS) for _ in range(5)
+    ]
+
+
+def rate_at(o, step):
+    """The learning rate of a 0-based step."""
+    if o["schedule"] == "poly":
+        rate = o["lr"] * (1 - step / TOTAL_STEPS) ** o["power"]
+    elif o["schedule"] == "step":
+        rate = o["lr"] * o["step_factor"] ** (step // o["step_every"])
+    else:
+        rate = o["lr"]
+    if o["warmup_steps"]:
+        rate *= min(1, (step + 1) / o["warmup_steps"])
+    return rate
+
+
+def optimized(o):
+    """PARAMS after all `gradients`, in float64; `o` holds every field of the config."""
+    names = {f"{a}/{b}": PARAMS[a][b] for a in PARAMS for b in PARAMS[a]}
+    first = {name: np.zeros_like(w) for name, w in names.items()}
+    second = {name: np.zeros_like(w) for name, w in names.items()}
+    for t, tree in enumerate(gradients()):
+        norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(tree)))
+        shrink = min(1, o["clip_norm"] / norm) if o["clip_norm"] else 1
+        for name in names:
+            w = names[name]
+            layer, _, leaf = name.partition("/")
+            g = tree[layer][leaf] * shrink
+            if not any(re.search(pattern, name) for pattern in o["decay_exclude"]):
+                g = g + o["weight_decay"] * w
+            rate, m = rate_at(o, t), o["momentum"]
+            for rule in o["lr_mult"]:
+                pattern, _, factor = rule.rpartition("=")
+                rate *= float(factor) if re.search(pattern, name) else 1
+            if o["name"] == "sgd":
+                first[name] = m * first[name] + g
+                move = m * first[name] + g if o["nesterov"] else first[name]
+                names[name] = w - rate * move
+            elif o["name"] == "caffe_sgd":
+                first[name] = m * first[name] + rate * g
+                move = m * first[name] + rate * g if o["nesterov"] else first[name]
+                names[name] = w - move
+            else:
+                first[name] = m * first[name] + (1 - m) * g
+                second[name] = o["b2"] * second[name] + (1 - o["b2"]) * g**2
+                mean = first[name] / (1 - m ** (t + 1))
+                square = second[name] / (1 - o["b2"] ** (t + 1))
+                names[name] = w - rate * mean / (np.sqrt(square) + 1e-8)
+    return {a: {b: names[f"{a}/{b}"] for b in PARAMS[a]} for a in PARAMS}
+
+
+def optimize(fields):
+    options = config.make(optim=fields).optim
+    optimizer = optim.create(options, PARAMS, TOTAL_STEPS)
+    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), PARAMS)
+    state = optimizer.init(params)
+    for tree in gradients():
+        grads = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), tree)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+# A base where everything is on, so that the order of the parts shows, and one change.
+OPTIM = dict(config.DEFAULTS["optim"]) | {
+    "lr": 0.1,
+    "weight_decay": 0.05,
+    "clip_norm": 1.5,
+}
+STEPWISE = {"schedule": "step", "step_every": 2, "step_factor": 0.5}
+OPTIM_CASES = [
+    {},
+    {"name": "caffe_sgd"},
+    {"name": "adam"},
+    {"lr": 0.2},
+    {"momentum": 0.5},
+    {"momentum": 0.0},
+    {"nesterov": True},
+    {"name": "caffe_sgd", "nesterov": True},
+    {"name": "adam", "momentum": 0.3},
+    {"name": "adam", "b2": 0.7},
+    {"name": "adam", "weight_decay": 0.5},
+    {"name": "adam", "clip_norm": 0.3},
+    {"name": "adam", "lr_mult": ("score=10", "bias=2")},
+    {"schedule": "constant"},
+    STEPWISE,
+    STEPWISE | {"step_every": 3},
+    STEPWISE | {"step_factor": 0.2},
+    {"power": 2.0},
+    {"warmup_steps": 3},
+    {"weight_decay": 0.5},
+    {"decay_exclude": ()},
+    {"decay_exclude": ("score",)},
+    {"lr_mult": ("score=10", "bias=2")},
+    {"name": "caffe_sgd", "lr_mult": ("score=10", "bias=2")},
+    {"clip_norm": 0.0},
+    {"clip_norm": 0.3},
+]
+
+
+def test_every_field_of_optim_against_numpy():
+    results = []
+    for change in OPTIM_CASES:
+        fields = OPTIM | change
+        expected = optimized(fields)
+        assert all(differ(expected, other) for other in results), change
+        results.append(expected)
+        try:
+            assert_trees_close(optimize(fields), expected, rtol=1e-4, atol=1e-5)
+        except AssertionError as error:
+            raise AssertionError(f"{change}: {error}") from error
+    varied = {field for change in OPTIM_CASES for field in change}
+    assert varied == set(config.DEFAULTS["optim"])
+
+
+# --- config.loss ----------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Scores of a pixel that are linear in its three channels, twice."""
+
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.astype(jnp.float32) / 255
+        start = nn.initializers.normal(2.0)
+        main = self.param("main", start, (3, 4))
+        aux = self.param("aux", start, (3, 4))
+        return x @ main, {"aux_logits": x @ aux}
+
+
+def random_batch(n=4, height=3, width=5, classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, classes, (n, height, width)).astype(np.uint8)
+    label[0] = 255
+    label[1, 1:] = 255
+    image = rng.integers(0, 256, (n, height, width, 3)).astype(np.uint8)
+    return {"image": image, "label": label}
+
+
+LOSS = dict(config.DEFAULTS["loss"])
+FADING = {"aux_weight": 0.9, "aux_factor": 0.5, "aux_every": 2}
+LOSS_CASES = [  # fields, what the auxiliary loss weighs at step 5
+    ({}, 0.4),
+    ({"normalize": "images"}, 0.4),
+    ({"class_weights": (1.0, 0.0, 2.5, 0.5)}, 0.4),
+    ({"class_weights": (1.0, 0.0, 2.5, 0.5), "normalize": "images"}, 0.4),
+    ({"bootstrap": 4}, 0.4),
+    ({"bootstrap": 4, "normalize": "images"}, 0.4),
+    ({"aux_weight": 0.8}, 0.8),
+    ({"aux_weight": 0.0}, 0.0),
+    (FADING, 0.225),
+    (FADING | {"aux_factor": 0.25}, 0.05625),
+    (FADING | {"aux_every": 4}, 0.45),
+    (FADING | {"aux_floor": 0.3}, 0.3),
+]
+
+
+def weighed_loss(weights, batch, fields):
+    """Loss and gradient of linear scores in float64, by the definition of softmax."""
+    x, labels = batch["image"] / 255, batch["label"]
+    scores = x @ weights.astype(np.float64)
+    p = scipy.special.softmax(scores, axis=-1)
+    truth = np.eye(256)[labels][..., : scores.shape[-1]]  # zeros for void
+    nll = -(truth * np.log(p)).sum(-1)
+    pixel_weights = (labels != 255).astype(float)
+    if fields["class_weights"]:
+        pixel_weights = truth @ np.array(fields["class_weights"])
+    count = pixel_weights.sum()
+    if fields["bootstrap"]:
+        flat = nll.reshape(len(nll), -1)
+        worst = np.argsort(-flat, axis=1)[:, : fields["bootstrap"]]
+        kept = np.zeros_like(flat)
+        np.put_along_axis(kept, worst, 1.0, axis=1)
+        pixel_weights = pixel_weights * kept.reshape(nll.shape)
+        count = kept.sum()
+    if fields["normalize"] == "images":
+        count = len(labels)
+    slopes = (p - truth) * pixel_weights[..., None] / count
+    gradient = np.einsum("nhwc,nhwk->ck", x, slopes)
+    return (nll * pixel_weights).sum() / count, gradient
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_field_of_loss_against_numpy(accumulate):
+    model, batch = Linear(), random_batch()
+    state = training.create_state(model, lambda _: optax.identity(), (3, 5, 3), 0)
+    state = state.replace(step=jnp.int32(5))
+    before = jax.device_get(state.params)
+    seen = set()
+    for change, weight in LOSS_CASES:
+        fields = LOSS | change
+        main, main_slope = weighed_loss(before["main"], batch, fields)
+        aux, aux_slope = weighed_loss(before["aux"], batch, fields)
+        options = config.make(loss=change).loss
+        step = training.make_step(model, optax.scale(-1.0), options, 0, accumulate)
+        after, values = step(state, batch)
+        assert values["main_loss"] == pytest.approx(main, rel=1e-5), change
+        assert values["loss"] == pytest.approx(main + weight * aux, rel=1e-5), change
+        expected = {"main": main_slope, "aux": weight * aux_slope}
+        moved = jax.tree.map(lambda a, b: np.asarray(a - b), before, after.params)
+        assert_trees_close(moved, expected, rtol=1e-3, atol=1e-5)
+        norm = np.sqrt(sum((g**2).sum() for g in expected.values()))
+        assert values["grad_norm"] == pytest.approx(norm, rel=1e-4), change
+        assert after.step == 6
+        seen.add(round(main + weight * aux, 6))
+    assert len(seen) == len(LOSS_CASES)
+    varied = {field for change, _ in LOSS_CASES for field in change}
+    assert varied == set(LOSS) - {"resolution"}  # the next test's
+
+
+VGG = dict(widths=(2, 2, 2, 4, 4), dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    "model, side, first",
+    [
+        # Two 2x2 poolings in a row put the cells on pixels 8i + 1/2.
+        (
+            deeplab.DeepLab(
+                4, backbone="vgg16", pool_kernel=2, fc6_channels=4, rates=(1,), **VGG
+            ),
+            34,
+            1,
+        ),
+        # Deconvolutions put cell i in the middle of the pixels 8i .. 8i + 7.
+        (
+            dilation.Dilation(
+                4, context="none", fc_channels=4, upsampling="deconv", **VGG
+            ),
+            40,
+            4,
+        ),
+    ],
+    ids=["deeplab", "dilation"],
+)
+def test_cells_are_compared_with_the_labels_under_their_centres(model, side, first):
+    batch = random_batch(3, side, side)
+    options = config.make(loss={"resolution": "cells"}).loss
+
+    def init():
+        shape = (side, side, 3)
+        return training.create_state(model, lambda _: optax.identity(), shape, 0)
+
+    rng = np.random.default_rng(0)
+    # Twice He's variance, so that scores differ from cell to cell.
+    state = jax.tree.map(
+        lambda x: rng.normal(0, 2 / np.sqrt(np.prod(x.shape[:-1])), x.shape).astype(
+            x.dtype
+        ),
+        jax.eval_shape(init),
+    )
+    step = training.make_step(model, optax.set_to_zero(), options, 0)
+
+    @jax.jit
+    def run(state, batch):
+        outputs = model.apply({"params": state.params}, batch["image"], train=False)
+        return step(state, batch)[1]["loss"], outputs[1]["scores"]
+
+    loss, scores = run(state, batch)
+    labels = batch["label"][:, first::8, first::8]
+    log_p = scipy.special.log_softmax(np.float64(scores), -1)
+    log_p = log_p[:, : labels.shape[1], : labels.shape[2]]
+    chosen = np.take_along_axis(log_p, np.minimum(labels, 3)[..., None], -1)[..., 0]
+    expected = -chosen[labels != 255].mean()
+    assert np.std(scores) > 0.1
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+# --- dropout and statistics -----------------------------------------------------------
+
+
+class Remembering(nn.Module):
+    """Keeps the last four dropout masks that it drew, newest last."""
+
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        mask = nn.Dropout(0.5, deterministic=not train)(jnp.ones(256)) > 0
+        seen = self.variable("batch_stats", "masks", jnp.zeros, (4, 256), bool)
+        if train:
+            seen.value = jnp.concatenate([seen.value[1:], mask[None]])
+        bias = self.param("bias", nn.initializers.zeros, (4,))
+        return images[..., :1] * 0.0 + bias, {}
+
+
+def masks(steps, accumulate, seed, first=0):
+    """The masks of so many steps [steps * accumulate, 256]."""
+    model, batch = Remembering(), random_batch()
+    state = training.create_state(model, lambda _: optax.identity(), (3, 5, 3), 0)
+    state = state.replace(step=jnp.int32(first))
+    options = config.make().loss
+    step = training.make_step(model, optax.identity(), options, seed, accumulate)
+    for _ in range(steps):
+        state, _ = step(state, batch)
+    return np.asarray(state.batch_stats["masks"][-steps * accumulate :])
+
+
+def test_every_part_step_and_seed_has_its_own_dropout_mask():
+    drawn = np.concatenate(
+        [masks(2, 2, seed=0), masks(2, 2, seed=1), masks(2, 1, seed=2)]
+    )
+    assert len(drawn) == 10
+    for mask in drawn:
+        assert 0.35 < mask.mean() < 0.65
+    # Two independent masks agree in half of 256 places, give or take 8.
+    agreement = (drawn[:, None] == drawn[None]).mean(-1)
+    assert agreement[np.triu_indices(10, 1)].max() < 0.7
+
+
+def test_dropout_masks_depend_on_seed_and_step_only():
+    """So a resumed run draws the masks of one that was never stopped."""
+    np.testing.assert_array_equal(masks(2, 2, seed=0), masks(2, 2, seed=0))
+    np.testing.assert_array_equal(masks(2, 2, seed=0)[2:], masks(1, 2, seed=0, first=1))
+
+
+class Normalized(nn.Module):
+    """Batch normalisation of the image itself."""
+
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.BatchNorm(not train, momentum=0.8, name="bn")(images / 255)
+        bias = self.param("bias", nn.initializers.zeros, (4,))
+        return x[..., :1] + bias, {}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_accumulation_updates_statistics_by_every_part(accumulate):
+    """Part k holds the images k, k + accumulate ..; each moves the running values."""
+    model, batch = Normalized(), random_batch(8)
+    state = training.create_state(model, lambda _: optax.identity(), (3, 5, 3), 0)
+    old = {"mean": np.array([0.3, 0.1, 0.9]), "var": np.array([0.5, 2.0, 1.0])}
+    state = state.replace(batch_stats={"bn": jax.tree.map(jnp.float32, old)})
+    options = config.make().loss
+    step = training.make_step(model, optax.identity(), options, 0, accumulate)
+    found = step(state, batch)[0].batch_stats["bn"]
+    mean, var = old["mean"], old["var"]
+    for part in range(accumulate):
+        x = batch["image"][part::accumulate] / 255
+        mean = 0.8 * mean + 0.2 * x.mean((0, 1, 2))
+        var = 0.8 * var + 0.2 * x.var((0, 1, 2))
+    assert_trees_close(dict(found), {"mean": mean, "var": var}, rtol=1e-4)
+
+
+def test_seed_changes_the_first_parameters():
+    def first(seed):
+        state = training.create_state(
+            Linear(), lambda _: optax.identity(), (3, 5, 3), seed
+        )
+        return jax.device_get(state.params)
+
+    assert not differ(first(0), first(0))
+    assert not np.allclose(first(0)["main"], first(1)["main"])
+    assert not np.allclose(first(0)["main"], first(0)["aux"])
+
+
+# --- the choice of checkpoints --------------------------------------------------------
+
+# Confusion matrices (rows: truth) of validations. By mIoU the second is best, by
+# pixel and mean accuracy and by frequency weighted IoU others are.
+BY_STEP = {
+    1: [[90, 0, 0], [5, 0, 0], [5, 0, 0]],  # pixel accuracy 0.90, mIoU 0.30
+    2: [[64, 18, 8], [0, 5, 0], [0, 0, 5]],  # 0.74, 0.44
+    3: [[50, 30, 10], [0, 5, 0], [0, 0, 5]],  # 0.60, 0.35
+    4: [[60, 20, 10], [0, 5, 0], [0, 0, 5]],  # between the second and the third
+}
+
+
+def miou(h):
+    h = np.array(h, float)
+    return np.mean(np.diag(h) / (h.sum(0) + h.sum(1) - np.diag(h)))
+
+
+def saved_steps(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def test_best_is_the_highest_miou_and_remembered_on_resume(tmp_path, monkeypatch):
+    accuracy = {step: np.trace(h) / np.sum(h) for step, h in BY_STEP.items()}
+    assert max(BY_STEP, key=lambda step: miou(BY_STEP[step])) == 2
+    assert max(accuracy, key=accuracy.get) == 1
+    assert miou(BY_STEP[3]) < miou(BY_STEP[4]) < miou(BY_STEP[2])
+    evaluations = iter(BY_STEP.values())
+    monkeypatch.setattr(
+        evaluators, "evaluate", lambda *_: (np.array(next(evaluations)), [])
+    )
+
+    def options(total_steps):
+        return config.make(
+            model={"widths": (2,), "padding": "same", "dropout": 0.0},
+            data={
+                "scenes_size": (32, 32),
+                "scenes_train": 4,
+                "scenes_validation": 2,
+                "data_dir": str(tmp_path / "data"),
+            },
+            optim={"schedule": "constant"},
+            batch_size=4,
+            eval_batch_size=4,
+            eval_images=0,
+            eval_every=1,
+            save_every=1,
+            keep=1,
+            threads=1,
+            total_steps=total_steps,
+        )
+
+    run = tmp_path / "run"
+    assert train.train(options(3), run) == 0
+    assert saved_steps(run / "best") == [2]
+    assert saved_steps(run / "checkpoints") == [3]
+    assert train.train(options(4), run) == 0
+    assert saved_steps(run / "best") == [2]
+    assert saved_steps(run / "checkpoints") == [4]
+    rows = [
+        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    logged = {row["step"]: row["val_miou"] for row in rows if "val_miou" in row}
+    assert logged == pytest.approx({step: miou(h) for step, h in BY_STEP.items()})
+    pixels = {
+        row["step"]: row["val_pixel_accuracy"]
+        for row in rows
+        if "val_pixel_accuracy" in row
+    }
+    assert pixels == pytest.approx(accuracy)
+
+    info = trained.load_dataset(run / "dataset.json")
+    saved = config.load(run / "config.json")
+    loaded = {
+        which: trained.load_model(saved, run, info, which, sharding.make_mesh())
+        for which in ("best", "latest")
+    }
+    assert {which: step for which, (_, _, step) in loaded.items()} == {
+        "best": 2,
+        "latest": 4,
+    }
+    assert differ(loaded["best"][1]["params"], loaded["latest"][1]["params"])
