@@ -15,7 +15,7 @@ import optax
 import pytest
 import scipy.special
 
-from experiments import train
+from experiments import common, train
 from segjax import config, evaluators, optim, sharding, training
 from segjax.inference import trained
 from segjax.models import deeplab, dilation
@@ -421,6 +421,53 @@ def test_seed_changes_the_first_parameters():
     assert not np.allclose(first(0)["main"], first(0)["aux"])
 
 
+class MaskedLinear(nn.Module):
+    """:class:`Linear`'s main scores, and :class:`Remembering`'s masks."""
+
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        logits, _ = Linear(name="linear")(images, train)
+        return logits + 0.0 * Remembering(name="masks")(images, train)[0], {}
+
+
+def two_steps(**fields):
+    """The parameters before, between and after two steps of a run, and its masks."""
+    options = config.make(batch_size=4, total_steps=4, **fields)
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    init, step_of = common.training_programs(options, MaskedLinear(), (3, 5, 3), mesh)
+    state = init()
+    step, weights = step_of(state.params), []
+    for _ in range(2):
+        weights.append(np.asarray(state.params["linear"]["main"]))
+        state, _ = step(state, random_batch())
+    weights.append(np.asarray(state.params["linear"]["main"]))
+    return weights, np.asarray(state.batch_stats["masks"]["masks"])
+
+
+def test_fields_of_a_run_reach_its_programs():
+    """seed, accumulate, loss, optim and total_steps, each seen in what it changes."""
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "lr": 2.0, "power": 0.5}
+    per_image = {"normalize": "images"}
+    weights, masks = two_steps(optim=plain, loss=per_image)
+    for step in (0, 1):
+        slope = weighed_loss(weights[step], random_batch(), LOSS | per_image)[1]
+        move = 2 * (1 - step / 4) ** 0.5 * slope
+        found = weights[step] - weights[step + 1]
+        np.testing.assert_allclose(found, move, rtol=1e-3, atol=1e-5)
+
+    other, other_masks = two_steps(seed=1)
+    assert not np.allclose(other[0], weights[0])
+    assert ((other_masks != masks).mean(1)[-2:] > 0.3).all()
+    parts, part_masks = two_steps(accumulate=2, optim=plain, loss=per_image)
+    for a, b in zip(parts, weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    # One mask of the initialization, and one for every part of the two steps.
+    assert [row.any() for row in masks] == [False, True, True, True]
+    assert [row.any() for row in part_masks] == [True] * 4
+
+
 # --- the choice of checkpoints --------------------------------------------------------
 
 # Confusion matrices (rows: truth) of validations. By mIoU the second is best, by
@@ -461,7 +508,7 @@ def test_best_is_the_highest_miou_and_remembered_on_resume(tmp_path, monkeypatch
                 "scenes_validation": 2,
                 "data_dir": str(tmp_path / "data"),
             },
-            optim={"schedule": "constant"},
+            optim={"lr": 0.02, "power": 0.5},
             batch_size=4,
             eval_batch_size=4,
             eval_images=0,
@@ -490,6 +537,11 @@ def test_best_is_the_highest_miou_and_remembered_on_resume(tmp_path, monkeypatch
         if "val_pixel_accuracy" in row
     }
     assert pixels == pytest.approx(accuracy)
+
+    rates = {row["step"]: row["lr"] for row in rows if "lr" in row}
+    expected = {step: 0.02 * (1 - (step - 1) / 3) ** 0.5 for step in (1, 2, 3)}
+    expected[4] = 0.02 * (1 / 4) ** 0.5  # with the longer run's total_steps
+    assert rates == pytest.approx(expected)
 
     info = trained.load_dataset(run / "dataset.json")
     saved = config.load(run / "config.json")
