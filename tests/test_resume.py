@@ -1,5 +1,7 @@
 """Whole training runs: killed, stopped, damaged, and on several processes."""
 
+import contextlib
+import random
 import signal
 import socket
 import time
@@ -70,12 +72,18 @@ def test_truncated_checkpoint_falls_back_to_the_same_bits(folder, whole):
     kill.assert_same_run(whole, run, STEPS)
 
 
+def free_port():
+    """Below the ports that the kernel hands out by itself, so that it stays free."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("localhost", port))
+            return port
+    raise OSError("no free port")
+
+
 def start_two(workdir, folder, **args):
     """Two processes of two devices each."""
-    with socket.socket() as sock:
-        sock.bind(("localhost", 0))
-        port = sock.getsockname()[1]
-    flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     command = kill.command(workdir, folder, **args)
     return [
         kill.start([*command, *flags, f"--process_id={i}"], devices=2) for i in (0, 1)

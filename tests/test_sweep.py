@@ -349,23 +349,45 @@ def test_errors_of_a_sweep_are_told_in_one_line(config_file, tmp_path, body, mes
         run_sweep(str(path), tmp_path / "s", engine="print")
 
 
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def said(log, text):
+    return log.exists() and text in log.read_text()
+
+
 def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path):
     """The lock belongs to the training, not to the job that had started it."""
-    slow = [sys.executable, "-c", "import time; time.sleep(4)"]
+    release, order = tmp_path / "release", tmp_path / "order"
+    first = (
+        "import pathlib, time\n"
+        "print('ready', flush=True)\n"
+        f"release = pathlib.Path({str(release)!r})\n"
+        "for _ in range(6000):\n"
+        "    if release.exists(): break\n"
+        "    time.sleep(0.02)\n"
+        f"open({str(order)!r}, 'a').write('first ')\n"
+    )
     code = (
         "from experiments import sweep_worker; "
-        f"sweep_worker.work({slow!r}, {str(tmp_path)!r}, {{}})"
+        f"sweep_worker.work({[sys.executable, '-c', first]!r}, {str(tmp_path)!r}, {{}})"
     )
     job = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    while not (tmp_path / "log.txt").exists():
-        time.sleep(0.05)
-    time.sleep(0.2)
+    wait_until(lambda: said(tmp_path / "log.txt", "ready"))
     job.kill()
     job.wait()
-    began = time.perf_counter()
     assert sweep_rows.state(tmp_path, 12).kind == "running"
-    assert sweep_worker.work([sys.executable, "-c", ""], str(tmp_path), {}) == 0
-    assert time.perf_counter() - began > 1
+    # The second one has time to start, if it did not wait.
+    timer = threading.Timer(1, release.touch)
+    timer.start()
+    second = [sys.executable, "-c", f"open({str(order)!r}, 'a').write('second')"]
+    assert sweep_worker.work(second, str(tmp_path), {}) == 0
+    timer.join()
+    assert order.read_text() == "first second"
     assert sweep_rows.state(tmp_path, 12).kind == "interrupted"
 
 
@@ -375,7 +397,7 @@ def test_signals_of_slurm_save_and_requeue(tmp_path):
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         "print('ready', flush=True)\n"
-        "time.sleep(20)\n"
+        "time.sleep(150)\n"
     )
     process = [sys.executable, "-c", script]
 
@@ -386,9 +408,7 @@ def test_signals_of_slurm_save_and_requeue(tmp_path):
         assert again.args == (process, str(tmp_path), {})
 
     def ready():
-        log = tmp_path / "log.txt"
-        while not (log.exists() and "ready" in log.read_text()):
-            time.sleep(0.05)
+        wait_until(lambda: said(tmp_path / "log.txt", "ready"))
         os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, notify)
@@ -457,14 +477,18 @@ def test_a_sweep_killed_twice_gives_the_same_table(config_file, tmp_path):
         (12 + 4, ["finished", "interrupted"]),
     ):
         process = start_sweep(config, killed, cache)
-        while process.poll() is None:
+
+        def far_enough(process=process, steps=steps):
             logs = killed.glob("*/*/metrics.jsonl")
-            if sum(path.read_text().count('"loss"') for path in logs) >= steps:
-                break
-            time.sleep(0.05)
+            logged = sum(path.read_text().count('"loss"') for path in logs)
+            return logged >= steps or process.poll() is not None
+
+        wait_until(far_enough, seconds=300)
         assert process.poll() is None, "it came to its end"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        # The training holds its lock until the kernel has done away with it.
+        wait_until(lambda: all(state.kind != "running" for state, _ in table(killed)))
         assert [state.kind for state, _ in table(killed)] == kinds
     kill.finish(start_sweep(config, killed, cache))
     assert table(killed) == table(tmp_path / "whole")
