@@ -494,6 +494,26 @@ def test_written_pngs_are_red_first(tmp_path):
             np.testing.assert_array_equal(np.asarray(file), label)
 
 
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_turned_photographs_fit_their_upright_masks(tmp_path, orientation):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    shown = noise_example(6, 10)
+    # What a camera stores so that a viewer shows that: the inverse turn.
+    inverse = {1: 1, 6: 8, 7: 7}[orientation]
+    stored = np.ascontiguousarray(ORIENTATIONS[inverse](shown["image"]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in "ab":
+        Image.fromarray(stored).save(tmp_path / "images" / f"{name}.png", exif=exif)
+        Image.fromarray(shown["label"]).save(tmp_path / "masks" / f"{name}.png")
+    data = {"name": "folder", "root": str(tmp_path)}
+    source, _ = datasets.load(data, "train")
+    np.testing.assert_array_equal(source[0]["image"], shown["image"])
+    np.testing.assert_array_equal(source[0]["label"], shown["label"])
+    assert source.sizes == [(6, 10)]
+
+
 # From the config to the batches of a run
 
 
