@@ -14,7 +14,7 @@ import pytest
 import scipy.signal
 
 from segjax import models
-from segjax.models import alexnet, classifier, deeplab, vgg
+from segjax.models import alexnet, classifier, deeplab, layers, vgg
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -341,6 +341,59 @@ def test_rate_and_momentum_reach_every_layer(name):
     assert sorted(rates.values()) == [RATE] * count + list(fixed)
     assert len(momenta) >= 7 and set(momenta.values()) == {MOMENTUM}
     assert told(model, side, train=False) == ({}, {})
+
+
+COLOR = np.array([10, 120, 250], np.uint8)
+IMAGENET = (COLOR / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+CAFFE = COLOR - np.array([122.67892, 116.66877, 104.00699])
+WITH_IMAGES = {
+    name: (model, side)
+    for name, (model, side, *_) in (NETWORKS | LARGE).items()
+    if hasattr(model, "image_stats") and not name.endswith(("_released", "_resnet"))
+}
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_image_stats_reach_the_first_layer(name):
+    """What the first convolution gets of an image of one color."""
+    model, side = WITH_IMAGES[name]
+    if model.image_stats == "imagenet":
+        model, expected = model.clone(image_stats="caffe"), CAFFE
+    else:
+        model, expected = model.clone(image_stats="imagenet"), IMAGENET
+    images = np.broadcast_to(COLOR, (2, side, side, 3))
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+
+    @jax.jit  # everything but that input is left out of the program
+    def first_input(images):
+        inputs = []
+
+        def record(call, args, kwargs, context):
+            if isinstance(context.module, layers.Conv) and not inputs:
+                inputs.append(args[0])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(record):
+            model.init(keys, images, train=False)
+        return inputs[0]
+
+    found = first_input(images)
+    assert found.shape[-1] == 3
+    np.testing.assert_allclose(found[0, 0, 0], expected, rtol=1e-3)
+
+
+def test_defaults_of_dropout_are_the_papers():
+    """And the deviations of their text that the docstrings tell: U-Net, FusionNet."""
+    rates = {
+        "fcn": 0.5,  # Simonyan and Zisserman, section 3.1, kept by FCN
+        "deeplab": 0.5,
+        "dilation": 0.5,
+        "pspnet": 0.1,  # the authors' networks
+        "unet": 0.5,
+        "fusionnet": 0.0,
+    }
+    found = {name: models.model_fields(name).get("dropout") for name in models.MODELS}
+    assert {name: rate for name, rate in found.items() if rate is not None} == rates
 
 
 # --- atrous branches on maps that their taps reach ------------------------------------

@@ -176,6 +176,22 @@ def test_every_field_of_optim_against_numpy():
     assert varied == set(config.DEFAULTS["optim"])
 
 
+def test_defaults_are_those_of_pspnet():
+    """Zhao et al. 2017, and Kingma and Ba's decay of the second moment.
+
+    Poly of power 0.9 from 0.01, momentum 0.9, decay 0.0001, an auxiliary loss of 0.4.
+    """
+    optimizer, loss = config.DEFAULTS["optim"], config.DEFAULTS["loss"]
+    assert (optimizer["name"], optimizer["schedule"]) == ("sgd", "poly")
+    assert (optimizer["lr"], optimizer["power"]) == (0.01, 0.9)
+    assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, False)
+    assert (optimizer["weight_decay"], optimizer["b2"]) == (1e-4, 0.999)
+    assert optimizer["clip_norm"] == optimizer["warmup_steps"] == 0
+    assert (loss["aux_weight"], loss["aux_factor"]) == (0.4, 1.0)
+    assert (loss["normalize"], loss["resolution"]) == ("pixels", "full")
+    assert (loss["bootstrap"], loss["class_weights"]) == (0, ())
+
+
 # --- config.loss ----------------------------------------------------------------------
 
 
