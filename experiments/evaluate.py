@@ -30,7 +30,7 @@ from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from experiments import cli, common
+from experiments.shared import cli, common
 from segjax import config as config_lib
 from segjax import evaluators, inference, metrics, sharding, viz
 from segjax.data import datasets, pipeline

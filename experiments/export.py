@@ -34,10 +34,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, common, exported_loader, method_flags
+from experiments.shared import cli, common, exported_loader, predict_flags
 from segjax import config as config_lib
 from segjax import inference
-from segjax.data import buckets
+from segjax.data import batching
 from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.inference import predictor, trained
@@ -196,7 +196,7 @@ def check(model: trained.Trained, output: Path) -> dict:
     result = {"pixels": 0, "different_labels": 0, "max_difference": 0.0}
     for row in facts["programs"]:
         size = row["height"], row["width"]
-        bucket = buckets.Bucket(size, model.mesh.size, [])
+        bucket = batching.Bucket(size, model.mesh.size, [])
         run = trained.program(model, (model.mesh.size, *size), ("labels", "scores"))
         smaller = tuple(max(side - 1, 1) for side in size)
         for h, w in (size, smaller):
@@ -230,12 +230,12 @@ def parse_sizes(values: Sequence[str]) -> list[tuple[int, int]]:
 
 def main(argv) -> int:
     values = flags.FLAGS
-    method = method_flags.method(values.config)
+    method = predict_flags.method(values.config)
     sizes = parse_sizes(values.sizes)
     if argv[1:]:
         files = image_files.list_images(argv[1:])
         found = [image_files.image_header(file)[0] for file in files]
-        sizes += buckets.frames(found, values.padding).values()
+        sizes += batching.frames(found, values.padding).values()
     cli.start()
     output = Path(values.output).expanduser().absolute()
     facts = export(
@@ -267,9 +267,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder for the files.", required=True)
     flags.DEFINE_list("sizes", [], "HEIGHTxWIDTH of the programs, joined by commas.")
     flags.DEFINE_float(
-        "padding", buckets.PADDING, "Of sizes chosen from images: see predict."
+        "padding", batching.PADDING, "Of sizes chosen from images: see predict."
     )
     flags.DEFINE_list("platforms", list(PLATFORMS), "To run on.")
-    method_flags.define()
-    flags.adopt_module_key_flags(method_flags)  # for --help
+    predict_flags.define()
+    flags.adopt_module_key_flags(predict_flags)  # for --help
     cli.run(main, arguments=True)

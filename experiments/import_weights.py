@@ -27,7 +27,7 @@ from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, common
+from experiments.shared import cli, common
 from segjax import config as config_lib
 from segjax import models, sharding, weights
 from segjax.errors import UserError

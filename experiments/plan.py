@@ -35,12 +35,14 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, common, plan_text, sweep_rows, tpus
+from experiments.launch import plan_text, tpus
+from experiments.shared import cli, common
+from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
-from segjax import hlo, models, sharding
+from segjax import models, sharding
+from segjax.analysis import counts, hlo, tracing
+from segjax.analysis.summary import Layer, summary
 from segjax.errors import UserError
-from segjax.models import counts, tracing
-from segjax.models.summary import Layer, summary
 
 GIB = 2**30
 

@@ -35,10 +35,16 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, common, method_flags, prediction_files, prediction_run
+from experiments.shared import (
+    cli,
+    common,
+    predict_flags,
+    prediction_files,
+    prediction_run,
+)
 from segjax import compilation, inference
 from segjax import config as config_lib
-from segjax.data import buckets, windows
+from segjax.data import batching, windows
 from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.inference import tiles, trained
@@ -54,7 +60,7 @@ def predict(
     outputs: Sequence[str] = ("labels", "overlays"),
     ensemble: Sequence[str] = (),
     method: inference.Method | None = None,
-    padding: float = buckets.PADDING,
+    padding: float = batching.PADDING,
     max_pixels: int = trained.MAX_PIXELS,
     overwrite: bool = False,
 ) -> dict:
@@ -104,7 +110,7 @@ def predict(
     large = [file for file, (h, w) in sizes.items() if h * w > max_pixels]
     small = [file for file, (h, w) in sizes.items() if h * w <= max_pixels]
     done_sizes = [results.done[names[file]]["size"] for file in files if file in done]
-    plan = buckets.plan(
+    plan = batching.plan(
         [sizes[file] for file in small],
         model.batch,
         padding,
@@ -190,7 +196,9 @@ def _open_large(
     return windows.open_windows(file, model.info.channels)
 
 
-def _padding(plan: Sequence[buckets.Bucket], sizes: Sequence[tuple[int, int]]) -> float:
+def _padding(
+    plan: Sequence[batching.Bucket], sizes: Sequence[tuple[int, int]]
+) -> float:
     """Computed pixels over those of the images, less 1: frames and empty rows."""
     computed = sum(b.rows * math.prod(b.frame) * len(b.batches) for b in plan)
     return computed / sum(map(math.prod, sizes)) - 1 if sizes else 0.0
@@ -211,7 +219,7 @@ def main(argv) -> int:
     values = flags.FLAGS
     if not paths:
         raise UserError("no images given: name files, folders, globs or @lists")
-    method = method_flags.method(values.config)
+    method = predict_flags.method(values.config)
     cli.start()
     output = Path(values.output).expanduser().absolute()
     summary = predict(
@@ -252,12 +260,12 @@ if __name__ == "__main__":
         ["labels", "overlays"],
         f"What to write, of {', '.join(prediction_files.SUFFIXES)}.",
     )
-    method_flags.define()
-    flags.adopt_module_key_flags(method_flags)  # for --help
+    predict_flags.define()
+    flags.adopt_module_key_flags(predict_flags)  # for --help
     flags.DEFINE_string("crf", "", common.CRF_HELP)
     flags.DEFINE_float(
         "padding",
-        buckets.PADDING,
+        batching.PADDING,
         "So many more pixels than the images have may be computed to compile fewer "
         "programs; 0: every image at its own size.",
     )

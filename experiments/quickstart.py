@@ -17,7 +17,8 @@ import cv2
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, evaluate, predict, train
+from experiments import evaluate, predict, train
+from experiments.shared import cli
 from segjax import viz
 from segjax.data import datasets
 from segjax.writer import read_metrics

@@ -28,19 +28,14 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import (
-    cli,
-    common,
-    report_page,
-    report_rows,
-    sweep_rows,
-    sweep_worker,
-    tables,
-)
-from experiments.report_rows import Result, Run
+from experiments.shared import cli, common, tables
+from experiments.sweeps import report_page, report_rows
+from experiments.sweeps import rows as sweep_rows
+from experiments.sweeps import worker as sweep_worker
+from experiments.sweeps.report_rows import Result, Run
+from segjax.analysis.receptive_field import Field
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.models.receptive_field import Field
 
 
 class Score(NamedTuple):

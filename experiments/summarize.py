@@ -11,7 +11,7 @@ endpoint, the totals.  --xla adds XLA's own counts; --erf measures how much each
 of an image matters to the centre of the output (with --workdir of the trained network,
 otherwise of a randomly initialised one) and writes a picture.
 
---all describes every published network of experiments/published.py, and compares it
+--all describes every published network of segjax/analysis/published.py, and compares it
 with what is known of it.  Terms are explained in docs/models.md.
 
 Exit codes: 0; 1 if --all finds an unexplained difference; 2 bad input.
@@ -31,16 +31,17 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, common, tables
-from experiments.published import NETWORKS, NUMBERS, Network
+from experiments.shared import cli, common, tables
 from segjax import config as config_lib
 from segjax import models, sharding
+from segjax.analysis import counts, receptive_field
+from segjax.analysis.published import NETWORKS, NUMBERS, Network
+from segjax.analysis.receptive_field import Field
+from segjax.analysis.summary import Layer, Summary, summary
+from segjax.analysis.tracing import LOGITS
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.models import counts, layers, receptive_field
-from segjax.models.receptive_field import Field
-from segjax.models.summary import Layer, Summary, summary
-from segjax.models.tracing import LOGITS
+from segjax.models import layers
 
 
 class Check(NamedTuple):

@@ -39,7 +39,9 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, sweep_rows, sweep_worker
+from experiments.shared import cli
+from experiments.sweeps import rows as sweep_rows
+from experiments.sweeps import worker as sweep_worker
 from segjax.errors import UserError
 
 _FOREVER = 60 * 24 * 365  # minutes

@@ -32,7 +32,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, common, measured
+from experiments.shared import cli, common, run_stats
 from segjax import (
     checkpoint,
     compilation,
@@ -145,7 +145,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 )
                 rate = len(eval_source) / (time.perf_counter() - began)
                 if jax.process_index() == 0:
-                    measured.save(workdir, step, h, rate)
+                    run_stats.save(workdir, step, h, rate)
                 scores = metrics.scores(h)
                 progress.evaluation(step, scores, shown, info)
                 if scores["miou"] > extra["best_miou"]:

@@ -33,7 +33,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, common
+from experiments.shared import cli, common
 from segjax import config as config_lib
 from segjax import evaluators, inference, metrics, sharding
 from segjax.data import datasets, pipeline

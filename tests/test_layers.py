@@ -54,8 +54,8 @@ def part(path: Path) -> str:
 def test_the_walk_sees_imports():
     assert of(imports(ROOT / "segjax/checkpoint.py"), "orbax")
     assert "segjax.models" in imports(ROOT / "segjax/config.py")
-    lazy = imports(ROOT / "segjax/data/datasets.py")
-    assert "tensorflow_datasets" in lazy and "segjax.data.builders.camvid" in lazy
+    lazy = imports(ROOT / "segjax/data/datasets/__init__.py")
+    assert "tensorflow_datasets" in lazy and "segjax.data.datasets.camvid" in lazy
     assert {part(path) for path in FILES} >= ALLOWED.keys()
 
 

@@ -12,7 +12,8 @@ import scipy.signal
 import scipy.special
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import common, train
+from experiments import train
+from experiments.shared import common
 from segjax import checkpoint, config, models, optim, sharding, training
 from segjax.data import pipeline, transforms
 from segjax.errors import UserError

@@ -15,7 +15,8 @@ import optax
 import pytest
 import scipy.special
 
-from experiments import common, train
+from experiments import train
+from experiments.shared import common
 from segjax import config, evaluators, optim, sharding, training
 from segjax.inference import trained
 from segjax.models import deeplab, dilation

@@ -26,8 +26,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, tpus
-from experiments.launch import gke, local, skypilot, slurm, tpu_vm
+from experiments.launch import gke, local, skypilot, slurm, tpu_vm, tpus
 from experiments.launch.job import (
     Job,
     check_name,
@@ -36,6 +35,7 @@ from experiments.launch.job import (
     to_yaml,
     worker_command,
 )
+from experiments.shared import cli
 from segjax import config as config_lib
 from segjax import sharding
 from segjax.errors import UserError

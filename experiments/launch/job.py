@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import yaml
 
-from experiments import tpus
+from experiments.launch import tpus
 from segjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent

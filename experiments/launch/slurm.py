@@ -55,7 +55,7 @@ def submit(job: Job, folder: Path, values: Mapping[str, Any]) -> str:
       UserError: this machine has no SLURM, or it refuses the job.
     """
     submitit = _import()
-    from experiments import sweep_worker
+    from experiments.sweeps import worker as sweep_worker
 
     command = [sys.executable, *job.command[1:]]
     try:

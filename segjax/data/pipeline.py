@@ -12,7 +12,7 @@ import cv2
 import grain
 import numpy as np
 
-from segjax.data import buckets, transforms
+from segjax.data import batching, transforms
 
 VOID = 255
 
@@ -82,10 +82,10 @@ def eval_plan(
     """Which images form which evaluation batch: ``[((h, w), indices), ...]``.
 
     Every image occurs exactly once.  Images of one size share batches; with more than
-    four sizes, images share the frames of ``buckets.frames``, so that a mixed
+    four sizes, images share the frames of ``batching.frames``, so that a mixed
     collection needs few compiled shapes; they are extended by mirroring.
     """
-    frames = buckets.frames(sizes)
+    frames = batching.frames(sizes)
     groups: dict[tuple[int, int], list[int]] = {}
     for i, size in enumerate(sizes):
         groups.setdefault(frames[tuple(size)], []).append(i)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from segjax import checkpoint, models, sharding
 from segjax import config as config_lib
-from segjax.data import buckets, datasets, images, pipeline, windows
+from segjax.data import batching, datasets, images, pipeline, windows
 from segjax.errors import UserError
 from segjax.inference import compiled, tiles
 from segjax.inference.method import Method, compose
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
     def predict(
         self,
         images: Iterable[np.ndarray | str | os.PathLike],
-        padding: float = buckets.PADDING,
+        padding: float = batching.PADDING,
         max_pixels: float = MAX_PIXELS,
     ) -> list[np.ndarray]:
         """The class of every pixel of every image.
@@ -54,7 +54,7 @@ class Trained(NamedTuple):
         Args:
           images: paths, or arrays of 8 or 16 bit [H, W], [H, W, 1] or [H, W, 3] (RGB),
             of any sizes.
-          padding: see ``buckets.frames``; 0 predicts every image at its own size.
+          padding: see ``batching.frames``; 0 predicts every image at its own size.
           max_pixels: larger images are predicted in windows or tiles.
 
         Returns:
@@ -188,7 +188,7 @@ def _predict(
     labels: list = [None] * len(given)
     devices = trained.mesh.size
     small_sizes = [sizes[i] for i in small]
-    for bucket in buckets.plan(
+    for bucket in batching.plan(
         small_sizes, trained.batch, padding, devices, max_pixels
     ):
         run = program(trained, (bucket.rows, *bucket.frame))
@@ -226,7 +226,7 @@ def stream(
     return tiles.stream(run, read, size, layout, batch)
 
 
-def stack(images: Sequence[np.ndarray], bucket: buckets.Bucket) -> np.ndarray:
+def stack(images: Sequence[np.ndarray], bucket: batching.Bucket) -> np.ndarray:
     """A batch uint8 [rows, *frame, C]: images mirrored to the frame, then zeros."""
     channels = images[0].shape[2]
     batch = np.zeros((bucket.rows, *bucket.frame, channels), np.uint8)

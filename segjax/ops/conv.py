@@ -5,7 +5,7 @@ is written as one: 1x1 convolutions, kernels as large as the map, transposed
 convolutions; fixed bilinear upsampling as two. On CPU, other convolutions are matrix
 products where XLA's own are slow: in the gradient of the kernel, and for kernels of
 more than 3x3 with many channels. The same sums everywhere, in another order.
-experiments/op_times.py measures them.
+experiments/benchmarks/operators.py measures them.
 """
 
 import functools

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segjax.errors import UserError
-from segjax.weights import caffe, convert, keras, safetensors_file, sources, torch_file
+from segjax.weights import convert, sources
+from segjax.weights.readers import caffe, keras, safetensors_file, torch_file
 
 Tree = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]

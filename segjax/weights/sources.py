@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from segjax.errors import UserError
-from segjax.weights import backbones, convert, networks
-from segjax.weights.backbones import caffe, keras, torch
+from segjax.weights import convert
 from segjax.weights.convert import Conv, Entry, Images, Table
-from segjax.weights.networks import Target
+from segjax.weights.names import backbones, networks
+from segjax.weights.names.backbones import caffe, keras, torch
+from segjax.weights.names.networks import Target
 
 # Means are in RGB order here, whatever order the network takes.
 ILSVRC = Images(1.0, (122.67892, 116.66877, 104.00699), bgr=True)

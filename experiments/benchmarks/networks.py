@@ -1,0 +1,374 @@
+"""Times prediction and training step of the published networks at one image size.
+
+    python -m experiments.benchmarks.networks
+    python -m experiments.benchmarks.networks --models="U-Net" --size=320
+    python -m experiments.benchmarks.networks --json=times.json \\
+        --markdown=docs/step_times.md
+
+Full-size networks with 21 classes and random weights, one after the other, on the first
+device: the forward pass of prediction, and a whole training step (forward, backward,
+plain SGD), in turns. A network that does not take the size gets the next larger one
+that it takes. Compilation is timed too, without the cache of compiled programs.
+
+--json keeps the results: a run adds to those in the file, so a table can be measured in
+pieces; --markdown writes the table of all of them.
+
+Exit codes: 0; 2 bad input.
+"""
+
+import difflib
+import gc
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.shared import cli, common, tables
+from segjax import config as config_lib
+from segjax import models, training
+from segjax.analysis import counts, published, tracing
+from segjax.errors import UserError
+from segjax.ops import geometry
+
+CLASSES = 21
+# Of each architecture the variants that differ in what they compute; all others are
+# there for --models.
+NETWORKS = (
+    "FCN-AlexNet",
+    "FCN-32s VGG16",
+    "FCN-8s VGG16",
+    "FCN-GoogLeNet",
+    "DeconvNet",
+    "Dilation8 VOC (Large)",
+    "Dilation8 CamVid (Basic)",
+    "DeepLab-7x7",
+    "DeepLab-LargeFOV",
+    "DeepLab v2 VGG16 ASPP-L",
+    "DeepLab v2 ResNet-101 ASPP-L, 3 scales",
+    "CRF-RNN",
+    "U-Net",
+    "U-Net, padded, batch normalisation",
+    "FusionNet",
+    "FusionNet, released",
+    "Deep Contextual Network",
+    "FRRN A",
+    "FRRN B",
+    "PSPNet-50 ADE20K, with auxiliary head",
+    "PSPNet-101 VOC",
+)
+REFERENCE = "FCN-8s VGG16"  # what the last column is relative to
+
+
+def measure(network: published.Network, size: int, batch: int, repeats: int) -> dict:
+    """Sizes and times of one network on the first device.
+
+    Args:
+      size: side of the square images, at least.
+      batch: images per step.
+      repeats: of which the median counts.
+
+    Returns:
+      ``image`` (side in pixels), ``parameters``, ``flops`` of a forward pass of the
+      batch, ``forward`` and ``step``: each ``seconds`` and ``compile_seconds``, and
+      ``bytes`` that the step needs on the device, as XLA plans it.
+    """
+    config = {"model_name": network.model, "model": dict(network.fields)}
+    model = models.build(ConfigDict(config), CLASSES)
+    side = geometry.nearest_sides(model.tiling, size)[-1]
+    macs = counts.macs(_trace(model, side).jaxpr)
+    state = _state(model)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    rng = np.random.default_rng(0)
+    examples = jax.device_put(
+        {
+            "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
+            "label": rng.integers(0, CLASSES, (batch, side, side), np.uint8),
+        }
+    )
+
+    def forward(state, examples):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return model.apply(variables, examples["image"], train=False)[0]
+
+    options = config_lib.make().loss
+    step = training.make_step(model, optax.sgd(1e-9), options, seed=0)
+    programs, compile_seconds = {}, {}
+    for name, program in (
+        ("forward", jax.jit(forward)),
+        ("step", jax.jit(step, donate_argnums=0)),
+    ):
+        programs[name], compile_seconds[name] = compile_timed(program, state, examples)
+
+    def run_step():
+        nonlocal state
+        state, metrics = programs["step"](state, examples)
+        return metrics
+
+    seconds = in_turns(
+        {"forward": lambda: programs["forward"](state, examples), "step": run_step},
+        repeats,
+    )
+    return {
+        "image": side,
+        "parameters": parameters,
+        "flops": 2 * batch * macs,
+        "bytes": _bytes(programs["step"]),
+    } | {
+        name: {"seconds": seconds[name], "compile_seconds": compile_seconds[name]}
+        for name in programs
+    }
+
+
+def _trace(model: nn.Module, side: int):
+    variables = tracing.abstract_variables(model, 3)
+    return tracing.trace(model, variables, (side, side, 3)).jaxpr
+
+
+def _state(model: nn.Module) -> training.TrainState:
+    """Random kernels: compiling the initialisation would take longer than the step."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            values = rng.standard_normal(leaf.shape, np.float32)
+            return values * np.float32(math.sqrt(2 / math.prod(leaf.shape[:-1])))
+        return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
+
+    variables = tracing.abstract_variables(model, 3)
+    variables = jax.tree_util.tree_map_with_path(draw, variables)
+    params = jax.device_put(variables["params"])
+    return training.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=jax.device_put(variables.get("batch_stats", {})),
+        opt_state=optax.sgd(1e-9).init(params),
+    )
+
+
+def _bytes(program: jax.stages.Compiled) -> int:
+    """Arguments, results and temporary arrays; 0 where the device does not tell."""
+    found = program.memory_analysis()
+    if found is None:
+        return 0
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+    )
+
+
+def compile_timed(program: Callable, *inputs) -> tuple[jax.stages.Compiled, float]:
+    """A jitted function compiled for these inputs, and the seconds that it took."""
+    began = time.perf_counter()
+    return program.lower(*inputs).compile(), time.perf_counter() - began
+
+
+def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of a call of each, called in turns, after one that is not counted.
+
+    What else the machine does then meets all of them. Fast functions are called several
+    times per turn, so that launching overlaps with computing as in training.
+    """
+    calls, seconds = {}, {name: [] for name in functions}
+    for name, function in functions.items():
+        jax.block_until_ready(function())
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        calls[name] = math.ceil(0.03 / (time.perf_counter() - began))
+    for _ in range(repeats):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            for _ in range(calls[name]):
+                last = function()
+            jax.block_until_ready(last)
+            seconds[name].append((time.perf_counter() - began) / calls[name])
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def conditions(**options) -> dict[str, Any]:
+    """What times depend on: they are compared only where this is the same."""
+    found = common.versions()
+    return {
+        "device": jax.devices()[0].device_kind,
+        "host_cores": os.cpu_count(),
+        **{key: found[key] for key in ("python", "jax", "jaxlib")},
+        **options,
+    }
+
+
+def load(path: Path, where: dict[str, Any]) -> dict[str, dict]:
+    """The results in a file of --json, if it exists.
+
+    Raises:
+      UserError: it is no such file, or was measured under other conditions.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        then, results = found["conditions"], found["results"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--json {path}: not a file of this program") from error
+    for key, value in where.items():
+        if then.get(key) != value:
+            raise UserError(
+                f"--json {path}: its {key} is {then.get(key)!r}, of this run {value!r};"
+                " give another file"
+            )
+    return results
+
+
+def save(path: Path, where: dict[str, Any], results: dict) -> None:
+    """Writes what :func:`load` reads."""
+    found = {"conditions": where, "results": results}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def rows(results: Mapping[str, dict]) -> tables.Rows:
+    """The table, in the order of published.NETWORKS."""
+    titles = "network, side, parameters, GFLOPs, forward ms, step ms, GFLOP/s, "
+    titles += "compile s, memory GiB, relative"
+    found = [tuple(titles.split(", "))]
+    reference = results.get(REFERENCE)
+    for name in sorted(results, key=list(published.NETWORKS).index):
+        row = results[name]
+        forward, step = row["forward"], row["step"]
+        relative = "-"
+        if reference:
+            relative = f"{step['seconds'] / reference['step']['seconds']:.2f}"
+        found.append(
+            (
+                name,
+                str(row["image"]),
+                f"{row['parameters']:,}",
+                f"{row['flops'] / 1e9:,.1f}",
+                f"{1e3 * forward['seconds']:,.{_digits(forward['seconds'])}f}",
+                f"{1e3 * step['seconds']:,.{_digits(step['seconds'])}f}",
+                f"{3 * row['flops'] / step['seconds'] / 1e9:,.0f}",
+                f"{forward['compile_seconds']:.1f} + {step['compile_seconds']:.1f}",
+                f"{row['bytes'] / 2**30:.2f}",
+                relative,
+            )
+        )
+    return found
+
+
+def _digits(seconds: float) -> int:
+    return 0 if seconds >= 0.1 else 2
+
+
+_MARKDOWN = """# Step times
+
+Written by `python -m experiments.benchmarks.networks {flags} --json=times.json
+--markdown=docs/step_times.md`; `--models=NAME` measures one network, and adds it to the
+others in the file of `--json`.
+
+{device}, {host_cores} host cores; Python {python}, jax {jax}, jaxlib {jaxlib}. Batch
+{batch}, 21 classes, float32, median of {repeats}. Compare times within this table only.
+
+{table}
+
+* **Side** of the square images: {size}, or the next larger one that the network takes.
+* **GFLOPs** of the forward pass of the batch, fixed interpolation included: twice the
+  multiply-adds.
+* **Forward**: prediction of the logits. **Step**: training, forward and backward passes
+  with all auxiliary losses and an SGD update.
+* **GFLOP/s**: 3 x GFLOPs (forward, and twice that backward) per time of the step.
+  Auxiliary heads, which only training has, are not counted.
+* **Compile**: forward + step, tracing included, without a cache.
+* **Memory** of the step as XLA plans it: parameters, gradients, activations.
+* **Relative**: step time over that of {reference}.
+
+`python -m experiments.benchmarks.operators` compares the forms of each operator they
+are made of.
+"""
+
+
+def markdown(results: Mapping[str, dict], where: Mapping[str, Any]) -> str:
+    """The contents of docs/step_times.md."""
+    return _MARKDOWN.format(
+        flags=" ".join(f"--{key}={where[key]}" for key in ("size", "batch", "repeats")),
+        table=tables.markdown_table(rows(results)),
+        reference=REFERENCE,
+        **where,
+    )
+
+
+def check_networks(names: Sequence[str]) -> None:
+    """Raises a UserError, with the nearest name, unless all networks are known."""
+    for name in names:
+        if name not in published.NETWORKS:
+            near = difflib.get_close_matches(name, published.NETWORKS, 1, 0)[0]
+            raise UserError(
+                f"--models={name}: no such network; did you mean --models={near!r}? "
+                "docs/models.md lists them all"
+            )
+
+
+def output_files(values: flags.FlagValues) -> dict[str, Path]:
+    """The files of --json and --markdown, as far as they are given.
+
+    Raises:
+      UserError: the folder of one does not exist.
+    """
+    found = {}
+    for flag in ("json", "markdown"):
+        if values[flag].value:
+            found[flag] = path = Path(values[flag].value).expanduser()
+            if not path.absolute().parent.is_dir():
+                raise UserError(f"--{flag} {path}: {path.parent} is not a folder")
+    return found
+
+
+def main(argv) -> int:
+    del argv
+    values = flags.FLAGS
+    names = values.models or NETWORKS
+    check_networks(names)
+    outputs = output_files(values)
+    cli.start()
+    jax.config.update("jax_enable_compilation_cache", False)
+    options = {key: values[key].value for key in ("size", "batch", "repeats")}
+    where = conditions(**options)
+    results = load(outputs["json"], where) if "json" in outputs else {}
+    for count, name in enumerate(names, start=1):
+        cli.log(f"[{count}/{len(names)}] {name} ...")
+        network = published.NETWORKS[name]
+        results[name] = measure(network, **options)
+        forward, step = (1e3 * results[name][k]["seconds"] for k in ("forward", "step"))
+        cli.log(f"    forward {forward:,.1f} ms, step {step:,.1f} ms")
+        if "json" in outputs:
+            save(outputs["json"], where, results)
+        jax.clear_caches()  # the programs hold on to their constants
+        gc.collect()
+    print(tables.text_table(rows(results)))
+    if "markdown" in outputs:
+        outputs["markdown"].write_text(markdown(results, where))
+        print(f"written to {outputs['markdown']}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string(
+        "models", [], "A network of docs/models.md; repeat it for several."
+    )
+    flags.DEFINE_integer("size", 224, "Side of the images.", lower_bound=1)
+    flags.DEFINE_integer("batch", 1, "Images per step.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 5, "The median counts.", lower_bound=1)
+    flags.DEFINE_string("json", "", "File of results, read and added to.")
+    flags.DEFINE_string("markdown", "", "File for the table of all results.")
+    cli.run(main)

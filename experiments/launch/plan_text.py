@@ -1,0 +1,141 @@
+"""Plans as text, and what pads badly."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.shared import tables
+from segjax.analysis.summary import Layer
+
+LANES, SUBLANES = 128, 8  # of the TPU's vector registers, and of its matrix units
+
+
+def padding_warnings(layers: Sequence[Layer], per_chip: int) -> list[str]:
+    """What pads badly, if channels lie on the lanes and the batch on the sublanes.
+
+    The compiler may lay arrays out differently; a rule of thumb.
+    """
+    warnings = []
+    if per_chip % SUBLANES:
+        padded = math.ceil(per_chip / SUBLANES) * SUBLANES
+        warnings.append(
+            f"{per_chip} per chip is not a multiple of {SUBLANES} sublanes: where the "
+            f"batch lies on them, {padded / per_chip:.3g} x the memory and work"
+        )
+
+    def factor(layer: Layer) -> float:
+        sizes = layer.kernel[-2:]
+        return math.prod(math.ceil(c / LANES) * LANES / c for c in sizes)
+
+    counted = [layer for layer in layers if layer.macs and len(layer.kernel) == 4]
+    total = sum(layer.macs for layer in counted)
+    after = sum(layer.macs * factor(layer) for layer in counted)
+    bad = [x for x in counted if factor(x) >= 2 and x.macs * factor(x) > after / 100]
+    bad.sort(key=lambda layer: -layer.macs * factor(layer))
+    if bad:
+        names = ", ".join(
+            f"{x.name} ({x.kernel[-2]} to {x.kernel[-1]})" for x in bad[:6]
+        )
+        more = f" and {len(bad) - 6} more" if len(bad) > 6 else ""
+        warnings.append(
+            f"channels fill {LANES} lanes badly in {names}{more}: all layers together "
+            f"do {after / total:.2f} x their multiply-adds"
+        )
+    return warnings
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """A report as text."""
+    rows = [
+        (
+            "step",
+            f"{found['network']}, {found['image']}, batch {found['batch']} on "
+            f"{found['chips']} chips ({found['target']}): {found['batch_per_chip']} "
+            "per chip",
+        )
+    ]
+    flops = found["model_flops"]
+    state = f"{found['parameters']:,} parameters, state {found['state_gib']:.3f} GiB"
+    if "fits" not in found:
+        rows += [
+            ("analytic only", "no compiler for these devices on this machine"),
+            (
+                "memory",
+                f"{state}; activations about {found['activations_gib']:.2f} GiB",
+            ),
+            ("FLOPs", f"{flops / 1e9:,.1f} G (3 x forward)"),
+            ("all-reduce", f"{4 * found['parameters'] / 1e6:,.1f} MB of gradients"),
+        ]
+        return _aligned(rows, found)
+    verdict = "yes" if found["fits"] else "NO"
+    limit = found["available_gib"]
+    of = f" of {limit:.2f}" if limit else ""
+    least = "" if found["fits"] else "at least "
+    needed = f"{verdict}: {least}{found['needed_gib']:.2f}{of} GiB per chip"
+    rows.append(("fits", needed))
+    if found["fits"]:
+        parts = found["memory_gib"].items()
+        xla = found["xla_flops"]
+        once = ", loops once" if found["loops"] else ""
+        rows += [
+            ("memory", ", ".join(f"{key} {size:.3f}" for key, size in parts) + " GiB"),
+            ("state", state),
+            (
+                "FLOPs",
+                f"{flops / 1e9:,.1f} G (3 x forward); XLA {xla / 1e9:,.1f} G{once}",
+            ),
+        ]
+        for kind, (count, size) in found["collectives"].items():
+            rows.append((kind, f"{count} times, {size / 1e6:,.1f} MB"))
+    if "cycles" in found:
+        speed = found["batch"] / found["seconds"]
+        rows += [
+            (
+                "estimate",
+                f"{found['cycles']:,} cycles, {found['seconds'] * 1e3:,.1f} ms, "
+                f"{speed:,.0f} images/s: {found['utilisation']:.1%} of the peak",
+            ),
+            (
+                "bounds",
+                f"peak FLOPs {found['flops_seconds'] * 1e3:,.1f} ms, memory traffic "
+                f"of all operations{once} {found['memory_seconds'] * 1e3:,.1f} ms",
+            ),
+        ]
+    rows.append(("compiled in", f"{found['compile_seconds']:.0f} s"))
+    if "largest_batch" in found:
+        low, high = found["largest_batch"], found["too_large_batch"]
+        known = f"; {high} does not fit" if high else "; no larger one was tried"
+        per_chip = f"{low // found['chips']} per chip"
+        rows.append(("largest batch", f"{low}, {per_chip}{known}" if low else "none"))
+    return _aligned(rows, found)
+
+
+def _aligned(rows: list[tuple[str, str]], found: Mapping[str, Any]) -> list[str]:
+    rows += [("warning", text) for text in found["warnings"]]
+    out = [f"{name:<14} {text}" for name, text in rows]
+    if "costliest" in found:
+        table = [("costliest by layer", "forward", "backward")]
+        table += [(x, f"{a:.1%}", f"{b:.1%}") for x, a, b in found["costliest"]]
+        out += ["", tables.text_table(table)]
+    return out
+
+
+def sweep_table(reports: Mapping[str, Mapping]) -> str:
+    """One row per row of a sweep."""
+    titles = "row fits GiB FLOPs estimate peak compiled"
+    rows: tables.Rows = [tuple(titles.split())]
+    for name, found in reports.items():
+        if "error" in found:
+            rows.append((name, "error", *["-"] * 5))
+            continue
+        cells = ["-"] * 5
+        if "fits" in found:
+            cells[0] = "yes" if found["fits"] else "NO"
+            cells[1] = f"{found['needed_gib']:.2f}"
+            cells[4] = f"{found['compile_seconds']:.0f} s"
+        if "seconds" in found:
+            cells[2] = f"{found['seconds'] * 1e3:,.1f} ms"
+            cells[3] = f"{found['utilisation']:.1%}"
+        flops = f"{found['model_flops'] / 1e9:,.1f} G"
+        rows.append((name, *cells[:2], flops, *cells[2:]))
+    return tables.text_table(rows)

@@ -1,0 +1,109 @@
+"""Summaries of models as tables, in plain text and in Markdown."""
+
+import math
+from collections.abc import Mapping
+
+from segjax.analysis.receptive_field import Field
+from segjax.analysis.summary import Summary
+from segjax.analysis.tracing import LOGITS
+
+Rows = list[tuple[str, ...]]  # the first one is the titles, or a row as the others
+
+
+def layer_rows(found: Summary) -> Rows:
+    """One row per layer."""
+    rows = [("layer", "kernel", "output", "parameters", "MACs", "stride", "field")]
+    for layer in found.layers:
+        kernel = "x".join(map(str, layer.kernel))
+        rate = f" rate {layer.dilation}" if layer.dilation > 1 else ""
+        rows.append(
+            (
+                layer.name,
+                kernel + rate,
+                "x".join(map(str, layer.output[1:])) or "training only",
+                f"{layer.parameters:,}",
+                f"{layer.macs:,}",
+                stride_text(layer.stride),
+                field_text(layer.receptive_field),
+            )
+        )
+    return rows
+
+
+def map_rows(found: Summary) -> Rows:
+    """One row per endpoint, and the logits."""
+    rows = [("output", "shape", "stride", "field")]
+    for name, x in (*found.endpoints.items(), (LOGITS, found.logits)):
+        shape = "x".join(map(str, x.shape[1:]))
+        field = field_text(x.receptive_field)
+        rows.append((name, shape, stride_text(x.stride), field))
+    return rows
+
+
+def total_rows(found: Summary) -> Rows:
+    """What belongs to the whole model."""
+    height, width, channels = found.image
+    return [
+        ("model", found.model),
+        ("image", f"{height}x{width}x{channels}"),
+        ("output", "x".join(map(str, found.logits.shape[1:]))),
+        ("margin", "{}, {} px".format(*found.margin)),
+        ("output stride", stride_text(found.output_stride)),
+        ("receptive field", field_text(found.logits.receptive_field)),
+        ("parameters", f"{found.parameters:,}"),
+        ("batch statistics", f"{found.statistics:,}"),
+        ("MACs", f"{found.macs:,}"),
+        ("FLOPs (2 x MACs)", f"{found.flops:,}"),
+        ("MACs of fixed resizing", f"{found.fixed_macs:,}"),
+        ("activations in training", f"{found.activation_bytes / 2**20:,.1f} MiB"),
+    ]
+
+
+def model_rows(summaries: Mapping[str, Summary]) -> Rows:
+    """One row per model."""
+    titles = "model image output parameters GMACs GFLOPs stride field activations"
+    rows = [tuple(titles.split())]
+    for name, x in summaries.items():
+        rows.append(
+            (
+                name,
+                "x".join(map(str, x.image)),
+                "x".join(map(str, x.logits.shape[1:3])),
+                f"{x.parameters:,}",
+                f"{x.macs / 1e9:,.1f}",
+                f"{x.flops / 1e9:,.1f}",
+                stride_text(x.output_stride),
+                field_text(x.logits.receptive_field),
+                f"{x.activation_bytes / 2**20:,.0f} MiB",
+            )
+        )
+    return rows
+
+
+def stride_text(stride: float) -> str:
+    """Image rows: 8, or global."""
+    return "global" if stride == math.inf else f"{stride:g}"
+
+
+def field_text(field: Field) -> str:
+    """Rows of the image: 404, 188..204 (smallest and largest) or global."""
+    if math.inf in field:
+        return "global"
+    return f"{field[0]}" if field[0] == field[1] else f"{field[0]}..{field[1]}"
+
+
+def text_table(rows: Rows) -> str:
+    """Aligned columns, those of numbers to the right."""
+    columns = []
+    for column in zip(*rows, strict=True):
+        width = max(map(len, column))
+        first = column[1][:1].isdigit() and "x" not in column[1]
+        columns.append([c.rjust(width) if first else c.ljust(width) for c in column])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns))
+
+
+def markdown_table(rows: Rows) -> str:
+    """GitHub's pipe tables."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

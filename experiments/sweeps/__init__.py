@@ -1,0 +1,1 @@
+"""The rows of a sweep, their runs and their report."""

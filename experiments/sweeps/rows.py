@@ -1,0 +1,365 @@
+"""The rows of a sweep: their configs, names, checks and commands, and how far each is.
+
+A row is a dict of overrides such as {"model.rates": (6, 12)}.  The folder of a sweep
+holds sweep.json, which describes its rows, and ROW/seedN, the workdirs of their runs.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+import runpy
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments import train
+from experiments.shared import common, run_stats
+from experiments.sweeps import worker as sweep_worker
+from segjax import config as config_lib
+from segjax import models, optim, training
+from segjax.data import datasets
+from segjax.errors import UserError
+from segjax.writer import read_metrics
+
+# Fields that do not make another experiment: a changed one continues the same run.
+_FREE = (train.FREE_FIELDS - {"total_steps"}) | {"seed"}
+# Sizes of the images of data sets that are not read in order to check a row.
+_SIZES = {"camvid": (360, 480), "isbi2012": (512, 512)}
+
+
+class Row(NamedTuple):
+    """One row of the table."""
+
+    name: str  # "bins=1,2,3,6-1f2e3d4c"
+    hash: str  # of the resolved config without what does not make another experiment
+    overrides: dict[str, Any]
+    config: ConfigDict  # resolved, of the first seed
+
+
+class State(NamedTuple):
+    """How far a run is."""
+
+    kind: str  # "finished", "running", "failed", "interrupted" or "missing"
+    step: int = 0
+    exit: int = 0  # of a failed one; negative: the signal that ended it
+
+
+# Rows
+
+
+def read(config_file: str, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of a config file's sweep(), and the overrides that all of them have.
+
+    Args:
+      config_file: FILE or FILE:ARG.
+      config: of that file, with overrides for all rows.
+
+    Raises:
+      UserError: there is no sweep(), it fails, or it sets a field that is overridden;
+        or as ``make_rows``.
+    """
+    path, _, arg = config_file.partition(":")
+    module = runpy.run_path(path)
+    if "sweep" not in module:
+        raise UserError(f"--config {path} defines no sweep(); configs/sweeps/ has some")
+    given = [arg] if arg else []
+    file_values = flat(module["get_config"](*given))
+    overrides = {
+        key: value for key, value in flat(config).items() if value != file_values[key]
+    }
+    takes_arg = inspect.signature(module["sweep"]).parameters
+    try:
+        chosen = [dict(row) for row in module["sweep"](*given if takes_arg else ())]
+    except Exception as error:  # the file is code: anything
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--config {path}: sweep() raises {reason}") from error
+    for key in overrides:
+        if any(key in row for row in chosen):
+            raise UserError(f"--config.{key}: the sweep chooses this field in its rows")
+    return make_rows(config, chosen), overrides
+
+
+def make_rows(base: ConfigDict, overrides: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Resolves and names the rows of a sweep.
+
+    Raises:
+      UserError: names the row, the wrong key with the nearest right one, or the wrong
+        value; or two rows that are the same.
+    """
+    chosen = [dict(row) for row in overrides]
+    if not chosen:
+        raise UserError("sweep() yields no rows")
+    configs = [_resolve(base, row, number) for number, row in enumerate(chosen, 1)]
+    flats = [flat(config) for config in configs]
+    keys = dict.fromkeys(key for row in chosen for key in row)
+    varying = [key for key in keys if len({repr(f[key]) for f in flats}) > 1]
+    rows, seen = [], {}
+    for number, (row, config, values) in enumerate(zip(chosen, configs, flats), 1):
+        code = _hash(values)
+        if code in seen:
+            raise UserError(
+                f"rows {seen[code]} and {number} of sweep() give the same config"
+            )
+        seen[code] = number
+        name = ",".join(
+            f"{_short(key, varying)}={_file_safe(values[key])}" for key in varying
+        )
+        rows.append(Row(f"{name[:100] or 'row'}-{code}", code, row, config))
+    return rows
+
+
+def _resolve(base: ConfigDict, overrides: Mapping[str, Any], number: int) -> ConfigDict:
+    values = config_lib.json_like(base)
+    try:
+        for path, value in overrides.items():
+            *groups, key = path.split(".")
+            group = values
+            for name in groups:
+                # What is not there, or no group, is told by make.
+                if not isinstance(group.get(name), dict):
+                    group[name] = {}
+                group = group[name]
+            if isinstance(group.get(key), dict):
+                raise UserError(f"config.{path} is a group of fields; set one of them")
+            group[key] = value
+        return config_lib.make(**values)
+    except UserError as error:
+        raise UserError(
+            f"row {number} of sweep(), {dict(overrides)}: {error}"
+        ) from error
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"rates": (1,)}} -> {"model.rates": (1,)}."""
+    values = {}
+    for key, value in config_lib.json_like(config).items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = value
+    return values
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in values.items() if key not in _FREE}
+    if values["tile"]:  # trains the same, but is scored otherwise
+        kept["tile"] = values["tile"]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _short(key: str, keys: Iterable[str]) -> str:
+    """The last part of a key, or all of it where two keys have the same last part."""
+    last = key.rpartition(".")[2]
+    return last if sum(k.rpartition(".")[2] == last for k in keys) == 1 else key
+
+
+def title(row: Row) -> str:
+    """The name without the hash."""
+    return row.name.removesuffix(f"-{row.hash}")
+
+
+def value_text(value: Any) -> str:
+    """(1, 2) -> "1,2"; () -> "none"."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _file_safe(value: Any) -> str:
+    return re.sub(r"[^\w.,=+-]+", "_", value_text(value))
+
+
+# Checks
+
+
+def example(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
+    """Number of classes, and (H, W, C) of a training example; reads no known data set.
+
+    Raises:
+      UserError: one's own data are not there, or differ in size and are not cropped.
+    """
+    info = datasets.DATASETS.get(config.data.name)
+    size = config.data.scenes_size if config.data.name == "scenes" else (0, 0)
+    size = _SIZES.get(config.data.name, size)
+    for chosen in (config.data.resize, config.augment.crop):
+        size = chosen if any(chosen) else size
+    if info is None:
+        source, info = datasets.load(config.data, config.data.train_split)
+        size = size if any(size) else common.common_size(source)
+    return len(info.classes), (*size, info.channels)
+
+
+def check_row(row: Row, data: bool) -> None:
+    """Builds the model of a row and traces its training step; computes nothing.
+
+    Args:
+      data: also looks for the data and for init_from, as the run will.
+
+    Raises:
+      UserError: names the row and what is wrong with it.
+    """
+    config = row.config.copy_and_resolve_references()
+    if not data:
+        config.init_from = ""
+    try:
+        config_lib.check(config)
+        if data:
+            common.set_up(config)
+        classes, shape = example(config)
+        model = models.build(config, classes)
+        training.check_loss(model, config.loss)
+
+        def optimizer_of(params: dict):
+            return optim.create(config.optim, params, config.total_steps)
+
+        state = jax.eval_shape(
+            lambda: training.create_state(model, optimizer_of, shape, config.seed)
+        )
+        step = training.make_step(
+            model, optimizer_of(state.params), config.loss, 0, config.accumulate
+        )
+        images = (config.batch_size, *shape)
+        batch = {
+            "image": jax.ShapeDtypeStruct(images, jnp.uint8),
+            "label": jax.ShapeDtypeStruct(images[:-1], jnp.uint8),
+        }
+        jax.eval_shape(step, state, batch)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"row {row.name}: {error}") from error
+
+
+# Commands
+
+
+def command(
+    config_file: str,
+    workdir: Path,
+    overrides: Mapping[str, Any],
+    seed: int,
+    options: list[str],
+    python: str,
+) -> list[str]:
+    """What runs one row with one seed, on every engine.
+
+    Args:
+      config_file: FILE or FILE:ARG.
+      workdir: of the run.
+      overrides: fields of the config.
+      seed: of the run.
+      options: other flags of experiments.train.
+      python: the interpreter.
+    """
+    flags = [config_flag(key, value) for key, value in overrides.items()]
+    return [
+        *(python, "-m", "experiments.train", "--config", config_file),
+        *("--workdir", str(workdir), *options, *flags, f"--config.seed={seed}"),
+    ]
+
+
+def shell(command: list[str]) -> str:
+    """The command as it is typed."""
+    return shlex.join(command)
+
+
+def config_flag(key: str, value: Any) -> str:
+    """The override as ml_collections reads it: --config.model.rates=6,12."""
+    if isinstance(value, tuple):
+        numbers = all(isinstance(x, int | float) for x in value) and len(value) > 1
+        value = ",".join(map(str, value)) if numbers else repr(value)
+    return f"--config.{key}={value}"
+
+
+# Files
+
+
+def save(path: Path, rows: list[Row], **others: Any) -> None:
+    """Writes sweep.json: all that a report needs besides the runs.
+
+    Args:
+      path: of the file.
+      rows: of the sweep.
+      others: "config_file", "overrides" (of all rows), "options" and "seeds".
+    """
+    listed = [
+        row._asdict() | {"config": config_lib.json_like(row.config)} for row in rows
+    ]
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(others | {"rows": listed}, indent=1) + "\n")
+    part.replace(path)
+
+
+def load(path: Path) -> dict:
+    """Reads what ``save`` wrote, the rows as a list of Row."""
+    values = json.loads(path.read_text())
+    for row in values["rows"]:
+        row["config"] = config_lib.make(**config_lib.json_like(row["config"]))
+        row["overrides"] = config_lib.json_like(row["overrides"])
+    values["overrides"] = config_lib.json_like(values["overrides"])
+    return values | {"rows": [Row(**row) for row in values["rows"]]}
+
+
+def runs_of(sweep: Mapping[str, Any], folder: Path) -> list[tuple[Row, int, Path]]:
+    """Row, seed and workdir of each run of what ``load`` returns.
+
+    All rows have their first seed before any has its second: tables fill evenly.  A row
+    that has run stays in its folder when its name changes, as it does when rows with
+    other fields are added to the sweep; its hash stays.
+    """
+    folders = {}
+    for row in sweep["rows"]:
+        there = sorted(folder.glob(f"*-{row.hash}"))
+        named = folder / row.name
+        folders[row.hash] = named if named in there or not there else there[0]
+    return [
+        (row, seed, folders[row.hash] / f"seed{seed}")
+        for i in range(sweep["seeds"])
+        for row in sweep["rows"]
+        for seed in [row.config.seed + i]
+    ]
+
+
+def run_command(
+    sweep: Mapping[str, Any], row: Row, seed: int, workdir: Path, python: str
+) -> list[str]:
+    """The command of one of ``runs_of``."""
+    fields = sweep["overrides"] | row.overrides
+    fields.pop("seed", None)
+    options = sweep["options"]
+    return command(sweep["config_file"], workdir, fields, seed, options, python)
+
+
+def state(workdir: Path, total_steps: int) -> State:
+    """How far the run in ``workdir`` is."""
+    steps = [row["step"] for row in read_metrics(workdir)]
+    step = max(steps, default=0)
+    # The last checkpoint appears, at once, after the last evaluation.
+    done = (workdir / "checkpoints" / str(total_steps)).is_dir()
+    if done and run_stats.load(workdir).get("step") == total_steps:
+        return State("finished", total_steps)
+    if not workdir.is_dir():
+        return State("missing")
+    with sweep_worker.lock(workdir, wait=False) as ours:
+        if not ours:
+            return State("running", step)
+    code = sweep_worker.exit_code(workdir)
+    if code not in (0, sweep_worker.STOPPED):
+        return State("failed", step, code)
+    return State("interrupted", step)
+
+
+def state_text(state: State) -> str:
+    """ "failed at step 40 with exit code 3"."""
+    text = state.kind
+    if state.kind not in ("finished", "missing"):
+        text += f" at step {state.step}"
+    if state.exit < 0:
+        text += f", killed by signal {-state.exit}"
+    elif state.exit:
+        text += f" with exit code {state.exit}"
+    return text

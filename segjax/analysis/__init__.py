@@ -1,0 +1,1 @@
+"""Parameters, operations and receptive fields of networks, without running them."""

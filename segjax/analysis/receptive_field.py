@@ -1,0 +1,180 @@
+"""What cells see of the image: in theory, from the traced program, and measured.
+
+**Receptive field** of a cell: image rows from the first to the last one it depends on,
+holes included, away from the borders. A map has a (smallest, largest): interpolated
+cells see more than those that lie on a cell of the coarse map. ``math.inf`` is a field
+that grows with the image, as behind global pooling. Rows only: kernels are square here.
+
+**Stride** of a map: image rows per row of the map; ``math.inf`` where pooling gives a
+fixed size.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from segjax.analysis import dependencies, tracing
+from segjax.analysis.tracing import LOGITS, Path
+from segjax.errors import UserError
+from segjax.ops import geometry
+
+Field = tuple[float, float]  # smallest and largest receptive field of a map's cells
+
+
+class View(NamedTuple):
+    """How a map sees the image."""
+
+    stride: float
+    field: Field
+
+
+def views(
+    model: nn.Module, variables: Mapping[str, Any], paths: Sequence[Path], channels: int
+) -> tuple[dict[Path, View], dict[str, View]]:
+    """Views of the used ones of the modules `paths`, and of the outputs by name.
+
+    From two images that are tall enough to have rows that no border influences. Their
+    heights differ by a multiple of all strides, and are of the form 8k + 1, where
+    aligned corners are exact, if the model takes that.
+
+    Raises:
+      UserError: the model uses an operation that cannot be followed.
+    """
+    width = geometry.nearest_sides(model.tiling, 33)[-1]
+    tall = geometry.nearest_sides(model.tiling, 4097)[-1]
+    short = tall - math.lcm(model.tiling.step, 512)
+    both = [
+        _reaches(model, variables, paths, (height, width, channels))
+        for height in (tall, short)
+    ]
+    found = []
+    for first, second in zip(*both, strict=True):
+        found.append({k: _view(tall, *first[k], short, *second[k]) for k in first})
+    return tuple(found)
+
+
+def rows_seen(model: nn.Module, image: tuple[int, int, int]) -> np.ndarray:
+    """First and last image row that each row of the logits depends on, int64 [h, 2].
+
+    For an image of this (H, W, C), whose borders cut the receptive fields.
+
+    Raises:
+      UserError: the model does not take such an image, or cannot be followed.
+    """
+    variables = tracing.abstract_variables(model, image[-1])
+    rows, seen = _reaches(model, variables, (), image)[1][LOGITS]
+    seen = np.broadcast_to(seen.min(axis=(0, 2, 3)), (rows, 2))
+    return seen * [1, -1]
+
+
+def _reaches(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    paths: Sequence[Path],
+    image: tuple[int, int, int],
+) -> tuple[dict, dict]:
+    """(rows, reach) of the outputs of modules by path, of the model by name."""
+    jaxpr, shapes = tracing.trace(model, variables, image)
+    owner, calls = tracing.owner_of(paths), []
+
+    def visit(scope, equation, outputs):
+        calls.append((owner(scope), equation.outvars[0].aval.shape, outputs[0].reach))
+
+    *weights, images = (dependencies.unknown(x) for x in jaxpr.jaxpr.invars)
+    rows = np.arange(image[0]).reshape(1, -1, 1, 1)
+    images = dependencies.Value(np.stack([rows, -rows], axis=-1))
+    constants = map(dependencies.constant, jaxpr.consts)
+    outputs = dependencies.propagate(jaxpr.jaxpr, constants, [*weights, images], visit)
+    found = tracing.outputs_of_modules(calls)
+    maps = {
+        name: (shape[1], output.reach)
+        for (name, shape), output in zip(shapes.items(), outputs, strict=True)
+        if len(shape) == 4
+    }
+    return {path: (shape[1], seen) for path, (_, shape, seen) in found.items()}, maps
+
+
+def _view(
+    tall: int, many: int, seen: np.ndarray, short: int, few: int, other: np.ndarray
+) -> View:
+    """The view of a map from its rows and reach for two heights of the image."""
+    stride = (tall - short) / (many - few) if many > few else math.inf
+    field = _field(many, seen)
+    # No border is in what the middle eighth of the rows sees.
+    finite = field == _field(few, other) and field[1] <= short * 7 / 8
+    return View(stride, field if finite else (math.inf, math.inf))
+
+
+def _field(rows: int, seen: np.ndarray) -> Field:
+    """Smallest and largest field of the middle eighth of the rows of a map."""
+    seen = seen.min(axis=(0, 2, 3))
+    if len(seen) > 1:
+        seen = seen[rows * 7 // 16 : -(rows * 9 // -16)]
+    seen = seen[seen[:, 0] < dependencies.NOTHING]
+    if not len(seen):
+        return 0, 0
+    widths = 1 - seen.sum(axis=1)
+    return int(widths.min()), int(widths.max())
+
+
+def effective(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: np.ndarray,
+    output: str = LOGITS,
+    seed: int = 0,
+) -> np.ndarray:
+    """How much each pixel moves the centre cell (Luo et al., NeurIPS 2016).
+
+    The mean over `images` of the absolute gradient of the centre cell of `output`,
+    summed over the channels of the image. The channels of the cell are summed with
+    random signs, other ones for each image.
+
+    Args:
+      variables: of the model.
+      images: [N, H, W, C], 0..255; random ones show the network, real ones the data.
+      output: "logits" or an endpoint of prediction.
+
+    Returns:
+      float32 [H, W] with a maximum of 1 (all zero if no pixel has an influence).
+
+    Raises:
+      UserError: no such output.
+    """
+
+    @jax.jit
+    def gradient(image, key):
+        def centre(image):
+            logits, endpoints = model.apply(variables, image[None], train=False)
+            outputs = {**endpoints, LOGITS: logits}
+            if output not in outputs:
+                raise UserError(
+                    f"output {output!r}: {type(model).__name__} has "
+                    f"{', '.join(sorted(outputs))}"
+                )
+            cells = outputs[output]
+            cell = cells[0, cells.shape[1] // 2, cells.shape[2] // 2]
+            return cell.astype(jnp.float32) @ jax.random.rademacher(
+                key, cell.shape, jnp.float32
+            )
+
+        return jnp.abs(jax.grad(centre)(image)).sum(axis=-1)
+
+    keys = jax.random.split(jax.random.key(seed), len(images))
+    pairs = zip(images.astype(np.float32), keys, strict=True)
+    total = sum(np.asarray(gradient(image, key)) for image, key in pairs)
+    return total / max(total.max(), np.finfo(np.float32).tiny)
+
+
+def effective_side(influence: np.ndarray) -> float:
+    """Side of a square as large as the area above 4.55 % of the maximum.
+
+    The size of an effective receptive field in Luo et al. (two standard deviations of
+    a Gaussian); `influence` [H, W] comes from :func:`effective`.
+    """
+    return math.sqrt(np.count_nonzero(influence > (1 - 0.9545) * influence.max()))

@@ -1,1 +1,0 @@
-"""TFDS builders: raw folders to array_record."""

@@ -1,0 +1,158 @@
+"""Exported programs: run without flax and segjax, and lowered for all platforms."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from workdirs import make_run
+
+from experiments import export
+from experiments.shared import exported_loader
+from segjax import inference
+from segjax.errors import UserError
+
+ISOLATED = """
+import importlib.metadata, sys, zipimport
+
+jax_needs = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy"}
+installed = {"segjax", *importlib.metadata.packages_distributions()}
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "flatbuffers":
+            return zipimport.zipimporter(sys.path[-1]).find_spec(name)
+        if name in installed - jax_needs:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Forbidden())
+try:
+    import segjax
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("segjax can be imported")
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from load import load
+
+images = list(np.load(sys.argv[1] + "/images.npz").values())
+predict = load()
+labels = predict(images)
+scores = predict(images, probabilities=True)
+np.savez(sys.argv[1] + "/labels.npz", *labels)
+np.savez(sys.argv[1] + "/scores.npz", *scores)
+assert not {"flax", "segjax"} & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    fields = {"padding": "same", "widths": (2, 3), "norm": "batch"}
+    return folder, make_run(folder, "unet", fields)[0]
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exported")
+    facts = export.export(run[1], run[0], output, [(20, 24), (33, 16)])
+    return output, facts
+
+
+def test_loads_with_jax_and_numpy_alone(run, exported):
+    output, _ = exported
+    rng = np.random.default_rng(0)
+    sizes = [(20, 24), (33, 16), (20, 24), (7, 9), (25, 13)]
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    np.savez(output / "images.npz", *images)
+    done = subprocess.run(
+        [sys.executable, "-c", ISOLATED, str(output)],
+        env={"JAX_PLATFORMS": "cpu", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    model = inference.load(run[0])
+    expected = model.predict(images[:3], padding=0)
+    with np.load(output / "labels.npz") as labels, np.load(output / "scores.npz") as p:
+        for size, label, scores in zip(sizes, labels.values(), p.values()):
+            assert label.shape == size and label.dtype == np.uint8
+            assert scores.shape == (*size, 3) and scores.dtype == np.float32
+            np.testing.assert_array_equal(label, scores.argmax(-1))
+            np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
+        for label, other in zip(labels.values(), expected):
+            assert (label == other).mean() > 0.999
+        # Smaller images are mirrored to the smallest size that holds them.
+        (mirrored,) = model.predict(
+            [np.pad(images[3], [(0, 13), (0, 15), (0, 0)], "reflect")], padding=0
+        )
+        assert (labels["arr_3"] == mirrored[:7, :9]).mean() > 0.99
+
+
+def test_programs_are_for_all_platforms_and_any_batch(exported):
+    output, facts = exported
+    assert facts == json.loads((output / "metadata.json").read_text()) | {
+        key: facts[key] for key in ("checkpoint_steps", "classes", "method")
+    }
+    assert facts["check"]["pixels"] > 2 * 20 * 24
+    assert facts["check"]["different_labels"] <= 2
+    for row in facts["programs"]:
+        program = jax.export.deserialize(bytearray((output / row["file"]).read_bytes()))
+        assert program.platforms == ("cpu", "cuda", "tpu") and row["batch"] == 0
+        text = program.mlir_module()
+        assert "stablehlo.convolution" in text
+        assert str(program.in_avals[-1].shape) == f"(batch, {row['height']}, " + (
+            f"{row['width']}, 3)"
+        )
+        # Weights are arguments: programs stay small.
+        assert row["bytes"] < 100_000
+    assert facts["classes"] == ("class0", "class1", "class2")
+
+
+def test_loader_is_short_and_refuses_what_it_cannot_do(exported):
+    with open(exported_loader.__file__) as file:
+        assert len(file.readlines()) < 50
+    predict = exported_loader.load(exported[0])
+    with pytest.raises(ValueError, match=r"\(34, 16, 3\) is larger than all of"):
+        predict([np.zeros((34, 16, 3), np.uint8)])
+    for wrong in (np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3))):
+        with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
+            predict([wrong])
+
+
+def test_a_wrong_export_is_found(run, exported, tmp_path):
+    """The check at the end compares with the model, not with itself."""
+    output, _ = exported
+    for file in output.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with np.load(output / "weights.npz") as file:
+        arrays = dict(file)
+    bias = next(name for name in arrays if name.endswith("head/bias"))
+    arrays[bias] = arrays[bias] + np.float32([0, 1, 0])
+    np.savez(tmp_path / "weights.npz", **arrays)
+    with pytest.raises(UserError, match="differ by .* from the model's"):
+        export.check(inference.load(run[0]), tmp_path)
+
+
+def test_bad_requests(run, tmp_path):
+    def fails(message, sizes, **options):
+        with pytest.raises(UserError, match=message):
+            export.export(run[1], run[0], tmp_path, sizes, **options)
+
+    fails("no sizes: give --sizes", [])
+    fails("--platforms: unknown 'gpu'", [(8, 8)], platforms=("gpu",))
+    assert export.parse_sizes(["8x9"]) == [(8, 9)]
+    with pytest.raises(UserError, match="--sizes: found '8', expected HEIGHTxWIDTH"):
+        export.parse_sizes(["8"])

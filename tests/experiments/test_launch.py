@@ -1,0 +1,457 @@
+"""What is submitted, checked against the published schemas and tables of engines."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import jsonschema
+import kill
+import launch_schemas
+import numpy as np
+import pytest
+import yaml
+from absl import flags
+
+from experiments.launch import __main__ as program
+from experiments.launch import job, tpus
+from experiments.shared import common
+from segjax import config as config_lib
+from segjax import models, sharding
+from segjax.errors import UserError
+
+CONFIG = ("--config", f"{kill.ROOT}/configs/pspnet_camvid.py:pspnet50")
+BUCKET = ("--workdir", "gs://bucket/runs/a", "--config.data.root=gs://data/CamVid")
+SLICES = ("--topology=v5e:4x4", "--slices=2")
+BATCHES = ("--config.batch_size=32", "--config.eval_batch_size=32")
+JOB = (*CONFIG, *BUCKET, *SLICES, *BATCHES)
+WORKER = [
+    *("python", "-m", "experiments.train"),
+    "--config=configs/pspnet_camvid.py:pspnet50",
+    "--config.data.root=/gcs/data/CamVid",
+    *BATCHES,
+    "--workdir=/gcs/bucket/runs/a",
+    "--distributed=on",
+]
+
+
+def launch(*arguments):
+    """Exit code of the program, run in this process; prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["launch", *map(str, arguments)])
+        values = flags.FlagValues()
+        program.define_flags(values)
+        with warnings.catch_warnings():
+            # ml_collections loads config files in a way that Python will remove.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            values(sys.argv)
+        return program.launch(program.make_job(values), values)
+
+
+def printed(*arguments):
+    """What a dry run prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert launch(*arguments, "--dry_run") == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def manifests():
+    out = printed(
+        *("--engine=gke", *JOB, "--image=registry/segjax", "--queue=tpus"),
+        *("--queue_quota=64", "--service_account=trainer", "--spot"),
+    )
+    return list(yaml.safe_load_all(out))
+
+
+def test_jobset_and_queues_are_of_their_published_schemas(manifests):
+    *queues, jobset = manifests
+    jsonschema.validate(jobset, launch_schemas.JOBSET)
+    assert [queue["kind"] for queue in queues] == list(launch_schemas.QUEUES)
+    for queue in queues:
+        assert queue["apiVersion"] == "kueue.x-k8s.io/v1beta1"
+        jsonschema.validate(queue["metadata"], launch_schemas.METADATA)
+        jsonschema.validate(queue["spec"], launch_schemas.QUEUES[queue["kind"]])
+
+
+def test_schema_refuses_what_kubernetes_would(manifests):
+    jobset = manifests[-1]
+    for change in (
+        lambda x: x["spec"].update(replicas=2),
+        lambda x: x["metadata"].update(name="Not_a_label"),
+        lambda x: x["spec"]["failurePolicy"]["rules"][0].update(action="Restart"),
+        lambda x: x["spec"]["replicatedJobs"][0].pop("template"),
+    ):
+        wrong = json.loads(json.dumps(jobset))
+        change(wrong)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, launch_schemas.JOBSET)
+
+
+def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
+    jobset = manifests[-1]
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    workers = slices["template"]["spec"]
+    pod = workers["template"]["spec"]
+    (container,) = pod["containers"]
+    # Two slices of 4x4 = 16 chips, in 4 machines ct5lp-hightpu-4t each.
+    assert slices["replicas"] == 2
+    assert workers["parallelism"] == workers["completions"] == 4
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpus"}
+    assert container["command"] == WORKER
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounted = {x["mountPath"]: volumes[x["name"]] for x in container["volumeMounts"]}
+    # Batches of worker processes would overflow the 64 MB that a container has.
+    assert mounted.pop("/dev/shm")["emptyDir"] == {"medium": "Memory"}
+    buckets = {
+        path: volume["csi"]["volumeAttributes"]["bucketName"]
+        for path, volume in mounted.items()
+    }
+    assert buckets == {"/gcs/data": "data", "/gcs/bucket": "bucket"}
+    # Longest name of a pod: NAME-slice-SLICE-HOST-xxxxx, at most 63 characters.
+    assert len(f"{jobset['metadata']['name']}-slice-1-3-xxxxx") <= 63
+
+
+def test_jobset_restarts_on_the_exit_code_of_a_preemption_but_not_on_bad_input(
+    manifests,
+):
+    from experiments import train
+
+    jobset = manifests[-1]
+    workers = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (rule,) = workers["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["containerName"] == "train"
+    fatal = rule["onExitCodes"]["values"]
+    assert rule["onExitCodes"]["operator"] == "In"
+    assert train.NON_FINITE in fatal and 2 in fatal and train.STOPPED not in fatal
+    # Such a Job fails with the reason PodFailurePolicy, every other with
+    # BackoffLimitExceeded, for which the default is to restart.
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "FailJobSet"
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 10
+    # A rule on exit codes needs pods that are not restarted in place.
+    assert workers["template"]["spec"]["restartPolicy"] == "Never"
+    assert workers["backoffLimit"] == 0
+
+
+# Topology: accelerator type, chips, hosts. Tables of docs.cloud.google.com/tpu/docs
+# (v4, v5e, v5p, v6e) and of GKE's "Plan TPUs": nodes of 4 chips from 16 chips on.
+PUBLISHED = {
+    "v4:2x2x1": ("v4-8", 4, 1),
+    "v4:2x2x4": ("v4-32", 16, 4),
+    "v4:4x4x4": ("v4-128", 64, 16),
+    "v5e:1x1": ("v5litepod-1", 1, 1),
+    "v5e:2x2": ("v5litepod-4", 4, 1),
+    "v5e:2x4": ("v5litepod-8", 8, 1),
+    "v5e:4x4": ("v5litepod-16", 16, 4),
+    "v5e:16x16": ("v5litepod-256", 256, 64),
+    "v5p:2x2x1": ("v5p-8", 4, 1),
+    "v5p:2x4x4": ("v5p-64", 32, 8),
+    "v5p:16x16x24": ("v5p-12288", 6144, 1536),
+    "v6e:4x4": ("v6e-16", 16, 4),
+    "v6e:8x16": ("v6e-128", 128, 32),
+}
+
+
+@pytest.mark.parametrize("topology", PUBLISHED)
+def test_chips_and_hosts_are_those_of_the_published_tables(topology):
+    found = tpus.parse(topology)
+    assert (found.accelerator_type, found.chips, found.hosts) == PUBLISHED[topology]
+    assert found.hosts * found.chips_per_host == found.chips
+
+
+@pytest.mark.parametrize(
+    "topology",
+    ["v5e", "4x4", "v3:4x4", "v5e:4x5", "v4:4x4", "v5p:8x4x4", "v5p:16x24x24"],
+)
+def test_topologies_that_nobody_sells_are_refused(topology):
+    with pytest.raises(UserError, match=f"--topology={topology}"):
+        tpus.parse(topology)
+
+
+def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
+    """Run with a gcloud that writes down how it was called."""
+    options = ("--zone=us-west4-a", "--spot", "--job_name=a")
+    out = printed("--engine=tpu_vm", *JOB, *options)
+    calls = tmp_path / "calls"
+    tools = {
+        "gcloud": f'printf "%s\\n" "$*" >> {calls}\n'
+        'case "$*" in *describe*--format*) echo ACTIVE;; *describe*) exit 1;; esac\n'
+        'case "$*" in *"ssh a-1 "*experiments.train*) exit 75;; esac',
+        "git": "",  # archive
+    }
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = tmp_path / "script.sh"
+    script.write_text(out)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 75 and "run this again to continue" in done.stdout
+    found = calls.read_text()
+    create = next(line for line in found.splitlines() if " create " in line)
+    for option in (
+        *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"),
+        *("--node-count=2", "--node-prefix=a", "--spot", "--zone=us-west4-a"),
+    ):
+        assert option in create.split()
+    for node in ("a-0", "a-1"):
+        train = f"tpu-vm ssh {node} --zone=us-west4-a --worker=all --command=cd segjax"
+        assert f"{train} && exec ../venv/bin/{' '.join(WORKER)}\n" in found
+        assert f"scp {found.partition('tpu-vm scp ')[2].split()[0]} {node}:" in found
+    assert "gcsfuse --implicit-dirs bucket /gcs/bucket" in found
+
+
+def test_skypilot_task_is_of_its_published_schema():
+    slice_ = ("--topology=v4:2x2x4", "--spot")
+    out = printed("--engine=skypilot", *CONFIG, *BUCKET, *BATCHES, *slice_)
+    task = yaml.safe_load(out)
+    jsonschema.validate(task, launch_schemas.SKYPILOT)
+    assert task["resources"]["accelerators"] == "tpu-v4-32"
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert task["file_mounts"]["/gcs/bucket"]["source"] == "gs://bucket"
+    assert task["run"] == f"exec ~/venv/bin/{' '.join(WORKER)}\n"
+
+
+def test_sbatch_script_asks_for_gpus_and_for_time_to_save(
+    tmp_path,
+):
+    pytest.importorskip("submitit")
+    out = printed(
+        *("--engine=slurm", *CONFIG, *BATCHES, "--workdir", tmp_path, "--nodes=2"),
+        *("--gpus_per_node=8", "--hours=12", "--sbatch=partition=gpu"),
+        "--sbatch=exclusive",
+    )
+    options = {line[8:] for line in out.splitlines() if line.startswith("#SBATCH ")}
+    expected = {
+        *("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=720"),
+        *("--signal=USR2@120", "--requeue", "--partition=gpu", "--exclusive"),
+    }
+    assert expected <= options
+    assert f"srun --unbuffered --output {tmp_path}/slurm/%j_%t_log.out" in out
+
+
+def test_slurm_job_is_submitted_with_the_same_script_and_requeued(
+    tmp_path, monkeypatch, capsys
+):
+    """Submitted to an sbatch that keeps the script, and run by an srun on this machine.
+
+    The training is replaced by one that was stopped and saved.
+    """
+    pytest.importorskip("submitit")
+    cloudpickle = pytest.importorskip("cloudpickle")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {
+        "sbatch": f"cp $1 {tmp_path}/submitted.sh; echo Submitted batch job 42",
+        # Without its options: --unbuffered, --output FILE, --error FILE.
+        "srun": 'shift 5; exec "$@"',
+        "scontrol": f'echo "$@" > {tmp_path}/scontrol',
+        "python": "exit 75",
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "run"
+    arguments = ("--engine=slurm", *CONFIG, *BATCHES, "--workdir", workdir)
+    assert launch(*arguments, "--gpus_per_node=1") == 0
+    assert "submitted job 42" in capsys.readouterr().err
+    script = (tmp_path / "submitted.sh").read_text()
+    assert printed(*arguments, "--gpus_per_node=1").startswith(script)
+
+    with open(workdir / "slurm" / "42_submitted.pkl", "rb") as file:
+        submission = cloudpickle.load(file)
+    command, folder, _ = submission.args
+    assert folder == str(workdir)
+    assert command[1:3] == ["-m", "experiments.train"] and WORKER[3] in command
+    submission.args = ([str(tools / "python"), *command[1:]], *submission.args[1:])
+    with open(workdir / "slurm" / "42_submitted.pkl", "wb") as file:
+        cloudpickle.dump(submission, file)
+    slurm = {"SLURM_JOB_ID": "42", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+    env = os.environ | slurm | {"PYTHONPATH": str(kill.ROOT)}
+    subprocess.run(["bash", tmp_path / "submitted.sh"], env=env, check=True)
+    assert (tmp_path / "scontrol").read_text() == "requeue 42\n"
+
+
+def test_a_mesh_of_slices_trains_as_one_device_does():
+    config = config_lib.make(
+        model_name="unet",
+        model={"padding": "same", "norm": "batch", "widths": (4,)},
+        batch_size=8,
+    )
+    model = models.build(config, 3)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 16, 16, 3), np.uint8),
+        "label": rng.integers(0, 3, (8, 16, 16), np.uint8),
+    }
+    losses = {}
+    for slices, devices in ((1, 1), (2, 4)):
+        mesh = sharding.make_mesh(jax.devices()[:devices], slices)
+        init, step_of = common.training_programs(config, model, (16, 16, 3), mesh)
+        state, on_devices = init(), sharding.put(batch, mesh)
+        step = step_of(state.params)
+        losses[slices] = []
+        for _ in range(3):
+            state, metrics = step(state, on_devices)
+            losses[slices].append(float(metrics["loss"]))
+    assert mesh.shape == {"slice": 2, "data": 2}
+    rows = {
+        shard.index[0].indices(8) for shard in on_devices["image"].addressable_shards
+    }
+    assert rows == {(0, 2, 1), (2, 4, 1), (4, 6, 1), (6, 8, 1)}
+    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-5)
+    assert losses[1][2] < losses[1][0]
+
+
+def test_a_mesh_of_real_slices_keeps_each_in_a_row():
+    pytest.importorskip("libtpu")
+    devices = tpus.compile_only_devices(tpus.parse("v5e:4x4"), 2)
+    mesh = sharding.make_mesh(devices)
+    assert mesh.shape == {"slice": 2, "data": 16}
+    for row in mesh.devices:
+        assert len({device.slice_index for device in row}) == 1
+    assert sharding.make_mesh(devices[:16]).shape == {"data": 16}
+
+
+BAD = {
+    "config.batch_size=16 does not split evenly over 32 devices": (
+        *("--engine=gke", *CONFIG, *BUCKET, *SLICES, "--image=x"),
+    ),
+    "--engine gke expects gs://BUCKET/FOLDER": (
+        *("--engine=gke", *CONFIG, "--workdir=/tmp/a", *SLICES),
+    ),
+    "--engine slurm expects a folder that all machines see": (
+        *("--engine=slurm", *CONFIG, *BUCKET),
+    ),
+    "--engine gke needs --image": ("--engine=gke", *JOB),
+    "--engine tpu_vm needs --zone": ("--engine=tpu_vm", *JOB),
+    "--slices 2: GKE joins slices of several hosts only; v5e:2x2 has one": (
+        *("--engine=gke", *CONFIG, *BUCKET, *BATCHES, "--image=x"),
+        *("--topology=v5e:2x2", "--slices=2"),
+    ),
+    "--job_name a; rm -r b: expected at most 40 small letters": (
+        *("--engine=tpu_vm", *JOB, "--zone=z", "--job_name=a; rm -r b"),
+    ),
+    "--engine skypilot starts one slice": ("--engine=skypilot", *JOB),
+    "needs --topology": ("--engine=gke", *CONFIG, *BUCKET),
+    "kubectl not found": ("--engine=gke", *JOB, "--image=x"),
+    "gcloud not found": ("--engine=tpu_vm", *JOB, "--zone=z"),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_and_missing_tools_are_told(message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        launch(*BAD[message])
+    assert not capsys.readouterr().out
+
+
+def test_the_program_fails_with_one_line_and_helps():
+    command = [sys.executable, "-m", "experiments.launch"]
+    how = dict(cwd=kill.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--engine=gke", *CONFIG, *BUCKET], **how)
+    assert done.returncode == 2 and not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line == "error: --engine gke needs --topology, such as v5e:4x4"
+    done = subprocess.run([*command, "--help"], **how)
+    for text in ("--[no]dry_run", "--topology", "gs://BUCKET", "Exit codes:"):
+        assert text in done.stdout
+
+
+def test_worker_command_keeps_the_config_and_nothing_else():
+    command, buckets = job.worker_command(
+        ["--dry_run", "--config", "configs/quickstart.py", "--config.seed", "3"]
+        + ["--noconfig.augment.rot90", "--config.data.root=gs://b/x", "--image=y"],
+        "gs://c/runs",
+    )
+    assert command[3:] == (
+        *("--config=configs/quickstart.py", "--config.seed=3"),
+        *("--noconfig.augment.rot90", "--config.data.root=/gcs/b/x"),
+        "--workdir=/gcs/c/runs",
+    )
+    assert buckets == ("b", "c")
+    with pytest.raises(UserError, match="the workers have the files of"):
+        job.worker_command(["--config=/etc/other.py"], "gs://c/runs")
+
+
+@pytest.mark.parametrize(
+    "config, workdir, name",
+    [
+        ("configs/unet_camvid.py", "gs://b/Run_7", "unet-camvid-run-7"),
+        ("configs/3d.py:x", "/runs/a", "run-3d-a"),
+        (f"configs/{'x' * 60}.py", "/a", "x" * 33),
+        ("configs/réseau.py", "/a", "r-seau-a"),
+        ("網.py", "/網", "run"),
+    ],
+)
+def test_names_are_labels_that_leave_room_for_those_of_pods(config, workdir, name):
+    found = job.name_of(config, workdir)
+    assert re.fullmatch(rf"{name}-[0-9a-f]{{6}}", found)
+    job.check_name(found)
+    jsonschema.validate(found, launch_schemas.LABEL)
+
+
+def test_rows_of_a_sweep_have_names_of_their_own():
+    rows = ("gs://b/bins=1-f678fff8/seed0", "gs://b/bins=6-2827c0bb/seed0")
+    assert len({job.name_of("configs/sweeps/bins.py", row) for row in rows}) == 2
+    assert job.name_of("x.py", "gs://b/a/") == job.name_of("x.py", "gs://b/a")
+
+
+def test_training_says_its_versions_where_there_is_no_git(monkeypatch, tmp_path):
+    """As in the slim container images that docs/pods.md builds upon."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert common.versions()["git_commit"] == "not a git checkout"
+
+
+@pytest.mark.slow
+def test_local_engine_trains_in_two_processes(tmp_path):
+    run = tmp_path / "run"
+    args = {"total_steps": 2, "eval_every": 0, "eval_images": 0}
+    command = kill.command(run, tmp_path, **args)
+    command[command.index("experiments.train")] = "experiments.launch"
+    log = kill.finish(kill.start([*command, "--engine=local", "--processes=2"]))
+    assert "process 0/2" in log and "process 1/2" in log and "done" in log
+    assert sorted(kill.losses(run)) == [1, 2]
+
+
+def test_local_engine_stops_all_processes_and_tells_their_code(tmp_path):
+    worker = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "(pathlib.Path(sys.argv[1]) / sys.argv[-1][-1]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    parent = (
+        "import sys\n"
+        "from experiments.launch import job, local\n"
+        "command = ('python', '-c', sys.argv[1], sys.argv[2])\n"
+        "sys.exit(local.run(job.Job('a', command, (), None, 1, False, 0), 2))\n"
+    )
+    with kill.start([sys.executable, "-c", parent, worker, str(tmp_path)]) as process:
+        deadline = time.monotonic() + 60
+        while sorted(path.name for path in tmp_path.iterdir()) != ["0", "1"]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        kill.finish(process, code=75)

@@ -1,0 +1,237 @@
+"""The report of a sweep, from runs that are written by hand."""
+
+import base64
+import csv
+import html.parser
+import json
+import math
+import re
+
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.shared import common
+from experiments.sweeps import report_rows
+from experiments.sweeps import rows as sweep_rows
+from segjax import config as config_lib
+from segjax import viz
+from segjax.analysis import receptive_field
+from segjax.data import datasets, scenes
+from segjax.errors import UserError
+from segjax.ops import geometry
+
+STEPS = 4
+WIDTHS = ((2, 4), (3, 6), (4, 8))
+TENTS = scenes.TENT_RED, scenes.TENT_BLUE
+
+
+def confusion(tents: list[list[int]], wires: tuple[int, int] = (10, 0)) -> np.ndarray:
+    """All right but the tents, and the wires of which some are taken for sky."""
+    h = 100 * np.eye(9, dtype=np.int64)
+    h[np.ix_(TENTS, TENTS)] = tents
+    h[scenes.WIRE, [scenes.WIRE, scenes.SKY]] = wires
+    return h
+
+
+def write_run(folder, h=None, steps=STEPS, log="", code=0):
+    """What training leaves behind; without a confusion matrix it did not finish."""
+    folder.mkdir(parents=True)
+    rates = [1.0, 30.0, 40.0, 50.0][:steps]  # the first one includes compilation
+    rows = [{"step": i, "images_per_second": r} for i, r in enumerate(rates, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "log.txt").write_text(log)
+    (folder / "exit.json").write_text(str(code))
+    common.save_dataset(datasets.DATASETS["scenes"], folder / "dataset.json")
+    if h is not None:
+        values = {"step": steps, "confusion": h.tolist(), "images_per_second": 80.0}
+        values |= {"compile_seconds": 7.5, "peak_bytes": 2e9, "peak_of": "process"}
+        (folder / "validation.json").write_text(json.dumps(values))
+        (folder / "checkpoints" / str(steps)).mkdir(parents=True)
+        (folder / "pictures").mkdir()
+        picture = np.full((8, 24, 3), 90, np.uint8)
+        cv2.imwrite(str(folder / "pictures" / f"{steps:08d}_0.png"), picture)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three rows of two seeds: finished; one failed, one interrupted; nothing yet."""
+    folder = tmp_path_factory.mktemp("sweep")
+    base = config_lib.make(
+        model={"padding": "same"},
+        data={"scenes_size": (32, 48)},
+        total_steps=STEPS,
+    )
+    rows = sweep_rows.make_rows(base, [{"model.widths": widths} for widths in WIDTHS])
+    sweep_rows.save(
+        folder / "sweep.json",
+        rows,
+        config_file="configs/x.py:quick",
+        overrides={"batch_size": 2},
+        options=[],
+        seeds=2,
+    )
+    first, second = (folder / row.name for row in rows[:2])
+    write_run(first / "seed0", confusion([[90, 10], [30, 70]]))
+    write_run(first / "seed1", confusion([[60, 40], [40, 60]], wires=(5, 5)))
+    write_run(second / "seed0", steps=3, log="step 3\nerror: loss nan\n", code=3)
+    write_run(second / "seed1", steps=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("report")
+    pair = ["tent_red", "tent_blue"]
+    assert not report.report(folder, output, ["wire"], pair, erf=False)
+    return output
+
+
+def test_scores_are_means_and_deviations_over_the_seeds(reported):
+    """By hand: 7 right classes; IoU of the tents 90/130, 70/110; 60/140 twice."""
+    row, *others = csv.DictReader((reported / "report.csv").read_text().splitlines())
+    whole = [(7 + 90 / 130 + 70 / 110) / 9, (5 + 100 / 105 + 0.5 + 120 / 140) / 9]
+    mean = sum(whole) / 2
+    assert float(row["mIoU_mean"]) == pytest.approx(mean)
+    deviation = math.sqrt(2) * abs(whole[0] - mean)  # of two values, n - 1
+    assert float(row["mIoU_std"]) == pytest.approx(deviation)
+    assert [float(x) for x in row["mIoU_seeds"].split()] == pytest.approx(whole)
+    assert float(row["tent_red/tent_blue_mean"]) == pytest.approx((0.8 + 0.6) / 2)
+    assert float(row["wire_mean"]) == pytest.approx(0.75)
+    assert [float(x) for x in row["train_images_per_second"].split()] == [35.0, 35.0]
+    assert [other["mIoU_mean"] for other in others] == ["", ""]
+
+
+def test_deviations_are_of_what_is_known():
+    """Sample deviation of 1 and 3: sqrt(((1 - 2)^2 + (3 - 2)^2) / 1)."""
+    text = report._mean_text
+    assert text(np.array([1.0, 3.0])) == "2.0 ± 1.4"
+    # A class that is neither there nor predicted has no IoU.
+    assert text(np.array([1.0, math.nan, 3.0])) == "2.0 ± 1.4"
+    assert text(np.array([1.0, math.nan])) == "1.0"
+    assert text(np.array([math.nan])) == text(np.array([])) == "-"
+
+
+def test_the_table_has_every_row_and_says_what_became_of_it(reported, capsys):
+    text = (reported / "report.md").read_text()
+    assert "mean ± sample standard deviation over seeds" in text.splitlines()[0]
+    head, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    titles = [cell.strip() for cell in head.strip("|").split("|")]
+    cells = [dict(zip(titles, re.split(r" *\| *", row.strip("| ")))) for row in rows]
+    assert [row["row"] for row in cells] == ["widths=2,4", "widths=3,6", "widths=4,8"]
+    runs = ["2 of 2", "0 of 2, failed, interrupted", "0 of 2, missing"]
+    assert [row["runs"] for row in cells] == runs
+    assert cells[0]["mIoU %"] == "86.9 ± 8.0" and cells[0]["compile s"] == "7.5"
+    assert cells[0]["MB of process"] == "2,000" and cells[1]["mIoU %"] == "-"
+    assert (
+        "* widths=3,6, seed 0: failed at step 3 with exit code 3: error: loss nan"
+        in text
+    )
+    assert "* widths=3,6, seed 1: interrupted at step 2" in text
+    assert "* widths=4,8, seed 1: missing" in text
+    assert "--config.batch_size=2 --config.model.widths=2,4 --config.seed=0" in text
+    assert len({row["hash"] for row in cells}) == 3
+
+
+def test_costs_do_not_need_the_runs(reported):
+    """U-Net of widths 2, 4: counted by hand; 3x3 at the full and at half resolution."""
+    rows = list(csv.DictReader((reported / "report.csv").read_text().splitlines()))
+
+    def parameters(a, b):
+        convs = [(3, a), (a, a), (a, b), (b, b), (2 * a, a), (a, a)]
+        return sum(9 * i * o + o for i, o in convs) + 4 * b * a + a + a * 9 + 9
+
+    assert [float(row["parameters"]) for row in rows] == [
+        parameters(*widths) for widths in WIDTHS
+    ]
+    # 2 of 3x3 at full size, pooling, 2 of 3x3 at half, 2x2 up, 2 of 3x3 at full size.
+    fields = {(int(row["field_min"]), int(row["field_max"])) for row in rows}
+    assert len(fields) == 1 and fields.pop()[1] == 18
+    assert {row["image_height"] for row in rows} == {"32"}
+    assert 8 < float(rows[0]["sees"]) <= 18
+
+
+def test_the_page_holds_everything_in_itself(reported):
+    text = (reported / "report.html").read_text()
+    found, open_tags = [], []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.append((tag, dict(attrs)))
+            if tag not in ("meta", "img", "html"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag not in ("html",):
+                assert open_tags.pop() == tag
+
+    Parser().feed(text)
+    assert open_tags == []
+    images = [attrs["src"] for tag, attrs in found if tag == "img"]
+    assert len(images) == 3  # plot, legend, and of the only row with a finished run
+    for image in images:
+        kind, _, code = image.partition("base64,")
+        assert kind == "data:image/png;"
+        data = np.frombuffer(base64.b64decode(code), np.uint8)
+        assert cv2.imdecode(data, cv2.IMREAD_COLOR) is not None
+    assert not re.search(r"https?://|<script|<link", text)
+    assert text.count("<tr class=bad>") == 2 and "error: loss nan" in text
+
+
+@pytest.mark.parametrize(
+    "classes, pair, message",
+    [
+        (["wires"], [], "--classes: no class 'wires' in scenes; its classes are sky"),
+        ([], ["tent_red"], "--pair=tent_red: expected two classes"),
+        ([], ["tent_red", "tent"], "--pair: no class 'tent' in scenes"),
+    ],
+)
+def test_unknown_classes_are_refused(folder, tmp_path, classes, pair, message):
+    with pytest.raises(UserError, match=message):
+        report.report(folder, tmp_path, classes, pair, erf=False)
+
+
+def test_guessing_tells_nothing_apart():
+    h = confusion([[50, 50], [50, 50]])
+    assert report_rows.told_apart(h, TENTS) == 0.5
+    assert report_rows.told_apart(confusion([[99, 0], [99, 0]]), TENTS) == 0.5
+    assert math.isnan(report_rows.told_apart(confusion([[0, 0], [3, 4]]), TENTS))
+
+
+class Strided(nn.Module):
+    """A 3x3 convolution of rate 4, then every second row."""
+
+    tiling = geometry.ANY_SIZE
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.astype(jnp.float32)
+        x = nn.Conv(1, (3, 3), kernel_dilation=4, padding=4, name="conv")(x)
+        return x[:, ::2, ::2], {}
+
+
+def test_rows_seen_are_those_that_move_the_output():
+    model = Strided()
+    seen = receptive_field.rows_seen(model, (17, 9, 1))
+    images = jnp.zeros((1, 17, 9, 1))
+    variables = model.init(jax.random.key(0), images, False)
+
+    def rows(images):
+        return model.apply(variables, images, False)[0].sum(axis=(0, 2, 3))
+
+    moved = np.abs(jax.jacobian(rows)(images)).sum(axis=(1, 3, 4)) > 0
+    expected = [(np.flatnonzero(row)[0], np.flatnonzero(row)[-1]) for row in moved]
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_figure_draws_what_is_known():
+    names = [f"row {i}" for i in range(12)]
+    costs = {"a": np.arange(12.0), "b": [math.nan, *range(11)]}
+    scores = {"mIoU": [np.array([50.0, 52.0])] * 11 + [np.array([])]}
+    data = viz.tradeoff_figure(names, costs, scores)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape[0] > 300 and picture.shape[1] > 900 and picture.std() > 5
