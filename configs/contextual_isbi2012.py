@@ -8,7 +8,7 @@ deformation; one crop per step, momentum 0.9, decay 5e-4, rate 0.01 divided by 1
 2,000 steps down to 1e-7; the auxiliary losses weigh 1 at first and are divided by 10 in
 steps down to 0.01.
 
-Adapted: the trunk starts from scratch and so has batch normalisation, where the paper
+Adapted: the trunk starts from scratch and so has batch normalization, where the paper
 starts from DeepLab's; the auxiliary weights fall together with the rate, their interval
 is not known; the amplitude of the deformation neither.
 

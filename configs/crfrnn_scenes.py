@@ -9,7 +9,7 @@ The base is a small DeepLab that scores every 8th pixel and interpolates, so tha
 boundaries are coarse.  In two stages as in the paper: the network alone, then network
 and CRF end to end, from its weights; without init_from, "joint" trains both from
 scratch.  The kernels are narrower than the paper's, whose images are eight times as
-wide, and not as narrow in colour, for the noise of the scenes.  No paper reports this
+wide, and not as narrow in color, for the noise of the scenes.  No paper reports this
 setting.
 """
 

@@ -7,7 +7,7 @@
         --workdir runs/deconvnet2 --config.data.root=/path/to/CamVid \\
         --config.init_from=runs/deconvnet1
 
-From the authors' solvers: crops of 224, mirrored, 64 per step, batch normalisation over
+From the authors' solvers: crops of 224, mirrored, 64 per step, batch normalization over
 8 of them, momentum 0.9, rate 0.01 divided by 10 every 9,000 of 20,000 steps and then
 every 10,000 of 40,000, biases at twice the rate. Their decay of 0.0005 counts once for
 the sum over the 8 parts: 6.25e-5 of their mean.

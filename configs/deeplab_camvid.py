@@ -29,7 +29,7 @@ pixel; mirrored crops; momentum 0.9, decay 5e-4 but not of biases, which learn a
 the rate; class scores at 10 times. v1: rate 1e-3 divided by 10 every 2,000 of 6,000
 steps, batches of 20 (LargeFOV 30), and for the multi-scale features (MSc) the trained
 network held fixed. v2: polynomial from 1e-3 (ResNet 2.5e-4) over 20,000 steps of 10
-crops; the ResNet with its normalisation frozen, crops at scales from 0.5 to 1.5 (five
+crops; the ResNet with its normalization frozen, crops at scales from 0.5 to 1.5 (five
 values there, any here) and a loss on each scale of its input as well as on their
 maximum.
 

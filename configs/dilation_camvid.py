@@ -16,7 +16,7 @@ the rate.
 Adapted: the paper has images of 480x640 and a joint crop of 852; the images of SegNet's
 split have 360x480, which the second stage takes whole (732x852 with their margin). The
 paper does not give the steps of the second stage: 20,000 here, those of its KITTI. The
-mean colour is ImageNet's.
+mean color is ImageNet's.
 
 Published: 65.3 mIoU on the test set at 480x640. Estimated memory: 8 GB, 3 GB jointly.
 """

@@ -16,7 +16,7 @@ fcn8s_at_once, fcn_alexnet and fcn_googlenet start from a classifier, like fcn32
 From the papers' networks: one whole image per step, no augmentation, momentum 0.99, the
 loss summed over pixels, biases at twice the rate and not decayed; AlexNet with batches
 of 20 and the mean over pixels; GoogLeNet with the batches and the rate of the CVPR
-paper, which does not say how its loss is normalised. The rates are those of VOC:
+paper, which does not say how its loss is normalized. The rates are those of VOC:
 CamVid has 172,800 pixels where VOC has 187,500 at most. The number of steps is VOC's
 too, or as many images in batches of 20: 272 epochs of CamVid (817 for 8s at once).
 

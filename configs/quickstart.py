@@ -3,7 +3,7 @@
     make quickstart
     python -m experiments.train --config configs/quickstart.py --workdir /tmp/run
 
-Same-size ("same") U-Net with batch normalisation on 96x96 scenes; docs/scenes.md says
+Same-size ("same") U-Net with batch normalization on 96x96 scenes; docs/scenes.md says
 what each class of the scenes tests.
 """
 

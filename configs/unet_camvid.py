@@ -1,4 +1,4 @@
-"""U-Net (MICCAI 2015), same-size with batch normalisation, on CamVid at 360x480.
+"""U-Net (MICCAI 2015), same-size with batch normalization, on CamVid at 360x480.
 
     python -m experiments.train --config configs/unet_camvid.py --workdir /tmp/run \\
         --config.data.root=/path/to/CamVid

@@ -164,7 +164,7 @@ def _metadata(model: trained.Trained, config: ConfigDict, rows: list[dict]) -> d
             "weights": "dict of the arrays in weights.npz",
             "images": f"uint8 [batch, height, width, {channels}], "
             + ("RGB" if channels == 3 else "gray")
-            + ", 0..255; normalised inside the program",
+            + ", 0..255; normalized inside the program",
         },
         "outputs": [
             f"labels: {label} [batch, height, width]",

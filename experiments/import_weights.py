@@ -11,7 +11,7 @@
 default fields; --config takes model and fields from a configuration instead. Prints
 which array became which parameter, and writes the parameters as safetensors. Class
 scores keep the file's number of classes; what the file does not have is left out, and
-is initialised freshly when training starts from the file.
+is initialized freshly when training starts from the file.
 
 Of a folder of a training run, the best checkpoint is written as such a file.
 """

@@ -5,11 +5,11 @@
     python -m experiments.predict --workdir /tmp/run --output /tmp/out @list.txt \\
         --window=473 --scales=0.75,1,1.25 --flip --crf=config
 
-Takes files, folders, globs and @lists of images of any size, gray or colour, 8 or 16
+Takes files, folders, globs and @lists of images of any size, gray or color, 8 or 16
 bit.  Writes into OUTPUT, as --outputs chooses,
 
     labels/NAME.png         palette PNG of class ids, at the size of the image
-    overlays/NAME.jpg       colours over the image
+    overlays/NAME.jpg       colors over the image
     ids/NAME.png            gray PNG of class ids, 16 bit above 255 classes
     probabilities/NAME.npz  float16 [H, W, K]
 

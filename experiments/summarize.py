@@ -8,8 +8,8 @@
 
 The first forms describe the model of a config or of a training run: each layer, each
 endpoint, the totals.  --xla adds XLA's own counts; --erf measures how much each pixel
-of an image matters to the centre of the output (with --workdir of the trained network,
-otherwise of a randomly initialised one) and writes a picture.
+of an image matters to the center of the output (with --workdir of the trained network,
+otherwise of a randomly initialized one) and writes a picture.
 
 --all describes every published network of segjax/analysis/published.py, and compares it
 with what is known of it.  Terms are explained in docs/models.md.
@@ -142,11 +142,11 @@ prints the same per layer and per endpoint. `--xla` adds XLA's own counts as a
 cross-check, and `--erf FILE.png` measures the effective receptive field (Luo et al.,
 NeurIPS 2016), of a trained network with `--workdir`.
 
-* **Parameters** are trained; running averages of batch normalisation are not among
+* **Parameters** are trained; running averages of batch normalization are not among
   them.
 * **MACs**, multiply-adds of all layers with parameters, for one image: every tap of
   every kernel once per output cell, taps on padding included, and once per input cell
-  in transposed convolutions. Fixed interpolation, normalisation, activations and
+  in transposed convolutions. Fixed interpolation, normalization, activations and
   pooling are not counted.
 * **FLOPs** are 2 x MACs. Many numbers published as FLOPs are MACs.
 * **Stride**: image pixels per cell of the class scores, before their last
@@ -242,7 +242,7 @@ def dataset(config: ConfigDict, classes: int) -> tuple[int, int]:
 
 
 def random_variables(model: nn.Module, image: tuple[int, int, int]) -> dict:
-    """Freshly initialised; kernels that start at zero are drawn too."""
+    """Freshly initialized; kernels that start at zero are drawn too."""
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     images = jnp.zeros((1, *image), jnp.uint8)
     variables = jax.jit(lambda: model.init(keys, images, train=True))()

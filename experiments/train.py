@@ -93,7 +93,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     else:
         state, extra = setup.init(), {"best_miou": -1.0}
         if config.init_from:
-            state = _initialise(state, config.init_from, setup, abstract)
+            state = _initialize(state, config.init_from, setup, abstract)
     start = int(state.step)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
@@ -308,7 +308,7 @@ def _abstract_state(setup: common.Setup) -> training.TrainState:
     )
 
 
-def _initialise(
+def _initialize(
     state: training.TrainState,
     source: str,
     setup: common.Setup,

@@ -46,7 +46,7 @@ GRID = {
     "smoothness_sigma": (3.0,),  # px
     "appearance_weight": (3.0, 5.0, 10.0),
     "appearance_sigma_xy": (30.0, 50.0, 80.0),  # px
-    "appearance_sigma_rgb": (3.0, 5.0, 10.0),  # grey levels
+    "appearance_sigma_rgb": (3.0, 5.0, 10.0),  # gray levels
     "normalization": ("after",),
     "smoothness_filter": ("lattice",),
     "relaxation": (1.0,),

@@ -18,7 +18,7 @@ from segjax import models
 from segjax.errors import UserError
 
 DEFAULTS = dict(
-    seed=0,  # of initialisation, data order, augmentation and dropout
+    seed=0,  # of initialization, data order, augmentation and dropout
     model_name="unet",  # a key of segjax.models.MODELS
     model={},  # fields of that model
     # A workdir (its best checkpoint) or a safetensors file of
@@ -49,13 +49,13 @@ DEFAULTS = dict(
         translate=0.0,  # maximum shift as a fraction of the image
         elastic_sigma=0.0,  # px, standard deviation of the coarse displacement grid
         elastic_grid=3,
-        border="mean",  # outside the image: "mean" colour or "reflect"; label: void
+        border="mean",  # outside the image: "mean" color or "reflect"; label: void
         brightness=0.0,  # maximum relative deviations
         contrast=0.0,
         saturation=0.0,
         gamma=0.0,
         blur_prob=0.0,  # probability of a 5x5 Gaussian blur
-        noise=0.0,  # standard deviation in grey levels
+        noise=0.0,  # standard deviation in gray levels
     ),
     batch_size=8,  # global: over all devices of all processes
     accumulate=1,  # split the batch into so many parts, one gradient step
@@ -100,7 +100,7 @@ DEFAULTS = dict(
         smoothness_sigma=3.0,  # px
         appearance_weight=10.0,  # 0: without this kernel
         appearance_sigma_xy=80.0,  # px
-        appearance_sigma_rgb=13.0,  # grey levels
+        appearance_sigma_rgb=13.0,  # gray levels
         normalization="symmetric",  # or "after" (DeepLab), "before", "none"
         smoothness_filter="lattice",  # or "separable": exact
         relaxation=1.0,  # below 1 damps oscillations

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 VOID = 255
 
 
-def centre_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Crops [N, H, W] to the centred [N, h, w] that a valid model predicts.
+def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Crops [N, H, W] to the centered [N, h, w] that a valid model predicts.
 
     Raises:
       ValueError: the margins are not equal on both sides, or negative.
@@ -19,7 +19,7 @@ def centre_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
     margins = [have - want for have, want in zip(labels.shape[1:3], size, strict=True)]
     if any(margin < 0 or margin % 2 for margin in margins):
         raise ValueError(
-            f"labels {labels.shape[1:3]} cannot be centre-cropped to logits {size}: "
+            f"labels {labels.shape[1:3]} cannot be center-cropped to logits {size}: "
             "the margin must be even and not negative"
         )
     top, left = (margin // 2 for margin in margins)
@@ -28,7 +28,7 @@ def centre_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def _nll(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cropped labels [N, h, w] and losses [N, h, w]."""
-    labels = centre_crop(labels, logits.shape[1:3])
+    labels = center_crop(labels, logits.shape[1:3])
     logits = logits.astype(jnp.float32)
     chosen = _of_label(labels, logits)
     return labels, jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -54,7 +54,7 @@ def cross_entropy(
 
     Args:
       logits: [N, h, w, K] float.
-      labels: [N, H, W] integer train ids, 255 = void; cropped to the centre.
+      labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
       class_weights: K weights, or () for 1.
 
     Returns:
@@ -78,7 +78,7 @@ def bootstrapped_cross_entropy(
 
     Args:
       logits: [N, h, w, K] float.
-      labels: [N, H, W] integer train ids, 255 = void; cropped to the centre.
+      labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
       pixels: how many of an image's h * w are kept; all of them if there are fewer.
 
     Returns:

@@ -26,7 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: jax.Array  # int32 scalar
     params: dict  # float32
-    batch_stats: dict  # float32; {} for models without batch normalisation
+    batch_stats: dict  # float32; {} for models without batch normalization
     opt_state: optax.OptState
 
 
@@ -42,7 +42,7 @@ def create_state(
       model: called as ``model(images, train=False)``.
       optimizer_of: makes the optimizer from the parameters.
       image_shape: (H, W, C) of one training image.
-      seed: of the initialisation; the same bits on the same kind of device.
+      seed: of the initialization; the same bits on the same kind of device.
     """
     images = jnp.zeros((1, *image_shape), jnp.uint8)
     # train=True, so that heads which exist in training only get parameters too.
@@ -70,7 +70,7 @@ class Term(NamedTuple):
 def first_label(model: nn.Module) -> int | None:
     """Row and column of the label of the first cell; None: `model` has no ``scores``.
 
-    The first pixel at or behind the centre of the cell. For DeepLab that is 0 and, with
+    The first pixel at or behind the center of the cell. For DeepLab that is 0 and, with
     2x2 poolings, 1: what its networks do. Dilation's programs put cell i on pixel 8i,
     and so does its upsampling "interp", whatever its receptive field.
     """
@@ -151,7 +151,7 @@ def make_step(
     Returns:
       ``step(state, batch) -> (state, metrics)``; ``batch`` holds ``image``
       [N, H, W, C] uint8 and ``label`` [N, H, W]; ``metrics`` are the float32 scalars
-      ``loss`` (what is minimised, without weight decay), ``main_loss`` and
+      ``loss`` (what is minimized, without weight decay), ``main_loss`` and
       ``grad_norm``.
 
     Raises:
@@ -165,7 +165,7 @@ def make_step(
     def targets(labels: jax.Array, stride: int) -> jax.Array:
         """The labels that scores with cells every `stride` pixels are compared with."""
         sides = tuple(side - 2 * margin for side in labels.shape[1:3])
-        labels = losses.centre_crop(labels, sides)
+        labels = losses.center_crop(labels, sides)
         return labels if stride == 1 else labels[:, first::stride, first::stride]
 
     def divisor(labels: jax.Array, stride: int) -> jax.Array:

@@ -24,10 +24,10 @@ _CURVES = {
 
 
 def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Colours of a label map.
+    """Colors of a label map.
 
     Args:
-      label: uint8 [H, W]; ids without a colour, void among them, turn black.
+      label: uint8 [H, W]; ids without a color, void among them, turn black.
       palette: uint8 [K, 3].
 
     Returns:
@@ -42,13 +42,13 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
 def overlay(
     image: np.ndarray, label: np.ndarray, palette: np.ndarray, alpha: float = 0.5
 ) -> np.ndarray:
-    """The colours of a label map over its image; void shows the image alone.
+    """The colors of a label map over its image; void shows the image alone.
 
     Args:
       image: uint8 [H, W, 1 or 3].
       label: uint8 [H, W].
       palette: uint8 [K, 3].
-      alpha: opacity of the colours, 0 to 1.
+      alpha: opacity of the colors, 0 to 1.
 
     Returns:
       uint8 [H, W, 3].
@@ -93,7 +93,7 @@ def panel(
 
 
 def legend(classes: Sequence[str], palette: np.ndarray, columns: int = 4) -> np.ndarray:
-    """Names of the classes beside their colours, row by row; uint8 [h, w, 3]."""
+    """Names of the classes beside their colors, row by row; uint8 [h, w, 3]."""
     swatch, pad = 14, 8
     names = [cv2.getTextSize(name, _FONT, _FONT_SCALE, 1)[0][0] for name in classes]
     width = max(names) + swatch + 3 * pad
@@ -103,7 +103,7 @@ def legend(classes: Sequence[str], palette: np.ndarray, columns: int = 4) -> np.
     for index, (name, color) in enumerate(zip(classes, palette, strict=True)):
         top, left = index // columns * _LINE, index % columns * width
         box = picture[top + 4 : top + 4 + swatch, left + pad : left + pad + swatch]
-        box[:] = 160  # a rim, for colours as light as the paper
+        box[:] = 160  # a rim, for colors as light as the paper
         box[1:-1, 1:-1] = color
         _write(picture, name, left + swatch + 2 * pad, top)
     return picture

@@ -50,11 +50,11 @@ def test_all_void_is_zero_with_finite_gradient():
     assert total == 0 and count == 0
 
 
-def test_labels_are_centre_cropped_to_valid_logits():
+def test_labels_are_center_cropped_to_valid_logits():
     labels = jnp.arange(64).reshape(1, 8, 8)
-    assert losses.centre_crop(labels, (4, 6)).tolist() == labels[:, 2:6, 1:7].tolist()
+    assert losses.center_crop(labels, (4, 6)).tolist() == labels[:, 2:6, 1:7].tolist()
     with pytest.raises(ValueError, match="even"):
-        losses.centre_crop(labels, (5, 8))
+        losses.center_crop(labels, (5, 8))
 
 
 def test_metrics_oracle():

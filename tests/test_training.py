@@ -30,7 +30,7 @@ def quick_compiler():
 
 
 class Net(nn.Module):
-    """One convolution, one batch normalisation, an auxiliary head."""
+    """One convolution, one batch normalization, an auxiliary head."""
 
     norm: bool = True
     tiling = geometry.ANY_SIZE
@@ -141,7 +141,7 @@ def test_accumulation_equals_the_whole_batch():
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
-def test_loss_per_image_is_the_unnormalised_sum_of_fcn():
+def test_loss_per_image_is_the_unnormalized_sum_of_fcn():
     options = config.make(loss={"normalize": "images"}, optim={"lr": 0.0})
     per_image = run(steps=1, options=options)[0][0]
     per_pixel = run(steps=1)[0][0]
@@ -332,7 +332,7 @@ def test_fcn16s_starts_with_the_prediction_of_fcn32s(fcn32s, capsys):
     )
     assert train.train(options, fcn32s / "16s") == 0
     log = capsys.readouterr().err
-    assert f"initialised 16 layers from {fcn32s}/32s, step 2" in log
+    assert f"initialized 16 layers from {fcn32s}/32s, step 2" in log
     assert "fresh: score_pool4 (not in that run)" in log
     images = np.random.default_rng(0).integers(0, 256, (1, 96, 80, 3), np.uint8)
     (coarse, before), (fine, after) = map(

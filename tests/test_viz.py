@@ -1,4 +1,4 @@
-"""Pictures: colours and layout by array, figures by what the decoded file shows."""
+"""Pictures: colors and layout by array, figures by what the decoded file shows."""
 
 import cv2
 import numpy as np

@@ -315,7 +315,7 @@ VGG = dict(widths=(2, 2, 2, 4, 4), dropout=0.0)
     ],
     ids=["deeplab", "dilation"],
 )
-def test_cells_are_compared_with_the_labels_under_their_centres(model, side, first):
+def test_cells_are_compared_with_the_labels_under_their_centers(model, side, first):
     batch = random_batch(3, side, side)
     options = config.make(loss={"resolution": "cells"}).loss
 
@@ -397,7 +397,7 @@ def test_dropout_masks_depend_on_seed_and_step_only():
 
 
 class Normalized(nn.Module):
-    """Batch normalisation of the image itself."""
+    """Batch normalization of the image itself."""
 
     tiling = geometry.ANY_SIZE
 

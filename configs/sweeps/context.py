@@ -6,7 +6,7 @@
         --workdir runs/context_camvid --config.data.root=/path/to/CamVid
 
 The full form is on CamVid at 360x480.  It trains front end and context module together
-and from scratch, with batch normalisation, where the paper trains the front end from
+and from scratch, with batch normalization, where the paper trains the front end from
 ImageNet weights first.  Rates: those of table 1, the shorter ones of the network for
 KITTI, and as many layers without dilation.  quick has 96x96 scenes and narrow layers.
 """

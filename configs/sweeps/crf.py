@@ -7,7 +7,7 @@
 
 A network with no iteration is its base network alone.  All are trained from scratch and
 end to end, with twice as many iterations at test from 5 on, as in the paper.  The full
-form is on top of FCN-8s with batch normalisation, on CamVid at 360x480; quick on top of
+form is on top of FCN-8s with batch normalization, on CamVid at 360x480; quick on top of
 a small DeepLab that scores every 8th pixel, on 64x64 scenes, as in
 configs/crfrnn_scenes.py.  For a CRF behind any trained network, see evaluate --crf.
 """

@@ -5,7 +5,7 @@
     python -m experiments.sweep --config configs/sweeps/fcn_skips.py --seeds 3 \\
         --workdir runs/fcn_skips_camvid --config.data.root=/path/to/CamVid
 
-The full form is on CamVid at 360x480, from scratch with batch normalisation, by the
+The full form is on CamVid at 360x480, from scratch with batch normalization, by the
 recipe of configs/fcn8s_camvid.py; the papers start each network from the coarser one.
 quick has 96x96 scenes and narrow layers.
 """

@@ -5,13 +5,13 @@
     python -m experiments.benchmarks.crf photo.jpg --size=513,513 --batches=1,8,32
 
 Per image of a batch, after compilation: sort (of the points, after which the vertices
-are counted to choose the capacity), build (of the lattices) and filter (normalisation
+are counted to choose the capacity), build (of the lattices) and filter (normalization
 and iterations).  They add up to the total, which is what --crf costs in evaluate and
 predict.  Memory is what the compiled program allocates, inputs and outputs included.
 
 The image is a procedural scene unless a file is given; it is resized to --size, and
 batches are shifts of it.  The class probabilities are random: no time depends on them.
---growth also varies pixels, classes and the colour sigma, on which the size of the
+--growth also varies pixels, classes and the color sigma, on which the size of the
 lattice depends; it takes some minutes.  --output gets crf.json and crf_growth.png.
 """
 
@@ -36,7 +36,7 @@ from segjax.errors import UserError
 from segjax.ops import filters, lattice, mean_field
 
 PARTS = ("sort", "build", "filter", "total")
-# For the growth: factors of the pixels, classes, factors of the sigma of the colours.
+# For the growth: factors of the pixels, classes, factors of the sigma of the colors.
 PIXELS = (0.25, 0.5, 1, 2, 4)
 CLASSES = (2, 5, 11, 21, 41)
 SIGMAS = (0.25, 0.5, 1, 2)

@@ -59,7 +59,7 @@ NETWORKS = (
     "DeepLab v2 ResNet-101 ASPP-L, 3 scales",
     "CRF-RNN",
     "U-Net",
-    "U-Net, padded, batch normalisation",
+    "U-Net, padded, batch normalization",
     "FusionNet",
     "FusionNet, released",
     "Deep Contextual Network",
@@ -137,7 +137,7 @@ def _trace(model: nn.Module, side: int):
 
 
 def _state(model: nn.Module) -> training.TrainState:
-    """Random kernels: compiling the initialisation would take longer than the step."""
+    """Random kernels: compiling the initialization would take longer than the step."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

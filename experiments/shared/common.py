@@ -263,7 +263,7 @@ def start_from(
 
     Args:
       workdir: of the other run.
-      params, batch_stats: of the new model as initialised.
+      params, batch_stats: of the new model as initialized.
       num_classes: of the new model.
       mesh: whose devices read the checkpoint.
 

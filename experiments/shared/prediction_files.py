@@ -44,7 +44,7 @@ class Results(NamedTuple):
 
 
 def check_outputs(outputs: Sequence[str], classes: int) -> None:
-    """Raises UserError for unknown outputs, and colours of too many classes."""
+    """Raises UserError for unknown outputs, and colors of too many classes."""
     for name in outputs:
         if name not in SUFFIXES:
             raise UserError(
@@ -52,7 +52,7 @@ def check_outputs(outputs: Sequence[str], classes: int) -> None:
             )
         if name in ("labels", "overlays") and classes > 255:
             raise UserError(
-                f"--outputs: a palette has no colours for {classes} classes; give "
+                f"--outputs: a palette has no colors for {classes} classes; give "
                 "--outputs=ids (16 bit)"
             )
     if not outputs:

@@ -3,7 +3,7 @@
 **Multiply-adds (MACs)** count every tap of every kernel once per output cell, taps on
 zero padding included, as papers do: N * h * w * kh * kw * in / groups * out; once per
 *input* cell for a transposed convolution, whose inserted zeros are no work. Additions,
-normalisation, activations and pooling windows are not counted. **FLOPs are twice the
+normalization, activations and pooling windows are not counted. **FLOPs are twice the
 MACs**; many numbers published as FLOPs are MACs.
 """
 

@@ -267,7 +267,7 @@ def _broadcast(equation: core.JaxprEqn, x: Value) -> np.ndarray:
 def _reshape(equation: core.JaxprEqn, x: Value) -> np.ndarray:
     old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     source, target = [], []
-    # Groups of neighbouring axes that become each other.
+    # Groups of neighboring axes that become each other.
     while len(source) < len(old) or len(target) < len(new):
         i, j = len(source), len(target)
         group, made = list(old[i : i + 1]), list(new[j : j + 1])

@@ -1,4 +1,4 @@
-"""What an optimised HLO program says of its costs: cycles by layer, collectives.
+"""What an optimized HLO program says of its costs: cycles by layer, collectives.
 
 XLA's compiler for TPUs writes an estimate of the cycles beside every operation that it
 schedules.  It does not count how long collectives take, nor waiting for memory that the

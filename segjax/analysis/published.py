@@ -72,7 +72,7 @@ NETWORKS = {
     "Dilation10 Cityscapes": Network("dilation", _CITYSCAPES10, 19, (1024, 1024, 3)),
     "CRF-RNN": Network("crfrnn", {}, 21, _VGG),
     "U-Net": Network("unet", {}, 2, (572, 572, 1)),
-    "U-Net, padded, batch normalisation": Network(
+    "U-Net, padded, batch normalization": Network(
         "unet", dict(padding="same", norm="batch"), 2, (512, 512, 3)
     ),
     "U-Net, padded, CamVid": Network("unet", dict(padding="same"), 12, (368, 480, 3)),
@@ -260,7 +260,7 @@ NUMBERS: dict[str, tuple[Number, ...]] = {
         Number("side of enc4", "28", PAPER),
         Number("side of logits", "388", PAPER),
     ),
-    "U-Net, padded, batch normalisation": (Number("parameters", "31,037,698", LAYERS),),
+    "U-Net, padded, batch normalization": (Number("parameters", "31,037,698", LAYERS),),
     "U-Net, padded, CamVid": (
         Number("parameters", "31.03 M", _OPENVINO),
         Number("FLOPs", "260.1 G", _OPENVINO, _OTHER_COUNT),

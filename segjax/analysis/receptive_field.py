@@ -129,9 +129,9 @@ def effective(
     output: str = LOGITS,
     seed: int = 0,
 ) -> np.ndarray:
-    """How much each pixel moves the centre cell (Luo et al., NeurIPS 2016).
+    """How much each pixel moves the center cell (Luo et al., NeurIPS 2016).
 
-    The mean over `images` of the absolute gradient of the centre cell of `output`,
+    The mean over `images` of the absolute gradient of the center cell of `output`,
     summed over the channels of the image. The channels of the cell are summed with
     random signs, other ones for each image.
 
@@ -149,7 +149,7 @@ def effective(
 
     @jax.jit
     def gradient(image, key):
-        def centre(image):
+        def center(image):
             logits, endpoints = model.apply(variables, image[None], train=False)
             outputs = {**endpoints, LOGITS: logits}
             if output not in outputs:
@@ -163,7 +163,7 @@ def effective(
                 key, cell.shape, jnp.float32
             )
 
-        return jnp.abs(jax.grad(centre)(image)).sum(axis=-1)
+        return jnp.abs(jax.grad(center)(image)).sum(axis=-1)
 
     keys = jax.random.split(jax.random.key(seed), len(images))
     pairs = zip(images.astype(np.float32), keys, strict=True)

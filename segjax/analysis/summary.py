@@ -90,7 +90,7 @@ class Summary(NamedTuple):
 def summary(
     model: nn.Module, image: tuple[int, int, int], activations: bool = True
 ) -> Summary:
-    """Summarises `model` for an image of (H, W, C).
+    """Summarizes `model` for an image of (H, W, C).
 
     Args:
       model: a network of segjax.models, or any module with a `tiling` that is applied

@@ -3,7 +3,7 @@
 ::
 
     ROOT/images/STEM.{png,jpg,jpeg,tif,tiff,bmp}
-    ROOT/masks/STEM.png      ids in a palette or gray PNG, or the colours of classes.txt
+    ROOT/masks/STEM.png      ids in a palette or gray PNG, or the colors of classes.txt
     ROOT/classes.txt         optional: a name per line, or "name r g b"; line 1 is id 0
     ROOT/train.txt           optional lists of stems or file names;
     ROOT/val.txt             or validation.txt
@@ -42,12 +42,12 @@ class Classes(NamedTuple):
     """A classes file."""
 
     names: tuple[str, ...]
-    colours: np.ndarray
-    """uint8 [K, 3], or [0, 3] without colours."""
+    colors: np.ndarray
+    """uint8 [K, 3], or [0, 3] without colors."""
     void_line: bool
     """Whether a last line ``void`` makes id K void."""
-    void_colour: tuple[int, ...]
-    """The colour of that line, or ()."""
+    void_color: tuple[int, ...]
+    """The color of that line, or ()."""
 
 
 class Rule(NamedTuple):
@@ -58,7 +58,7 @@ class Rule(NamedTuple):
     gray: np.ndarray
     """Id of each gray value, int16 [65536]."""
     codes: np.ndarray
-    """Known colours r * 65536 + g * 256 + b, ascending, int32 [M]."""
+    """Known colors r * 65536 + g * 256 + b, ascending, int32 [M]."""
     code_ids: np.ndarray
     """Their ids, int16 [M]."""
 
@@ -76,7 +76,7 @@ class Scan(NamedTuple):
     """Positions in ``stems`` by split: "train", "validation"."""
     classes: tuple[str, ...]
     palette: np.ndarray
-    """uint8 [K, 3]: the colours of the classes file, or those of PASCAL VOC."""
+    """uint8 [K, 3]: the colors of the classes file, or those of PASCAL VOC."""
     channels: int
     """1 if every image is gray, otherwise 3."""
     rule: Rule
@@ -178,7 +178,7 @@ def _scan(
         sizes=sizes,
         splits=splits,
         classes=given.names,
-        palette=given.colours if len(given.colours) else voc_palette(k),
+        palette=given.colors if len(given.colors) else voc_palette(k),
         channels=1 if all(grays) else 3,
         rule=rule,
         pixels=pixels,
@@ -221,13 +221,13 @@ def report(found: Scan) -> str:
     if low != high:
         size += f" to {high[0]}x{high[1]}"
     shares = {name: count / max(count.sum(), 1) for name, count in found.pixels.items()}
-    labelled = int(found.pixels["train"].sum())
-    void = found.void["train"] / max(labelled + found.void["train"], 1)
+    labeled = int(found.pixels["train"].sum())
+    void = found.void["train"] / max(labeled + found.void["train"], 1)
     width = max(len(name) for name in (*found.classes, "class"))
     lines = [
         f"{found.root}: {len(train)} training and {len(validation)} validation images, "
         f"{size} (height x width), {'gray' if found.channels == 1 else 'RGB'}",
-        f"{len(found.classes)} classes, {labelled} labelled training pixels, "
+        f"{len(found.classes)} classes, {labeled} labeled training pixels, "
         f"{void:.2%} of all void",
         f"{'id':>3}  {'class':{width}}  {'train':>8}  {'validation':>10}  "
         f"{'images':>6}  {'weight':>8}",
@@ -399,48 +399,48 @@ def _listed(path: Path, pairs: tuple[tuple[str, str, str], ...]) -> tuple[int, .
 def read_classes(path: Path) -> Classes:
     """Reads a classes file: ``name`` or ``name r g b`` on each line, line 1 is id 0.
 
-    A last line called ``void`` is no class: its id and its colour mean void.
+    A last line called ``void`` is no class: its id and its color mean void.
 
     Raises:
-      UserError: empty or repeated lines, colours on some lines only or out of range,
+      UserError: empty or repeated lines, colors on some lines only or out of range,
         fewer than 2 or more than 255 classes.
     """
 
     def bad(number: int, problem: str) -> UserError:
         return UserError(
             f"{path}: line {number}: {problem}; expected 'name' or 'name r g b' on "
-            "every line, colours 0..255 on all lines or on none"
+            "every line, colors 0..255 on all lines or on none"
         )
 
-    names, colours = [], []
+    names, colors = [], []
     lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             raise bad(number, "is empty")
-        coloured = len(words) > 3 and all(word.isdecimal() for word in words[-3:])
-        colour = tuple(int(word) for word in words[-3:]) if coloured else ()
-        name = " ".join(words[:-3] if coloured else words)
-        if max(colour, default=0) > 255:
-            raise bad(number, f"colour {colour} is out of range")
+        colored = len(words) > 3 and all(word.isdecimal() for word in words[-3:])
+        color = tuple(int(word) for word in words[-3:]) if colored else ()
+        name = " ".join(words[:-3] if colored else words)
+        if max(color, default=0) > 255:
+            raise bad(number, f"color {color} is out of range")
         if name in names:
             raise bad(number, f"repeats the name {name!r}")
-        if colour and colour in colours:
-            raise bad(number, f"repeats the colour {colour}")
-        if colours and bool(colour) != bool(colours[0]) and name != "void":
-            raise bad(number, f"{'has a' if colour else 'lacks the'} colour")
+        if color and color in colors:
+            raise bad(number, f"repeats the color {color}")
+        if colors and bool(color) != bool(colors[0]) and name != "void":
+            raise bad(number, f"{'has a' if color else 'lacks the'} color")
         names.append(name)
-        colours.append(colour)
+        colors.append(color)
     if "void" in names[:-1]:
         raise bad(names.index("void") + 1, "'void' is allowed on the last line only")
     void_line = names[-1:] == ["void"]
-    void_colour = colours[-1] if void_line else ()
+    void_color = colors[-1] if void_line else ()
     if void_line:
-        names, colours = names[:-1], colours[:-1]
+        names, colors = names[:-1], colors[:-1]
     if not 2 <= len(names) <= 255:
         raise UserError(f"{path}: names {len(names)} classes, expected 2 to 255")
-    table = np.array([colour for colour in colours if colour], np.uint8).reshape(-1, 3)
-    return Classes(tuple(names), table, void_line, void_colour)
+    table = np.array([color for color in colors if color], np.uint8).reshape(-1, 3)
+    return Classes(tuple(names), table, void_line, void_color)
 
 
 def _number_classes(
@@ -456,9 +456,9 @@ def _number_classes(
     """
     remedy = f"{folder / 'classes.txt'} with one class per line"
     for mask, kind in zip(masks, kinds):
-        if kind == "colour":
+        if kind == "color":
             raise UserError(
-                f"{mask}: an RGB mask says which colours, not which classes; add "
+                f"{mask}: an RGB mask says which colors, not which classes; add "
                 f"{remedy} as 'name r g b', or store ids in a palette or gray PNG"
             )
     ids = np.setdiff1d(np.concatenate(values), void_values)
@@ -488,32 +488,32 @@ def _number_classes(
 
 
 def _rule(given: Classes, void_values: tuple[int, ...]) -> Rule:
-    """The mapping of raw values; a classes file of gray colours lists gray values."""
+    """The mapping of raw values; a classes file of gray colors lists gray values."""
     k = len(given.names)
     index = np.full(2**16, _UNKNOWN, np.int16)
     index[:k] = np.arange(k)
     if given.void_line:
         index[k] = VOID
     index[list(void_values)] = VOID
-    colours = [tuple(colour) for colour in given.colours.tolist()]
+    colors = [tuple(color) for color in given.colors.tolist()]
     gray = index
-    if colours and all(r == g == b for r, g, b in colours):
+    if colors and all(r == g == b for r, g, b in colors):
         gray = np.full(2**16, _UNKNOWN, np.int16)
         gray[list(void_values)] = VOID
-        if len(set(given.void_colour)) == 1:
-            gray[given.void_colour[0]] = VOID
-        gray[[r for r, _, _ in colours]] = np.arange(k)
-    ids = dict(zip(colours, range(k)))
-    if given.void_colour and colours:
-        ids[given.void_colour] = VOID
+        if len(set(given.void_color)) == 1:
+            gray[given.void_color[0]] = VOID
+        gray[[r for r, _, _ in colors]] = np.arange(k)
+    ids = dict(zip(colors, range(k)))
+    if given.void_color and colors:
+        ids[given.void_color] = VOID
     coded = sorted((r << 16 | g << 8 | b, i) for (r, g, b), i in ids.items())
     codes, code_ids = zip(*coded) if coded else ((), ())
     return Rule(index, gray, np.array(codes, np.int32), np.array(code_ids, np.int16))
 
 
 def _codes(values: np.ndarray, kind: str) -> np.ndarray:
-    """Gray values and indices as they are, colours as one integer; integers [H, W]."""
-    if kind != "colour":
+    """Gray values and indices as they are, colors as one integer; integers [H, W]."""
+    if kind != "color":
         return values
     r, g, b = np.moveaxis(values.astype(np.int32), -1, 0)
     return r << 16 | g << 8 | b
@@ -521,7 +521,7 @@ def _codes(values: np.ndarray, kind: str) -> np.ndarray:
 
 def _to_ids(codes: np.ndarray, kind: str, rule: Rule) -> np.ndarray:
     """Train ids of any shape, int16, -1 where unknown."""
-    if kind != "colour":
+    if kind != "color":
         return (rule.index if kind == "index" else rule.gray)[codes]
     if not len(rule.codes):
         return np.full(codes.shape, _UNKNOWN, np.int16)
@@ -542,7 +542,7 @@ def _examine(
             "equal sizes"
         )
     codes = _codes(values, kind)
-    if kind == "colour":
+    if kind == "color":
         return size, gray, kind, *np.unique(codes, return_counts=True)
     counts = np.bincount(codes.ravel())
     held = np.flatnonzero(counts)
@@ -557,17 +557,17 @@ def _no_class(
     classes_file: Path,
     void_values: tuple[int, ...],
 ) -> UserError:
-    if kind == "colour" and not len(given.colours):
+    if kind == "color" and not len(given.colors):
         return UserError(
-            f"{mask}: an RGB mask needs the colours of the classes: write 'name r g b' "
+            f"{mask}: an RGB mask needs the colors of the classes: write 'name r g b' "
             f"on every line of {classes_file}"
         )
-    if kind == "colour":
-        colour = f"{value >> 16} {value >> 8 & 255} {value & 255}"
+    if kind == "color":
+        color = f"{value >> 16} {value >> 8 & 255} {value & 255}"
         return UserError(
-            f"{mask}: holds the colour {colour}, expected one of the "
-            f"{len(given.names)} colours of {classes_file}: add the class, or a last "
-            f"line 'void {colour}' if it means void"
+            f"{mask}: holds the color {color}, expected one of the "
+            f"{len(given.names)} colors of {classes_file}: add the class, or a last "
+            f"line 'void {color}' if it means void"
         )
     return UserError(
         f"{mask}: holds the value {value}, expected 0..{len(given.names) - 1} (the "

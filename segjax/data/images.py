@@ -18,7 +18,7 @@ from segjax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOID = 255
-VOID_COLOUR = (224, 224, 192)
+VOID_COLOR = (224, 224, 192)
 """How void looks in palette PNGs: entry 255 of the VOC palette."""
 
 # Only headers and masks go through Pillow, and they are the user's own files: its
@@ -88,7 +88,7 @@ def decode_image(
 def _decode_odd_tiff(data: bytes, name: str) -> np.ndarray | None:
     """A TIFF of the kinds that OpenCV garbles; None for all others.
 
-    OpenCV multiplies 8-bit colours by their alpha, and cannot read or turn some tiles
+    OpenCV multiplies 8-bit colors by their alpha, and cannot read or turn some tiles
     of 8 bit, which Pillow can; nobody here reads planes or white as 0 in 16 bit, of
     which OpenCV makes noise and a negative.
 
@@ -118,8 +118,8 @@ def _decode_odd_tiff(data: bytes, name: str) -> np.ndarray | None:
         )
     if pixels is None or pixels.ndim == 2:
         return pixels
-    colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-    return np.ascontiguousarray(colours)
+    colors = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    return np.ascontiguousarray(colors)
 
 
 def to_pixels(image: np.ndarray, channels: int, name: str = "image") -> np.ndarray:
@@ -205,7 +205,7 @@ def _state(path: str | os.PathLike) -> str:
 def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     """Reads the raw values of a label mask, before any of them means a class.
 
-    OpenCV would turn palette indices into colours and 1-bit values into 0 and 255, so
+    OpenCV would turn palette indices into colors and 1-bit values into 0 and 255, so
     masks go through Pillow.
 
     Returns:
@@ -213,7 +213,7 @@ def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
 
       * "index" (palette PNG): the indices, uint8 [H, W];
       * "gray" (1, 8 or 16 bit): the values, uint8 or int32 [H, W];
-      * "colour" (RGB, RGBA): the colours without alpha, uint8 [H, W, 3].
+      * "color" (RGB, RGBA): the colors without alpha, uint8 [H, W, 3].
 
     Raises:
       UserError: the file cannot be read, is damaged, or is none of these.
@@ -237,7 +237,7 @@ def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     if mode == "I" or mode.startswith("I;16"):
         return values.astype(np.int32), "gray"
     if mode in ("RGB", "RGBA"):
-        return values[:, :, :3], "colour"
+        return values[:, :, :3], "color"
     raise UserError(
         f"{name}: mask of Pillow mode {mode}, expected a palette, gray (8 or 16 bit) "
         "or RGB PNG"
@@ -278,18 +278,18 @@ def write_ids_png(path: str | os.PathLike, label: np.ndarray) -> None:
 def write_palette_png(
     path: str | os.PathLike, label: np.ndarray, palette: np.ndarray
 ) -> None:
-    """Writes class ids as a palette PNG: tools read the ids, viewers show colours.
+    """Writes class ids as a palette PNG: tools read the ids, viewers show colors.
 
     The file appears under its name only when complete.
 
     Args:
       path: of the PNG.
-      label: integers [H, W] of 0..K-1, or 255 (void, shown as ``VOID_COLOUR``).
+      label: integers [H, W] of 0..K-1, or 255 (void, shown as ``VOID_COLOR``).
       palette: uint8 [K, 3] RGB, K <= 255.
     """
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
-    table[VOID] = VOID_COLOUR
+    table[VOID] = VOID_COLOR
     image = Image.fromarray(np.ascontiguousarray(label, np.uint8))
     image.putpalette(table.tobytes())
     with complete_file(path) as partial:
@@ -361,17 +361,17 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 [H, W] to [h, w] by nearest neighbour between pixel centres.
+    """Resizes uint8 [H, W] to [h, w] by nearest neighbor between pixel centers.
 
     ``INTER_NEAREST_EXACT``: plain ``INTER_NEAREST`` takes the pixel left above the
-    centre, half a pixel off from the areas of ``resize_image``.
+    center, half a pixel off from the areas of ``resize_image``.
     """
     h, w = size
     return cv2.resize(label, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def voc_palette(n: int) -> np.ndarray:
-    """The first ``n`` colours of PASCAL VOC, distinct for n <= 256.
+    """The first ``n`` colors of PASCAL VOC, distinct for n <= 256.
 
     Bits 0, 1, 2 of k become bit 7 of red, green and blue, the next three bits bit 6,
     and so on (VOC development kit).

@@ -99,7 +99,7 @@ def eval_plan(
 def mirror_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Extends [H, W, C] at the bottom and the right to ``size`` by mirroring.
 
-    About the centres of the border pixels, as predictors do where a model needs more.
+    About the centers of the border pixels, as predictors do where a model needs more.
     """
     h, w = image.shape[:2]
     if (h, w) == tuple(size):

@@ -14,9 +14,9 @@ tents, and one balloon.  What the classes test:
   reach out of the image.
 * ``pebble``: **instances**.  Pebbles touch and overlap; the instance map tells them
   apart.
-* ``house``: **shape**.  Walls have any muted colour, those of sky, meadow and pebbles
+* ``house``: **shape**.  Walls have any muted color, those of sky, meadow and pebbles
   included; windows, doors and roofs give them away.
-* ``sky``, ``ground``: the background, with clouds, grass and shadows, in colours that
+* ``sky``, ``ground``: the background, with clouds, grass and shadows, in colors that
   run from blue noon to dusk and from green to sand.
 * ``balloon``: the cue, one class for both teams.
 
@@ -64,7 +64,7 @@ PALETTE = np.array(
     ],
     np.uint8,
 )
-"""Colour of class k, RGB [K, 3]."""
+"""Color of class k, RGB [K, 3]."""
 
 VOID = 255
 SKY, GROUND, TREE, HOUSE, WIRE, PEBBLE, BALLOON, TENT_RED, TENT_BLUE = range(9)
@@ -72,7 +72,7 @@ BACKGROUND = (SKY, GROUND)
 MIN_SIDE, MAX_SIDE = 32, 4096
 
 _TEAMS = ((225, 30, 35), (35, 60, 225))
-"""Colour of the balloon: red, blue."""
+"""Color of the balloon: red, blue."""
 
 
 class _Canvas(NamedTuple):
@@ -91,7 +91,7 @@ class _Box(NamedTuple):
     """The part of a bounding box inside the image."""
 
     at: tuple[slice, slice]
-    y: np.ndarray  # float32 [rows, 1], pixel centres
+    y: np.ndarray  # float32 [rows, 1], pixel centers
     x: np.ndarray  # float32 [1, columns]
 
 
@@ -152,7 +152,7 @@ def scene(
 def contact_sheet(
     seed: int, indices: Iterable[int], size: tuple[int, int], columns: int = 2
 ) -> np.ndarray:
-    """Scenes beside their labels in the colours of ``PALETTE`` (void is white).
+    """Scenes beside their labels in the colors of ``PALETTE`` (void is white).
 
     Args:
       seed, size: see ``scene``.
@@ -162,10 +162,10 @@ def contact_sheet(
     Returns:
       uint8 [rows * h, columns * 2 * w, 3] RGB; missing pairs are white.
     """
-    colours = np.full((256, 3), 255, np.uint8)
-    colours[: len(PALETTE)] = PALETTE
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[: len(PALETTE)] = PALETTE
     scenes = [scene(seed, index, size) for index in indices]
-    pairs = [np.hstack([made["image"], colours[made["label"]]]) for made in scenes]
+    pairs = [np.hstack([made["image"], colors[made["label"]]]) for made in scenes]
     height, width = size
     blank = np.full((height, 2 * width, 3), 255, np.uint8)
     pairs += [blank] * (-len(pairs) % columns)
@@ -185,7 +185,7 @@ def _check(seed: int, index: int, size: tuple[int, int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-# Random values and colours.
+# Random values and colors.
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
@@ -198,10 +198,10 @@ def _pick(rng: np.random.Generator, choices: tuple) -> tuple:
     return choices[int(len(choices) * rng.random())]
 
 
-def _colour(rng: np.random.Generator, choices: tuple, spread: float) -> np.ndarray:
-    """One of the colours, each channel moved by up to ``spread``; float32 [3]."""
-    colour = _pick(rng, choices)
-    moved = [channel + _between(rng, -spread, spread) for channel in colour]
+def _color(rng: np.random.Generator, choices: tuple, spread: float) -> np.ndarray:
+    """One of the colors, each channel moved by up to ``spread``; float32 [3]."""
+    color = _pick(rng, choices)
+    moved = [channel + _between(rng, -spread, spread) for channel in color]
     return np.array(moved, np.float32)
 
 
@@ -244,7 +244,7 @@ def _fractal(
 def _lattice(
     pixels: int, cells_per_pixel: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cell before and after each pixel centre, and the smooth way between them."""
+    """Cell before and after each pixel center, and the smooth way between them."""
     at = (np.arange(pixels) + 0.5) * cells_per_pixel
     before = at.astype(np.int32)
     t = (at - before).astype(np.float32)
@@ -267,13 +267,13 @@ def _paint(
     canvas: _Canvas,
     box: _Box,
     mask: np.ndarray,
-    colour: np.ndarray,
+    color: np.ndarray,
     label: int,
     instance: int,
 ) -> None:
-    """Colour is [3] or [rows, columns, 3]."""
-    colour = np.broadcast_to(colour, (*mask.shape, 3))
-    canvas.image[box.at][mask] = colour[mask]
+    """Color is [3] or [rows, columns, 3]."""
+    color = np.broadcast_to(color, (*mask.shape, 3))
+    canvas.image[box.at][mask] = color[mask]
     canvas.label[box.at][mask] = label
     canvas.instance[box.at][mask] = instance
 
@@ -305,7 +305,7 @@ _SKIES = (
     ((95, 105, 160), (245, 200, 170)),  # dusk
     ((135, 145, 155), (200, 203, 205)),  # overcast
 )
-"""Colour at the top and at the horizon."""
+"""Color at the top and at the horizon."""
 
 _GROUNDS = (
     ((125, 160, 95), (75, 125, 45)),  # meadow
@@ -313,7 +313,7 @@ _GROUNDS = (
     ((205, 190, 145), (175, 150, 95)),  # sand
     ((150, 135, 120), (110, 95, 70)),  # heath
 )
-"""Colour at the horizon and at the bottom."""
+"""Color at the horizon and at the bottom."""
 
 
 def _background(
@@ -327,10 +327,10 @@ def _background(
     x = (np.arange(width, dtype=np.float32)[None, :] + 0.5) / width
     ridge = np.full((1, width), _between(layout, 0.45, 0.53), np.float32)
     for _ in range(2):
-        centre, half, rise = (
+        center, half, rise = (
             _between(layout, *limits) for limits in ((0, 1), (0.25, 0.6), (0.02, 0.07))
         )
-        offset = (x - centre) / half
+        offset = (x - center) / half
         ridge -= rise * np.maximum(0, 1 - offset * offset)
 
     top, low = (np.array(c, np.float32) for c in _pick(layout, _SKIES))
@@ -402,7 +402,7 @@ _LUMPS = (
     (0.4, 0.4, 0.42),
     (0, 0.15, 0.42),
 )
-"""Parts of a crown of radius 1 from back to front: centre (right, down), radius."""
+"""Parts of a crown of radius 1 from back to front: center (right, down), radius."""
 
 
 def _tree(canvas, rng, label, base, x, size):
@@ -418,7 +418,7 @@ def _tree(canvas, rng, label, base, x, size):
         * (0.9 + canvas.sun[0] * u + 0.2 * canvas.grain[box.at])[..., None]
     )
     _paint(canvas, box, (abs(u) < 0.5) & (box.y < base), bark, label, instance)
-    leaves = _colour(rng, _LEAVES, 12)
+    leaves = _color(rng, _LEAVES, 12)
     for right, down, share in _LUMPS:
         lump_x = x + radius * (right + _between(rng, -0.08, 0.08))
         lump_y = middle + radius * (down + _between(rng, -0.08, 0.08))
@@ -449,7 +449,7 @@ def _house(canvas, rng, label, base, x, size):
     eaves, front = 0.16 + 0.2 * floors, _between(rng, 0.35, 0.48)
     ridge = eaves + _between(rng, 0.24, 0.34)
     side = 1 if rng.random() < 0.5 else -1
-    wall, roof = _colour(rng, _WALLS, 15), _colour(rng, _ROOFS, 12)
+    wall, roof = _color(rng, _WALLS, 15), _color(rng, _ROOFS, 12)
     _shadow(canvas, base, x, size / 2)
     box = _box(canvas, base - ridge * size, base, x - size / 2, x + size / 2)
     u, v = 0.5 + side * (box.x - x) / size, (base - box.y) / size
@@ -474,7 +474,7 @@ def _house(canvas, rng, label, base, x, size):
     middle = abs(u - front / 2) / front
     windows |= gable & row & (middle < 0.16) & (storey >= 1)
     door = gable & (middle < 0.17) & (storey < 0.7)
-    for mask, colour, light in (
+    for mask, color, light in (
         (gable, wall, lit * plaster),
         (long, wall, dim * plaster),
         (tiles, roof, dim * brow * plaster),
@@ -482,7 +482,7 @@ def _house(canvas, rng, label, base, x, size):
         (door, 0.5 * roof, plaster),
     ):
         light = np.broadcast_to(light, mask.shape)[..., None]
-        _paint(canvas, box, mask, colour * light, label, instance)
+        _paint(canvas, box, mask, color * light, label, instance)
 
 
 def _line(canvas, rng, label, base, x, size):
@@ -494,7 +494,7 @@ def _line(canvas, rng, label, base, x, size):
     gap = max(5.0, 0.045 * canvas.unit)
     sag, wires = _between(rng, 0.06, 0.12) * size, 2 + int(2 * rng.random())
     arm = 0.08 * canvas.unit
-    colour = np.array((58, 50, 45), np.float32)
+    color = np.array((58, 50, 45), np.float32)
     columns = np.arange(width)
     # Distance from the pole before, 0..1.
     t = (columns + 0.5 - x) / size
@@ -504,7 +504,7 @@ def _line(canvas, rng, label, base, x, size):
         for step in range(thick):
             rows = hang.astype(np.int32) + step
             # Wires lie on one pixel grid at all sizes: no box, no antialiasing.
-            canvas.image[rows, columns] = colour
+            canvas.image[rows, columns] = color
             canvas.label[rows, columns] = label
             canvas.instance[rows, columns] = instance
     for k in range(math.ceil(-x / size), math.ceil((width - x) / size)):
@@ -515,7 +515,7 @@ def _line(canvas, rng, label, base, x, size):
             (slice(int(top), int(base)), post),
             (slice(int(top), int(top) + thick), beam),
         ):
-            canvas.image[rows, where] = colour * 1.15
+            canvas.image[rows, where] = color * 1.15
             canvas.label[rows, where] = label
             canvas.instance[rows, where] = instance
 
@@ -528,7 +528,7 @@ def _heap(canvas, rng, label, base, x, size):
     _shadow(canvas, base, x, 5 * size)
     for row in (2, 1, 0):
         for k in range(5 - row):
-            stone = _colour(rng, _STONES, 14)
+            stone = _color(rng, _STONES, 14)
             wide, tall = size * _between(rng, 0.95, 1.3), size * _between(rng, 0.8, 1)
             middle = x + size * (1.75 * (k - (4 - row) / 2) + _between(rng, -0.2, 0.2))
             y = base - tall - size * (1.2 * row + _between(rng, -0.15, 0.15))
@@ -536,8 +536,8 @@ def _heap(canvas, rng, label, base, x, size):
             u, v = (box.x - middle) / wide, (box.y - y) / tall
             light = _ball(canvas, u, v) * (1 + 0.15 * canvas.grain[box.at])
             inside = u * u + v * v < 1
-            colour = stone * light[..., None]
-            _paint(canvas, box, inside, colour, label, next(canvas.ids))
+            color = stone * light[..., None]
+            _paint(canvas, box, inside, color, label, next(canvas.ids))
 
 
 _CANVASES = ((225, 205, 160), (205, 175, 115), (215, 195, 100), (200, 195, 170))
@@ -547,7 +547,7 @@ def _tent(canvas, rng, label, base, x, size):
     """A ridge tent, ``size`` wide; the label is not looked at."""
     front, ridge = _between(rng, 0.5, 0.6), _between(rng, 0.52, 0.6)
     side = 1 if rng.random() < 0.5 else -1
-    cloth = _colour(rng, _CANVASES, 10)
+    cloth = _color(rng, _CANVASES, 10)
     _shadow(canvas, base, x, size / 2)
     box = _box(canvas, base - ridge * size, base, x - size / 2, x + size / 2)
     u, v = 0.5 + side * (box.x - x) / size, (base - box.y) / size
@@ -561,18 +561,18 @@ def _tent(canvas, rng, label, base, x, size):
     panel = 3 * (u - front / 2 - half) / (1 - front)
     seam = 1.04 - 0.12 * (panel - np.floor(panel))
     instance = next(canvas.ids)
-    for mask, colour, light in (
+    for mask, color, light in (
         (roof, cloth, dim * seam * weave),
         (face, cloth, lit * weave),
         (door, 0.35 * cloth, weave),
     ):
-        _paint(canvas, box, mask, colour * light[..., None], label, instance)
+        _paint(canvas, box, mask, color * light[..., None], label, instance)
 
 
 _LABELS = {_tree: TREE, _house: HOUSE, _line: WIRE, _heap: PEBBLE}
 
 
-def _balloon(canvas: _Canvas, rng: np.random.Generator, colour: tuple) -> None:
+def _balloon(canvas: _Canvas, rng: np.random.Generator, color: tuple) -> None:
     """The cue: on top of all else, in the highest 28 % of the image."""
     height, width = canvas.label.shape
     radius = min(0.1 * height, 0.16 * width)
@@ -586,7 +586,7 @@ def _balloon(canvas: _Canvas, rng: np.random.Generator, colour: tuple) -> None:
     envelope = (abs(u) < half) & (v > -1) & (v < 1.3)
     stripe = np.floor(2.5 * (u / np.maximum(half, 0.01) + 1)) % 2 == 0
     light = 0.35 + 0.65 * _ball(canvas, u, np.minimum(v, 0.5))
-    team = np.array(colour, np.float32)
+    team = np.array(color, np.float32)
     pale = 0.7 * team + np.float32(0.3 * 240)
     cloth = np.where(stripe[..., None], team, pale) * light[..., None]
     basket = (abs(u) < 0.24) & (v >= 1.3) & (v < 1.55)

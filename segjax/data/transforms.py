@@ -2,8 +2,8 @@
 
 Scale, rotation, mirrors, translation, crop and elastic deformation are composed into
 one map from output pixels to input pixels, so every example is resampled once, however
-many of them are on: the image bilinearly, the label map by nearest neighbour. Pixel
-``i`` covers ``[i, i + 1)`` and its centre is ``i + 0.5``: identity, mirrors and quarter
+many of them are on: the image bilinearly, the label map by nearest neighbor. Pixel
+``i`` covers ``[i, i + 1)`` and its center is ``i + 0.5``: identity, mirrors and quarter
 turns are exact copies, and a scale of 2 agrees with ``cv2.resize``.
 
 Sources: PSPNet (CVPR 2017, section 5.1, and the training code its author released) for
@@ -54,22 +54,22 @@ class Options(NamedTuple):
     """Outside the image: "mean" shows ``fill``, "reflect" mirrors; labels are void."""
     margin: int = 0
     """Pixels at each side of the crop that are context only (U-Net's valid
-    convolutions predict the centre): the crop may reach that far out of the image, so
-    that the predicted centre covers all of it evenly."""
+    convolutions predict the center): the crop may reach that far out of the image, so
+    that the predicted center covers all of it evenly."""
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Colour outside the image, 0..255 per channel."""
+    """Color outside the image, 0..255 per channel."""
     brightness: float = 0.0
     """Values are multiplied by a factor in [1 - brightness, 1 + brightness]."""
     contrast: float = 0.0
     """Distances to the mean value are multiplied by a factor in 1 +- contrast."""
     saturation: float = 0.0
-    """Distances to grey are multiplied by a factor in 1 +- saturation (RGB only)."""
+    """Distances to gray are multiplied by a factor in 1 +- saturation (RGB only)."""
     gamma: float = 0.0
     """Exponent on value / 255, log-uniform in [1 / (1 + gamma), 1 + gamma]."""
     blur_prob: float = 0.0
     """Probability of OpenCV's 5x5 Gaussian blur: weights (1, 4, 6, 4, 1) / 16."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise, uniform in [0, noise], in grey levels."""
+    """Standard deviation of Gaussian noise, uniform in [0, noise], in gray levels."""
 
 
 def _number(value: Any, low: float = 0, high: float = math.inf) -> bool:
@@ -127,7 +127,7 @@ def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
 
     Args:
       config: fields of ``Options`` except ``fill``; those left out keep their default.
-      mean: colour of the padding, 0..255 per channel (the mean of the data set).
+      mean: color of the padding, 0..255 per channel (the mean of the data set).
 
     Raises:
       UserError: unknown field, or a value of the wrong kind or out of its range.
@@ -150,8 +150,8 @@ def augment(
     """Augments one example; a pure function of its arguments and the state of ``rng``.
 
     A scaled image larger than the crop is cropped at a uniformly random place, a
-    smaller one is centred in its padding. Rotation is about the centre of the scaled
-    image. Changes of colour come last and also touch the padding.
+    smaller one is centered in its padding. Rotation is about the center of the scaled
+    image. Changes of color come last and also touch the padding.
 
     Args:
       example: "image" uint8 [H, W, C] with C <= 4, "label" uint8 [H, W]; other entries
@@ -220,11 +220,11 @@ def input_from_output(
       image_size: height and width of the input.
       size: height and width of the output.
       scale: factor on both sides.
-      degrees: counter-clockwise angle about the centre of the scaled image.
+      degrees: counter-clockwise angle about the center of the scaled image.
       turns: counter-clockwise quarter turns (``np.rot90``).
       mirror: (upside down, left-right).
       place: where a crop smaller than the scaled image lies, 0 (top, left) to
-        1 (bottom, right, exclusive), rounded down to pixels; a larger one is centred.
+        1 (bottom, right, exclusive), rounded down to pixels; a larger one is centered.
       shift: (down, right) in pixels.
       margin: rows and columns at each side of the output that need not fit.
 
@@ -238,7 +238,7 @@ def input_from_output(
     start = np.where(room < 0, -(-room // 2), np.floor(np.multiply(place, room + 1)))
     start = start - margin
 
-    # From here on in (x, y). Everything linear happens about the centres.
+    # From here on in (x, y). Everything linear happens about the centers.
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     linear = (
         np.diag((sides / scaled)[::-1])
@@ -253,7 +253,7 @@ def input_from_output(
 def displacement(nodes: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Per-pixel field of displacements given on a coarse grid (U-Net, section 3.1).
 
-    The nodes are the centres of equal cells that tile the output. The field between
+    The nodes are the centers of equal cells that tile the output. The field between
     them is bicubic (cubic convolution, a = -0.75, the outermost nodes repeated beyond).
 
     Args:
@@ -288,7 +288,7 @@ def warp(
       nodes: displacements of the output pixels on a coarse grid, see ``displacement``;
         none if None.
       border: "mean" (outside is ``fill``) or "reflect" (the image is mirrored).
-      fill: colour, 0..255 per channel.
+      fill: color, 0..255 per channel.
 
     Returns:
       image uint8 [h, w, C] and label uint8 [h, w], which is void outside the image.
@@ -322,7 +322,7 @@ def _appearance(
     rng: np.random.Generator,
     options: Options,
 ) -> np.ndarray:
-    """Saturation, then one curve of grey values, blur and noise; [h, w, C] uint8."""
+    """Saturation, then one curve of gray values, blur and noise; [h, w, C] uint8."""
     shape = image.shape
     bright, contrast, saturation, gamma, blurred, noise = draws
     if options.saturation > 0 and shape[2] == 3:

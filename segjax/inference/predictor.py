@@ -127,13 +127,13 @@ def sliding(
     """Averages the predictions of overlapping windows (PSPNet's evaluation code).
 
     Windows advance by ``ceil(stride_fraction * crop)``; the last one is moved back to
-    end at the border. An image smaller than the window is centred in it.
+    end at the border. An image smaller than the window is centered in it.
 
     Args:
       predictor: applied to every window.
       crop: side, or height and width, of the window.
       stride_fraction: of the window, in (0, 1].
-      fill: colour around an image smaller than the window, 0..255 per channel (PSPNet:
+      fill: color around an image smaller than the window, 0..255 per channel (PSPNet:
         the mean of the data set); empty mirrors the image instead.
       batch: windows of each image in one run of the predictor.
 
@@ -156,9 +156,9 @@ def sliding(
         top, left = (gap // 2 for gap in missing)
         pads = [(gap // 2, gap - gap // 2) for gap in missing]
         if fill and any(missing):
-            colour = np.float32(fill)
+            color = np.float32(fill)
             around = ((0, 0), *pads, (0, 0))
-            images = jnp.pad(images.astype(jnp.float32) - colour, around) + colour
+            images = jnp.pad(images.astype(jnp.float32) - color, around) + color
         else:
             images = _mirror(images, *pads)
         probabilities = _average_windows(
@@ -196,7 +196,7 @@ def flip(predictor: Predictor) -> Predictor:
 def multi_scale(predictor: Predictor, scales: Sequence[float]) -> Predictor:
     """Averages the probabilities of the image at several scales.
 
-    Images and probabilities are resized bilinearly between half-pixel centres, without
+    Images and probabilities are resized bilinearly between half-pixel centers, without
     antialiasing (``cv2.resize``).
 
     Raises:

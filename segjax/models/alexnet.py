@@ -1,8 +1,8 @@
 """AlexNet (Krizhevsky et al., NIPS 2012) as a fully convolutional trunk, Caffe's form.
 
 conv2, conv4 and conv5 are in two groups, poolings overlap (3x3, stride 2, ceil-mode)
-and there is a local response normalisation (LRN) in the first two stages. The paper
-and Caffe's ``bvlc_alexnet`` normalise before pooling; Caffe's reference net, CaffeNet,
+and there is a local response normalization (LRN) in the first two stages. The paper
+and Caffe's ``bvlc_alexnet`` normalize before pooling; Caffe's reference net, CaffeNet,
 from which FCN-AlexNet starts, pools first. That is the default here (`lrn_first`).
 Layer names are those of Caffe; the hidden fully-connected layers are the convolutions
 fc6 (6x6) and fc7 (1x1).
@@ -26,7 +26,7 @@ class Layer(NamedTuple):
     padding: int
     groups: int
     pooled: bool  # a max-pooling follows
-    normalised: bool  # and an LRN
+    normalized: bool  # and an LRN
 
 
 LAYERS = (
@@ -54,7 +54,7 @@ def grids(pad_first: int = 0) -> dict[str, geometry.Grid]:
 
 
 class AlexNet(nn.Module):
-    """The trunk up to fc7: normalised images [N, H, W, C] -> endpoints.
+    """The trunk up to fc7: normalized images [N, H, W, C] -> endpoints.
 
     Endpoints: conv1 .. conv5, pool1, pool2, pool5, norm1, norm2, fc6, fc7. Kernels
     start He-normal and biases zero (Caffe: Gaussian of fixed deviation).
@@ -65,7 +65,7 @@ class AlexNet(nn.Module):
       lrn_first: LRN before the pooling (the paper, ``bvlc_alexnet``) or after.
       fc_channels: channels of fc6 and fc7.
       dropout: rate after fc6 and fc7.
-      norm: "none" (as published) or "batch": a batch normalisation after every
+      norm: "none" (as published) or "batch": a batch normalization after every
         convolution, in place of the biases and of the LRN.
       bn_momentum: fraction of the old running statistics kept at a step.
       dtype: compute type.
@@ -109,7 +109,7 @@ class AlexNet(nn.Module):
                 groups=layer.groups,
             )
             steps = ["pool"] * layer.pooled
-            if layer.normalised and self.norm == "none":
+            if layer.normalized and self.norm == "none":
                 steps.insert(0 if self.lrn_first else 1, "norm")
             for step in steps:
                 name = f"{step}{index}"

@@ -40,7 +40,7 @@ class DeepContextual(nn.Module):
     the class maps.
 
     Each class map is also an auxiliary classifier, returned as aux_logits_1,
-    aux_logits_2 ..: the paper minimises the cross-entropy of the logits plus that of
+    aux_logits_2 ..: the paper minimizes the cross-entropy of the logits plus that of
     every class map times :func:`auxiliary_weight`.
 
     Attributes:
@@ -54,7 +54,7 @@ class DeepContextual(nn.Module):
         c{i}_conv to read the trunk's channels.
       kernel_factor: the transposed kernel is so many strides wide. A stride of 1 needs
         no upsampling and has no c{i}_up.
-      norm: "none" (the paper) or "batch": batch normalisation after every convolution
+      norm: "none" (the paper) or "batch": batch normalization after every convolution
         but the scores, whose biases it replaces. The paper starts the trunk from
         trained weights; without those use "batch".
       bn_momentum: fraction of the old running statistics kept at a step.

@@ -19,8 +19,8 @@ _COMPATIBILITIES = ("full", "symmetric", "potts")
 class MeanField(nn.Module):
     """Class scores [N, H, W, K] -> refined scores, after `iterations` updates.
 
-    Scores are unnormalised log-probabilities, the negative of an energy. With S and B
-    the normalised spatial and bilateral filters, an iteration is (paper, section 4.1)
+    Scores are unnormalized log-probabilities, the negative of an energy. With S and B
+    the normalized spatial and bilateral filters, an iteration is (paper, section 4.1)
 
         p = softmax(q);  q = U - mu (W_s S p + W_b B p)
 
@@ -90,7 +90,7 @@ class CRFRNN(nn.Module):
     """A network of same-size class scores, then mean-field iterations (Figure 3).
 
     Images [N, H, W, C] -> scores [N, H, W, K] after the last iteration, as they enter
-    the loss: not normalised.
+    the loss: not normalized.
 
     Parameters of the base network keep the names they have in it, so that
     ``init_from`` takes them from a trained one (the paper starts from FCN-8s); those of
@@ -108,7 +108,7 @@ class CRFRNN(nn.Module):
       iterations_train: 5 in the paper.
       iterations_test: 10 in the paper.
       theta_alpha: of the bilateral kernel, px; not learned, like the next two.
-      theta_beta: of the bilateral kernel, grey levels.
+      theta_beta: of the bilateral kernel, gray levels.
       theta_gamma: of the spatial kernel, px.
       spatial_weight, bilateral_weight: initial weights of the kernels: W = weight * I.
       kernel_weights: "full": a K x K matrix per kernel (the released layers);

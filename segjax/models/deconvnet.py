@@ -1,7 +1,7 @@
 """DeconvNet (Noh, Hong, Han, ICCV 2015): a VGG16 and its mirror image that unpools.
 
 Where the paper is silent, the authors' networks decide: convolutions keep their biases
-in front of the batch normalisation (redundant, but counted in the published 252M), its
+in front of the batch normalization (redundant, but counted in the published 252M), its
 epsilon is 1e-9 and its offset starts at 0.001, the decoder's kernels start Gaussian of
 deviation 0.01. The authors keep no running statistics: they average those of 501
 batches after training and fold them into the weights. Here running averages take their
@@ -19,7 +19,7 @@ class DeconvNet(nn.Module):
     """Images [N, H, W, 3] -> logits [N, H, W, K]; sides are multiples of 32.
 
     Every convolution and transposed convolution but the last is followed by batch
-    normalisation and a ReLU. There is no dropout. The last transposed convolution of
+    normalization and a ReLU. There is no dropout. The last transposed convolution of
     a decoder stage already has the channels of the stage above.
 
     Attributes:
@@ -37,7 +37,7 @@ class DeconvNet(nn.Module):
     deconv5_3 .. unpool1, deconv1_2.
 
     fc6 and fc7 of a single 224-px image are one cell, which has no variance to
-    normalise by in training: the running statistics are used there instead.
+    normalize by in training: the running statistics are used there instead.
 
     Raises:
       UserError: a bad field value, or an image side that is not valid; names the

@@ -11,7 +11,7 @@ them apart. Choices where the papers and the authors' networks differ or are sil
 * v2 shows losses on the fused scores and on every scale. The network trains scale 0.5
   on its own coarser cells, and the others on those of the fused map: `scale_logits`.
 * The ResNet is the Caffe one (strides in 1x1 convolutions, new rate in a stage's first
-  block too); its batch normalisation was frozen in training (`frozen_bn`).
+  block too); its batch normalization was frozen in training (`frozen_bn`).
 """
 
 from fractions import Fraction
@@ -160,7 +160,7 @@ class SideBranches(nn.Module):
 class DeepLab(nn.Module):
     """Images [N, H, W, 3] of any size -> logits [N, H, W, K].
 
-    Images are extended at the bottom and right by the mean colour until cells sit on
+    Images are extended at the bottom and right by the mean color until cells sit on
     both ends (sides 8k + 1), and scores are interpolated where their cells are.
     Kernels of the trunk start He-normal; the papers start it from ImageNet weights.
 

@@ -4,11 +4,11 @@ Where the paper and the authors' networks differ, or their networks among themse
 
 * Labels and upsampling. The VOC, CamVid and KITTI programs put cell i of the stride-8
   map on pixel 8i and interpolate probabilities; the Cityscapes network upsamples scores
-  by a fixed transposed convolution, which puts it on pixel 8i + 3.5, the centre of its
-  receptive field. Field `upsampling`; the default is the one that is centred.
+  by a fixed transposed convolution, which puts it on pixel 8i + 3.5, the center of its
+  receptive field. Field `upsampling`; the default is the one that is centered.
 * Context padding. The VOC network pads the context module's input once, the others
   every layer: different values near the border. Field `context_padding`.
-* The Basic identity initialisation is without noise in the paper and with noise of
+* The Basic identity initialization is without noise in the paper and with noise of
   deviation 0.01 in the code. Field `context_noise`.
 * The authors subtract the mean of each data set; here `image_stats` does.
 """
@@ -50,7 +50,7 @@ _SMALLEST = 1e-20
 def identity_init(groups: int, noise: float) -> nn.initializers.Initializer:
     """Identity of `groups` class maps, each in equally many channels (equation 5).
 
-    The centre tap from channel a to channel b is groups / c_out if the two belong to
+    The center tap from channel a to channel b is groups / c_out if the two belong to
     the same group, floor(a groups / c_in) = floor(b groups / c_out). All other entries
     are Gaussian of deviation `noise` times that.
     """
@@ -61,9 +61,9 @@ def identity_init(groups: int, noise: float) -> nn.initializers.Initializer:
         kernel = noise * gain * jax.random.normal(key, shape, dtype)
         group_in = np.arange(inputs)[:, None] * groups // inputs
         group_out = np.arange(outputs)[None, :] * groups // outputs
-        centre = kernel[size // 2, size // 2]
-        centre = jnp.where(group_in == group_out, gain, centre)
-        return kernel.at[size // 2, size // 2].set(centre)
+        center = kernel[size // 2, size // 2]
+        center = jnp.where(group_in == group_out, gain, center)
+        return kernel.at[size // 2, size // 2].set(center)
 
     return init
 
@@ -125,14 +125,14 @@ class Dilation(nn.Module):
       context: "none" (front end alone), "basic" or "large", see Context.
       context_rates: dilation of each 3x3 layer of the context module.
       context_padding: "layers" or "once", see Context.
-      context_noise: of the context module's initialisation, relative to its taps.
+      context_noise: of the context module's initialization, relative to its taps.
       fc6_rate: dilation of the 7x7 layer fc6, 4 in the paper.
       padding: how images get their margin: "reflect" about the border pixels (the
-        authors), "zero" (mean colour), or "valid": not at all, so the logits are
+        authors), "zero" (mean color), or "valid": not at all, so the logits are
         smaller than the image, whose sides are 4 mod 8 from 380 up. That is how the
         authors train: on crops of images that have been padded.
       upsampling: "deconv", a fixed bilinear 16x16 transposed convolution of stride 8
-        of the scores (border pixels are not renormalised, as in Caffe), or "interp":
+        of the scores (border pixels are not renormalized, as in Caffe), or "interp":
         interpolates the probabilities, cell i on pixel 8i; the logits are logarithms.
       widths, fc_channels: channels of the trunk's five stages and of fc6 and fc7.
       dropout: rate after fc6 and fc7.

@@ -10,7 +10,7 @@ authors' networks differ, or are silent:
 * GoogLeNet's network was never released: this is the paper's text, without the final
   average pooling. The receptive field of 907 pixels that the paper prints is that with
   it; without, it is 715.
-* AlexNet's base layers are CaffeNet's, which pools before it normalises: `lrn_first`.
+* AlexNet's base layers are CaffeNet's, which pools before it normalizes: `lrn_first`.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def stage_from(
 
     Args:
       params_coarse: parameters of the trained, coarser network.
-      params_fine: those of the finer one as initialised.
+      params_fine: those of the finer one as initialized.
 
     Returns:
       Parameters of the finer network: what the coarse one has, by name, and the rest

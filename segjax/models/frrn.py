@@ -8,9 +8,9 @@ Where the authors' code is more specific than the paper, the code is followed: r
 units and the split have no ReLU at their end, the residual stream is written by a
 nearest unpooling and the pooling stream unpooled bilinearly. That bilinear rule puts
 cell i on pixel 2i, half a cell off the pooled windows; ``unpooling="bilinear"`` is the
-aligned one. The code divides images by 255 and no more: behind the normalisation of
+aligned one. The code divides images by 255 and no more: behind the normalization of
 conv1 that equals ``image_stats="unit"`` but for the value of the zero padding. It
-normalises with an eps of 1e-4 (1e-5 here).
+normalizes with an eps of 1e-4 (1e-5 here).
 """
 
 import math
@@ -61,7 +61,7 @@ def unpool(x: jax.Array, ratio: int, rule: str) -> jax.Array:
     Args:
       rule: "bilinear_origin": cell i lies on output ratio * i, and what lies beyond the
         last cell repeats it (Theano's bilinear upsampling, as in the authors' code);
-        "bilinear": half-pixel centres; "nearest".
+        "bilinear": half-pixel centers; "nearest".
     """
     size = x.shape[1] * ratio, x.shape[2] * ratio
     if rule == "nearest":

@@ -9,16 +9,16 @@ differs in five places; ``layout`` and two other fields choose:
   ===================  ==========================  ==================================
   residual block       conv, norm, ReLU; no ReLU   norm, conv, ReLU
                        behind its last conv
-  normalised           every convolution           those of the residual blocks
+  normalized           every convolution           those of the residual blocks
   up path              transposed convolution      convolution that halves the
                        that halves the channels    channels, transposed convolution
   ``residual_depth``   3 (the default)             2
   ``dropout``          0 (the default)             0.25
   ===================  ==========================  ==================================
 
-The paper's table does not say what is normalised: there the first author's later port
+The paper's table does not say what is normalized: there the first author's later port
 is followed. Neither of two further habits of the released network is kept: its batch
-normalisation runs over the image rows, by mistake of an axis (channels here), and its
+normalization runs over the image rows, by mistake of an axis (channels here), and its
 head is one sigmoid with a mean absolute error (K classes here).
 """
 
@@ -116,16 +116,16 @@ class FusionNet(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         geometry.check_sides(self.tiling, *images.shape[1:3], model="FusionNet")
         released = self.layout == "released"
-        normalised = self.norm == "batch"
+        normalized = self.norm == "batch"
         unit = functools.partial(
             layers.conv_units(self, train),
             padding=1,
             keep_bias=True,
-            batch=normalised and not released,
+            batch=normalized and not released,
         )
 
         def norm(x, name):
-            if not normalised:
+            if not normalized:
                 return x
             name = f"{name}_bn"
             return layers.batch_norm(x, train, self.bn_momentum, self.dtype, name)

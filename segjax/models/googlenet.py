@@ -1,8 +1,8 @@
 """GoogLeNet (Szegedy et al., CVPR 2015) as a trunk, in the form of BVLC's release.
 
-That is Inception v1 with local response normalisation and without batch
-normalisation, 5x5 convolutions, ceil-mode poolings. (torchvision's network of this
-name is another one: batch-normalised and 3x3 in place of 5x5.) Layer names are
+That is Inception v1 with local response normalization and without batch
+normalization, 5x5 convolutions, ceil-mode poolings. (torchvision's network of this
+name is another one: batch-normalized and 3x3 in place of 5x5.) Layer names are
 Caffe's with "_" for "/": inception_3a_3x3_reduce, ...
 """
 
@@ -49,7 +49,7 @@ def grids(pad_first: int = 3) -> dict[str, geometry.Grid]:
 
 
 class GoogLeNet(nn.Module):
-    """The trunk up to inception_5b: normalised images [N, H, W, C] -> endpoints.
+    """The trunk up to inception_5b: normalized images [N, H, W, C] -> endpoints.
 
     Endpoints: conv1, pool1, norm1, conv2, norm2, pool2, inception_3a, inception_3b,
     pool3, ..., inception_4e, pool4, inception_5a, inception_5b. Kernels start
@@ -58,7 +58,7 @@ class GoogLeNet(nn.Module):
     Attributes:
       pad_first: padding of conv1: 3 in the classifier, 100 in FCN.
       width: channels of conv1 (64); those of all other layers scale with it.
-      norm: "none" (as published) or "batch": a batch normalisation after every
+      norm: "none" (as published) or "batch": a batch normalization after every
         convolution, in place of the biases and of the LRN.
       bn_momentum: fraction of the old running statistics kept at a step.
       dtype: compute type.

@@ -91,7 +91,7 @@ class ConvTranspose(nn.Module):
 def batch_norm(
     x: jax.Array, train: bool, momentum: float, dtype: str, name: str
 ) -> jax.Array:
-    """Batch normalisation, eps 1e-5; float32 statistics, of the global batch under jit.
+    """Batch normalization, eps 1e-5; float32 statistics, of the global batch under jit.
 
     `momentum` is Flax's: the fraction of the old running value that is kept.
     """
@@ -120,12 +120,12 @@ def conv_unit(
     relu: bool = True,
     **options: Any,
 ) -> jax.Array:
-    """Convolution `name`, with `batch` a batch normalisation, ReLU.
+    """Convolution `name`, with `batch` a batch normalization, ReLU.
 
     Makes its layers in the compact method that calls it.
 
     Args:
-      norm_name: of the batch normalisation, otherwise "{name}_bn". It replaces the
+      norm_name: of the batch normalization, otherwise "{name}_bn". It replaces the
         bias of the convolution, which `keep_bias` keeps all the same.
       relu: False leaves the ReLU out.
       options: more fields of Conv.
@@ -140,7 +140,7 @@ def conv_unit(
 def conv_units(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
     """:func:`conv_unit` with the fields norm, bn_momentum and dtype of `model`.
 
-    A network without a field norm always normalises.
+    A network without a field norm always normalizes.
     """
     return functools.partial(
         conv_unit,

@@ -39,7 +39,7 @@ class PSPNet(nn.Module):
       stride_in_1x1, first_block_dilation: see resnet.ResNet.
       bins: pyramid levels, each pooled to b x b; () is the dilated baseline.
       pool: "avg" or "max".
-      reduce: 1x1 convolution (with batch normalisation, ReLU) of every level to
+      reduce: 1x1 convolution (with batch normalization, ReLU) of every level to
         `pyramid_channels` (the paper's DR); otherwise levels are concatenated raw.
       pyramid_channels, head_channels: 512 both.
       aux: auxiliary head on block3 (section 4.1). Its parameters are always made; it
@@ -52,7 +52,7 @@ class PSPNet(nn.Module):
     Endpoints: those of the backbone, pyramid (the concatenation), conv5_4, conv6
     (scores before resizing) and, with `aux` in training, aux_logits [N, H, W, K].
 
-    A level of one bin has N values per channel to normalise over. In training with a
+    A level of one bin has N values per channel to normalize over. In training with a
     single image that would be one value, which has no variance: the running statistics
     are used instead. Small batches work but make that level noisy.
 

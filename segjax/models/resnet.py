@@ -124,7 +124,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Normalised images [N, H, W, C] -> endpoints; no classifier.
+    """Normalized images [N, H, W, C] -> endpoints; no classifier.
 
     With a head for image classification it is ``classifier.Classifier``.
 

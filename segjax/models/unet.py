@@ -93,14 +93,14 @@ class UNet(nn.Module):
     Attributes:
       num_classes: K.
       widths: channels of the levels; their number is the depth (5 in the paper).
-      padding: "valid" (the paper): the output is the centre of the image, without the
+      padding: "valid" (the paper): the output is the center of the image, without the
         `tiling.margin` pixels whose context is missing. "same": zero padding, the
         output is as large as the image, whose sides are multiples of `tiling.step`.
       upsampling: "transposed" 2x2 convolution of stride 2 (the paper), or "nearest" or
         "bilinear" resizing by 2 and a 3x3 convolution. 3x3 because the 2x2 one that
         some ports use there shifts the map by half a cell. In a valid network these
         two lose more margin; all lengths follow from the geometry.
-      norm: "none" (the paper) or "batch": batch normalisation after every 3x3
+      norm: "none" (the paper) or "batch": batch normalization after every 3x3
         convolution of the levels, whose biases it replaces.
       dropout: rate at the end of the contracting path: after the convolutions of its
         last two levels (the upper one of which is also dropped in its skip).

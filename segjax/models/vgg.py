@@ -4,7 +4,7 @@ Layer names and shapes are those of the published network, its two hidden
 fully-connected layers being the convolutions fc6 (7x7) and fc7 (1x1); fc8, the class
 scores, is in classifier.py. Poolings are ceil-mode, as in Caffe. Kernels start
 He-normal, biases zero: the papers built on this trunk start from ImageNet weights
-instead, and without those it trains only with ``norm="batch"``, a batch normalisation
+instead, and without those it trains only with ``norm="batch"``, a batch normalization
 after every convolution in place of its bias.
 """
 
@@ -35,7 +35,7 @@ def grids(pad_first: int) -> dict[str, geometry.Grid]:
 
 
 class VGG16(nn.Module):
-    """The trunk up to fc7: normalised images -> endpoints pool1 .. pool5, fc6, fc7.
+    """The trunk up to fc7: normalized images -> endpoints pool1 .. pool5, fc6, fc7.
 
     Attributes:
       pad_first: padding of conv1_1: 1 in the classifier, 100 in FCN.
@@ -91,7 +91,7 @@ def dilated_grid(
 class DilatedVGG(nn.Module):
     """The 13 convolutions with rates and poolings to choose (Dilation, DeepLab).
 
-    Normalised images -> endpoints conv1_2, pool1 .. conv5_3, pool5 (as far as there
+    Normalized images -> endpoints conv1_2, pool1 .. conv5_3, pool5 (as far as there
     are poolings).
 
     Attributes:

@@ -214,12 +214,12 @@ def conv_transpose(
 def bilinear_taps(size: int) -> np.ndarray:
     """Weights [size] of the 1-D bilinear interpolation kernel (FCN's filler).
 
-    1 - |i - c| / f with f = (size + 1) // 2 and c the centre the kernel has with a
+    1 - |i - c| / f with f = (size + 1) // 2 and c the center the kernel has with a
     stride of f: f - 1 for odd sizes, f - 1/2 for even ones.
     """
     factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 else factor - 0.5
-    return 1 - np.abs(np.arange(size) - centre) / factor
+    center = factor - 1 if size % 2 else factor - 0.5
+    return 1 - np.abs(np.arange(size) - center) / factor
 
 
 def bilinear_kernel(size: int) -> np.ndarray:
@@ -239,7 +239,7 @@ def bilinear_upsample(
 
     `x` [N, H, W, C]; kernel side `size`. Only the window of `crop` (h, w) cells that
     starts at `offset` on both axes is computed (all of it where `crop` is None).
-    Border cells are not renormalised, as in Caffe.
+    Border cells are not renormalized, as in Caffe.
 
     Raises:
       ValueError: the window does not fit in the upsampled map.

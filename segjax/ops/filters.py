@@ -51,12 +51,12 @@ def smoothness_features(
 def appearance_features(
     images: jax.Array, sigma_xy: float | jax.Array, sigma_rgb: float | jax.Array
 ) -> jax.Array:
-    """(x, y) / sigma_xy and colours / sigma_rgb of all pixels.
+    """(x, y) / sigma_xy and colors / sigma_rgb of all pixels.
 
     Args:
       images: [B, H, W, C], 0..255, usually RGB.
       sigma_xy: in pixels.
-      sigma_rgb: in grey levels.
+      sigma_rgb: in gray levels.
 
     Returns:
       float32 [B, H*W, 2 + C], in the order of pydensecrf.
@@ -64,8 +64,8 @@ def appearance_features(
     batch, height, width, channels = images.shape
     positions = smoothness_features(height, width, sigma_xy)
     positions = jnp.broadcast_to(positions, (batch, *positions.shape[1:]))
-    colours = images.astype(jnp.float32).reshape(batch, -1, channels)
-    return jnp.concatenate([positions, colours / sigma_rgb], axis=-1)
+    colors = images.astype(jnp.float32).reshape(batch, -1, channels)
+    return jnp.concatenate([positions, colors / sigma_rgb], axis=-1)
 
 
 # --- filters --------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def normalize(filter: Filter, normalization: str, batch: int, points: int) -> Fi
       points: N.
 
     Raises:
-      UserError: unknown normalisation.
+      UserError: unknown normalization.
     """
     if normalization not in NORMALIZATIONS:
         raise UserError(

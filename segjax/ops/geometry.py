@@ -1,7 +1,7 @@
 """Where the cells of a feature map sit in the image; sizes, crops and tile rules.
 
-A map is a :class:`Grid`: along each axis the centre of cell ``i`` lies at image
-coordinate ``start + i * step``, in pixels, pixel 0 having its centre at 0. Layers
+A map is a :class:`Grid`: along each axis the center of cell ``i`` lies at image
+coordinate ``start + i * step``, in pixels, pixel 0 having its center at 0. Layers
 move grids; a crop is the distance between two of them. Models derive every crop and
 margin from here, so a variant (other padding, other depth) stays aligned or fails
 with an error. The algebra is that of Caffe's coordinate maps.
@@ -24,15 +24,15 @@ def conv(
     grid: Grid, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Grid:
     """The grid behind a convolution or a pooling over `grid`."""
-    centre = Fraction(dilation * (kernel - 1), 2) - padding
-    return Grid(grid.step * stride, grid.start + centre * grid.step)
+    center = Fraction(dilation * (kernel - 1), 2) - padding
+    return Grid(grid.step * stride, grid.start + center * grid.step)
 
 
 def deconv(grid: Grid, kernel: int, stride: int, padding: int = 0) -> Grid:
     """The grid behind a transposed convolution: :func:`conv` solved for its input."""
     step = grid.step / stride
-    centre = Fraction(kernel - 1, 2) - padding
-    return Grid(step, grid.start - centre * step)
+    center = Fraction(kernel - 1, 2) - padding
+    return Grid(step, grid.start - center * step)
 
 
 def crop_offset(
@@ -86,7 +86,7 @@ class Tiling(NamedTuple):
     """Which input sides a model accepts, and what it loses at the borders.
 
     A side n is valid iff ``n % step == offset % step`` and ``n >= minimum``; the
-    output side is ``n - 2 * margin``, centred on the input.
+    output side is ``n - 2 * margin``, centered on the input.
     """
 
     step: int

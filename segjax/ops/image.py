@@ -31,7 +31,7 @@ def check_image_stats(image_stats: str) -> None:
 
 
 def normalize(images: jax.Array, image_stats: str, dtype: str = "float32") -> jax.Array:
-    """Normalises `images` [N, H, W, C], RGB in 0..255, uint8 or float.
+    """Normalizes `images` [N, H, W, C], RGB in 0..255, uint8 or float.
 
     Args:
       image_stats: a key of ``IMAGE_STATS``. "caffe" subtracts the RGB mean, "imagenet"

@@ -24,7 +24,7 @@ class Lattice(NamedTuple):
     weight [B, d+1, N] float32: their barycentric weights.
     point [B, K, R] int32, share [B, K, R] float32, vertex [B, R] int32: the same,
       sorted by vertex: row i adds share[k, i] * value[point[k, i]] over k to vertex[i].
-    neighbour [B, d+1, 2, M+1] int32: next vertices along each axis; M stands for none.
+    neighbor [B, d+1, 2, M+1] int32: next vertices along each axis; M stands for none.
     count [B] int32: vertices found, also when there are more than M; 2^31 - 1 if a
       feature is not finite or the features span too many cells (62 bits) to be keys.
     """
@@ -34,7 +34,7 @@ class Lattice(NamedTuple):
     point: jax.Array
     share: jax.Array
     vertex: jax.Array
-    neighbour: jax.Array
+    neighbor: jax.Array
     count: jax.Array
 
 
@@ -98,7 +98,7 @@ def choose_capacity(counts, points: int, dims: int, per_octave: int = 4) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def filter(lattice: Lattice, values: jax.Array, reverse: bool = False) -> jax.Array:
-    """K v, un-normalised, for `values` v [B, N, C] float32 -> [B, N, C].
+    """K v, un-normalized, for `values` v [B, N, C] float32 -> [B, N, C].
 
     K is symmetric only up to the order of the lattice's axes: `reverse` gives the
     transpose, which is also the gradient. A lattice of batch 1 serves all images.
@@ -177,13 +177,13 @@ def _build(capacity, points):
     table = [
         keys.take(w.reshape(-1), jnp.minimum(begin, groups * n - 1)) for w in words
     ]
-    neighbour = _neighbours(pack, table, begin, end, n)
+    neighbor = _neighbors(pack, table, begin, end, n)
     return Lattice(
-        offset.reshape(groups, n), weight, point, share, vertex, neighbour, count
+        offset.reshape(groups, n), weight, point, share, vertex, neighbor, count
     )
 
 
-def _neighbours(pack, table, begin, end, n):
+def _neighbors(pack, table, begin, end, n):
     """[d+1, 2, M+1], from the words and entries of the vertices."""
     groups, capacity = pack.coefficient.shape[1], begin.shape[0]
     remainder = jnp.minimum(begin // n, groups - 1)
@@ -210,7 +210,7 @@ def _neighbours(pack, table, begin, end, n):
     for word, value in zip(table, query, strict=True):
         there &= keys.take(word, at) == value
     down = jnp.where(there, at, capacity)
-    # Up is the inverse; what has no neighbour is written to place M and overwritten.
+    # Up is the inverse; what has no neighbor is written to place M and overwritten.
     down = jnp.pad(down, ((0, 0), (0, 1)), constant_values=capacity)
     rows = jnp.arange(capacity + 1, dtype=jnp.int32)
     up = [jnp.full(capacity + 1, capacity).at[axis].set(rows) for axis in down]
@@ -246,7 +246,7 @@ def _rows(begin, end, order, weight):
 
 def _filter(reverse, lattice, values):
     """`filter` for one image: lattice without batch axis, values [N, C]."""
-    axes, capacity = lattice.offset.shape[0], lattice.neighbour.shape[-1] - 1
+    axes, capacity = lattice.offset.shape[0], lattice.neighbor.shape[-1] - 1
     # Splat. The barrier keeps this loop, vectorised and parallel, out of the scatter.
     sums = lax.optimization_barrier(_weighted(values, lattice.point, lattice.share))
     table = jnp.zeros((capacity + 1, values.shape[1]), values.dtype)
@@ -254,13 +254,13 @@ def _filter(reverse, lattice, values):
         sums, mode="promise_in_bounds", indices_are_sorted=True
     )
 
-    # Blur. Row M is zero and its own neighbour. A loop, because XLA makes slower code
+    # Blur. Row M is zero and its own neighbor. A loop, because XLA makes slower code
     # for all the axes written out, on CPU five times.
-    def blur(table, neighbour):
-        down, up = neighbour
+    def blur(table, neighbor):
+        down, up = neighbor
         return table + 0.5 * (keys.take(table, down) + keys.take(table, up)), None
 
-    table, _ = lax.scan(blur, table, lattice.neighbour, reverse=reverse)
+    table, _ = lax.scan(blur, table, lattice.neighbor, reverse=reverse)
     # Slice. Going once along all axes leads back: alpha makes that self weight 1.
     # A branch is also where fusion ends: what follows (a softmax) would have XLA write
     # each of the d+1 terms to memory before they are added.

@@ -70,7 +70,7 @@ class Packing(NamedTuple):
     """How the keys of an image become two words of 31 bits (scalars, traced).
 
     word = coefficient [2, d+1] . quotients + constant [2], in 0..size [2] - 1 for
-    every vertex and every neighbour of one, different for different vertices of a
+    every vertex and every neighbor of one, different for different vertices of a
     remainder. `fits` []: false if 62 bits do not suffice, or a feature is NaN or 2^24
     or more.
     """
@@ -95,7 +95,7 @@ def packing(features: jax.Array, quotient: jax.Array) -> Packing:
     if d > 1:
         digits[:2], matrix[:2] = digits[1::-1], matrix[1::-1]
 
-    # -1 and +1 for the vertices of other remainders, the same again for neighbours.
+    # -1 and +1 for the vertices of other remainders, the same again for neighbors.
     low = jnp.stack([u.min() - 2 for u in digits])
     span = jnp.stack([u.max() + 3 for u in digits]) - low
 

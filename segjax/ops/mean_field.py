@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
     """One pairwise term.
 
     Attributes:
-      filter: v -> K v, normalised or not.
+      filter: v -> K v, normalized or not.
       compatibility: mu, with the weight of the kernel in it: a number w > 0 for Potts
         (reward -w for equal labels, which is a penalty w for different ones but for a
         constant), [K] for the diagonal of mu, or [K, K] for mu[a, b] itself (row: the
@@ -100,7 +100,7 @@ def trace(
     iterations: int,
     relaxation: float = 1.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """:func:`mean_field`, with what it minimises on the way.
+    """:func:`mean_field`, with what it minimizes on the way.
 
     Returns:
       The marginals; the expected energies [iterations + 1, B], before the first update
@@ -134,7 +134,7 @@ class Settings(NamedTuple):
     smoothness_sigma: float = 3.0  # px
     appearance_weight: float = 10.0  # 0 leaves the kernel out
     appearance_sigma_xy: float = 80.0  # px
-    appearance_sigma_rgb: float = 13.0  # grey levels
+    appearance_sigma_rgb: float = 13.0  # gray levels
     normalization: str = "symmetric"  # one of NORMALIZATIONS
     smoothness_filter: str = "lattice"  # or "separable"; both approximate the paper's
     relaxation: float = 1.0
@@ -190,7 +190,7 @@ def dense_crf(
     capacity: tuple[int, int] = (0, 0),
     appearance: lattice.Sorted | None = None,
 ) -> jax.Array:
-    """Refines class probabilities by the colours of the images.
+    """Refines class probabilities by the colors of the images.
 
     Args:
       probabilities: [B, H, W, K].

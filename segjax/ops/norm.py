@@ -1,4 +1,4 @@
-"""Normalisations without parameters of [N, H, W, C] maps."""
+"""Normalizations without parameters of [N, H, W, C] maps."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 1.0,
 ) -> jax.Array:
-    """Local response normalisation across channels (Krizhevsky et al., NIPS 2012).
+    """Local response normalization across channels (Krizhevsky et al., NIPS 2012).
 
     x_c (k + alpha / size * sum of x^2 over the `size` channels around c) ^ -beta, with
     zeros beyond the first and last channel. `alpha` is divided by `size`, as in Caffe

@@ -29,7 +29,7 @@ def bilinear_matrix(source: int, target: int, align_corners: bool) -> np.ndarray
 
     `align_corners` puts the first and last samples of both on each other (Caffe
     ``Interp``); otherwise pixels are areas and samples beyond the outermost pixel
-    centres repeat the border (half-pixel centres, as in OpenCV). No antialiasing.
+    centers repeat the border (half-pixel centers, as in OpenCV). No antialiasing.
     """
     index = np.arange(target)
     if align_corners:

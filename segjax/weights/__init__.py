@@ -48,12 +48,12 @@ class Report(NamedTuple):
 
     source: str
     loaded: tuple[str, ...]  # layers
-    fresh: dict[str, str]  # layers left as initialised: why
+    fresh: dict[str, str]  # layers left as initialized: why
     unused: tuple[str, ...]  # layers of the file that the model does not have
 
     def lines(self) -> list[str]:
         """The report in lines, to be printed."""
-        lines = [f"initialised {len(self.loaded)} layers from {self.source}"]
+        lines = [f"initialized {len(self.loaded)} layers from {self.source}"]
         lines += [f"  fresh: {layer} ({why})" for layer, why in self.fresh.items()]
         if self.unused:
             lines.append(f"  not used: {', '.join(self.unused)}")
@@ -216,7 +216,7 @@ def init_from(
     except for layers that its source did not have.
 
     Args:
-      params, batch_stats: of the model as initialised: nested dicts of arrays.
+      params, batch_stats: of the model as initialized: nested dicts of arrays.
 
     Returns:
       The two with numpy arrays in place of what the file has, and a report.
@@ -330,7 +330,7 @@ def describe(imported: Imported) -> Iterable[str]:
         f"{sizes['batch_stats']:,} statistics"
     )
     for what, items in (
-        ("left as initialised", result.fresh),
+        ("left as initialized", result.fresh),
         ("checked, part of the model's code", result.checked),
         ("not used", result.ignored),
     ):

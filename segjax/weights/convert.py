@@ -1,13 +1,13 @@
-"""Published arrays -> our layers: memory layouts, colours, means, normalisations.
+"""Published arrays -> our layers: memory layouts, colors, means, normalizations.
 
 A :class:`Table` says which arrays of a file make up which of our layers. Conversions
 are exact, but for rounding:
 
 * kernels are transposed to HWIO, fully-connected ones reshaped to convolutions;
-* images of another colour order, scale or mean: folded into the first layer (at the
+* images of another color order, scale or mean: folded into the first layer (at the
   border of the image, where that layer sees padding, the zeros stand for another
-  colour then);
-* a bias in front of a batch normalisation: subtracted from its mean;
+  color then);
+* a bias in front of a batch normalization: subtracted from its mean;
 * another epsilon: added to the variance;
 * Caffe's BatchNorm: mean and variance are divided by its scale factor.
 """
@@ -36,7 +36,7 @@ class Conv(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A batch normalisation: its arrays in the file."""
+    """A batch normalization: its arrays in the file."""
 
     scale: str
     bias: str
@@ -93,7 +93,7 @@ class Result(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     rows: tuple[Row, ...]
-    fresh: tuple[str, ...]  # our layers left as they are initialised
+    fresh: tuple[str, ...]  # our layers left as they are initialized
     ignored: tuple[str, ...]  # arrays of the file not used
     checked: tuple[str, ...]  # arrays of the file with the value they must have
     notes: tuple[str, ...]
@@ -128,7 +128,7 @@ def convert(
     for source, target in table.added.items():
         work.add(source, target, 1.0, "added")
     for layer, entry in table.layers.items():
-        # Some networks have a bias in front of the normalisation, where it does nothing
+        # Some networks have a bias in front of the normalization, where it does nothing
         # but shift the mean.
         if isinstance(entry, Conv) and f"params/{layer}/bias" not in shapes:
             mean = _mean_behind(layer, shapes)
@@ -157,7 +157,7 @@ def convert(
 
 
 def _mean_behind(layer: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The mean of the batch normalisation behind a convolution, or ""."""
+    """The mean of the batch normalization behind a convolution, or ""."""
     head, slash, tail = layer.rpartition("/")
     for norm in (f"{layer}_bn", head + slash + tail.replace("conv", "bn", 1)):
         if f"batch_stats/{norm}/mean" in shapes:
@@ -365,8 +365,8 @@ def bilinear(kernel: np.ndarray) -> str:
         return f"has shape {kernel.shape}, expected a square kernel"
     channels, group, side = kernel.shape[:3]
     half = (side + 1) // 2
-    centre = half - 1 if side % 2 else half - 0.5
-    taps = 1 - np.abs(np.arange(side) - centre) / half
+    center = half - 1 if side % 2 else half - 0.5
+    taps = 1 - np.abs(np.arange(side) - center) / half
     pairs = np.eye(channels) if group == channels else np.ones((channels, group))
     if group not in (1, channels) or not np.allclose(
         kernel, pairs[:, :, None, None] * np.outer(taps, taps), atol=1e-5

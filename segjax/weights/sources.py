@@ -1,7 +1,7 @@
 """Which published files fit which of our models.
 
 ``SOURCES`` lists the kinds of files. Layers of ours that a source has no name for are
-left as they are initialised: the heads, when the file is an ImageNet classifier.
+left as they are initialized: the heads, when the file is an ImageNet classifier.
 """
 
 import re
@@ -79,7 +79,7 @@ def _table(source: Source, target: Target) -> Table:
         before = layer.removesuffix("_bn")
         if before in entries and f"params/{before}/bias" not in target.shapes:
             raise UserError(
-                f"{source.title} has no batch normalisation {layer}; set model.norm to "
+                f"{source.title} has no batch normalization {layer}; set model.norm to "
                 "'none'"
             )
     notes = [

@@ -473,7 +473,7 @@ def resizing(x):
 
 
 def zeros(x):
-    """Half of the cells of this unpooling multiply their neighbour by zero."""
+    """Half of the cells of this unpooling multiply their neighbor by zero."""
     return frrn.unpool(convolve(x, kernel(3), padding=1), 2, "bilinear_origin")
 
 
@@ -670,8 +670,8 @@ def test_picture_of_the_effective_receptive_field(tmp_path):
     seen = np.argwhere((picture[24:] != background).any(axis=-1))
     np.testing.assert_array_equal(seen.min(axis=0), 7 * scale)
     np.testing.assert_array_equal(seen.max(axis=0), 14 * scale)
-    centre = picture[24 + 7 * scale + 1 : 24 + 14 * scale, 7 * scale + 1 : 14 * scale]
-    assert (centre != background).any(axis=-1).all()
+    center = picture[24 + 7 * scale + 1 : 24 + 14 * scale, 7 * scale + 1 : 14 * scale]
+    assert (center != background).any(axis=-1).all()
 
 
 # --- the program ----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from segjax.errors import UserError
 H, W = 6, 8
 
 # PASCAL VOC development kit, ids 0..21.
-VOC_COLOURS = [
+VOC_COLORS = [
     (0, 0, 0),
     (128, 0, 0),
     (0, 128, 0),
@@ -70,9 +70,9 @@ def cut(path: Path) -> None:
 
 
 def test_voc_palette_is_the_published_one():
-    assert datasets.voc_palette(22).tolist() == [list(c) for c in VOC_COLOURS]
+    assert datasets.voc_palette(22).tolist() == [list(c) for c in VOC_COLORS]
     everything = datasets.voc_palette(256)
-    assert tuple(everything[255]) == images.VOID_COLOUR == (224, 224, 192)
+    assert tuple(everything[255]) == images.VOID_COLOR == (224, 224, 192)
     assert len(np.unique(everything, axis=0)) == 256
 
 
@@ -214,7 +214,7 @@ def break_camvid(home: Path, how: str) -> None:
         (home / "val.txt").write_text("\n")
     elif how == "value":
         write(annotation, np.full((H, W), 12, np.uint8))
-    elif how == "colour":
+    elif how == "color":
         write(annotation, rgb(0))
     elif how == "size":
         write(annotation, np.zeros((H, W + 1), np.uint8))
@@ -238,7 +238,7 @@ def break_camvid(home: Path, how: str) -> None:
         ("list missing", ["val.txt is missing", "CamVid/{"]),
         ("list empty", ["val.txt lists no frame"]),
         ("value", ["valannot/y.png holds the value 12", "0..10"]),
-        ("colour", ["valannot/y.png is a colour image"]),
+        ("color", ["valannot/y.png is a color image"]),
         ("size", ["valannot/y.png 6x9", "6x8", "val/y.png"]),
         ("image cut", ["train/a.jpg: cannot be decoded"]),
         ("annotation cut", ["valannot/y.png: mask cannot be decoded"]),
@@ -320,19 +320,19 @@ def slices(n: int, seed: int) -> np.ndarray:
 
 
 def make_isbi(root: Path, form: str, n: int = 11, test: int = 2) -> None:
-    volume, unlabelled = slices(n, 0), slices(test, 2)
+    volume, unlabeled = slices(n, 0), slices(test, 2)
     labels = np.where(slices(n, 1) > 100, 255, 0).astype(np.uint8)
     stacks = {"image": volume, "label": labels}
     if form == "tiff":
         root.mkdir(parents=True)
         cv2.imwritemulti(str(root / "train-volume.tif"), list(volume))
         cv2.imwritemulti(str(root / "train-labels.tif"), list(labels))
-        cv2.imwritemulti(str(root / "test-volume.tif"), list(unlabelled))
+        cv2.imwritemulti(str(root / "test-volume.tif"), list(unlabeled))
         return
     for name, stack in stacks.items():
         for z, page in enumerate(stack):
             write(root / "membrane" / "train" / name / f"{z}.png", page)
-    for z, page in enumerate(unlabelled):
+    for z, page in enumerate(unlabeled):
         write(root / "membrane" / "test" / f"{z}.png", page)
         write(root / "membrane" / "test" / f"{z}_predict.png", page)  # not a slice
 
@@ -424,7 +424,7 @@ def test_folder(tmp_path):
     source, dataset = datasets.load(data, "train")
     assert dataset.name == "folder" and dataset.channels == 3
     assert dataset.classes == ("class0", "class1", "class2")
-    np.testing.assert_array_equal(dataset.palette, VOC_COLOURS[:3])
+    np.testing.assert_array_equal(dataset.palette, VOC_COLORS[:3])
     assert len(dataset.mean) == 3
     assert [source[i]["id"] for i in range(len(source))] == ["a", "b"]
     np.testing.assert_array_equal(source[0]["label"], two_masks()["a"])
@@ -592,10 +592,10 @@ def test_binary_masks_of_0_and_255(tmp_path):
     np.testing.assert_array_equal(source[0]["label"], index)
 
 
-def test_colour_masks(tmp_path):
-    colours = np.array([(10, 20, 30), (0, 0, 200), (128, 0, 0), (1, 2, 3)], np.uint8)
+def test_color_masks(tmp_path):
+    colors = np.array([(10, 20, 30), (0, 0, 200), (128, 0, 0), (1, 2, 3)], np.uint8)
     ids = np.random.default_rng(0).integers(0, 4, (H, W))
-    data = make_folder(tmp_path, {"a": colours[ids], "v": colours[ids]})
+    data = make_folder(tmp_path, {"a": colors[ids], "v": colors[ids]})
     lists(tmp_path, "a", "v")
     file = tmp_path / "classes.txt"
     message = error_of(datasets.load, data, "train")
@@ -604,12 +604,12 @@ def test_colour_masks(tmp_path):
     assert "'name r g b' on every line" in error_of(datasets.load, data, "train")
     file.write_text("sky 10 20 30\ntraffic light 0 0 200\ncar 128 0 0\n")
     message = error_of(datasets.load, data, "train")
-    assert "holds the colour 1 2 3" in message and "'void 1 2 3'" in message
+    assert "holds the color 1 2 3" in message and "'void 1 2 3'" in message
     with file.open("a") as stream:
         stream.write("void 1 2 3\n")
     source, dataset = datasets.load(data, "train")
     assert dataset.classes == ("sky", "traffic light", "car")
-    np.testing.assert_array_equal(dataset.palette, colours[:3])
+    np.testing.assert_array_equal(dataset.palette, colors[:3])
     np.testing.assert_array_equal(source[0]["label"], np.where(ids == 3, 255, ids))
 
 
@@ -626,10 +626,10 @@ def test_a_last_line_void_makes_its_id_void(tmp_path):
     [
         ("a\n\nb\n", "line 2: is empty"),
         ("a\nb\na\n", "line 3: repeats the name 'a'"),
-        ("a 1 2 3\nb 1 2 3\n", "line 2: repeats the colour"),
-        ("a 1 2 3\nb\n", "line 2: lacks the colour"),
-        ("a\nb 1 2 3\n", "line 2: has a colour"),
-        ("a 1 2 256\nb 1 2 3\n", "line 1: colour (1, 2, 256) is out of range"),
+        ("a 1 2 3\nb 1 2 3\n", "line 2: repeats the color"),
+        ("a 1 2 3\nb\n", "line 2: lacks the color"),
+        ("a\nb 1 2 3\n", "line 2: has a color"),
+        ("a 1 2 256\nb 1 2 3\n", "line 1: color (1, 2, 256) is out of range"),
         ("a\nvoid\nb\n", "line 2: 'void' is allowed on the last line only"),
         ("a\n", "names 1 classes"),
         ("", "names 0 classes"),
@@ -699,7 +699,7 @@ def test_gray_folders_have_one_channel(tmp_path):
     source, dataset = datasets.load(data, "train")
     assert dataset.channels == 1 and len(dataset.mean) == 1
     assert source[0]["image"].shape == (H, W, 1)
-    write(tmp_path / "images" / "a.png", rgb(0))  # one colour image among them
+    write(tmp_path / "images" / "a.png", rgb(0))  # one color image among them
     for split in ("train", "validation"):
         source, dataset = datasets.load(data, split)
         assert dataset.channels == 3 and source[0]["image"].shape == (H, W, 3)
@@ -710,24 +710,24 @@ def test_gray_folders_have_one_channel(tmp_path):
 
 def test_decode_image(tmp_path):
     path = tmp_path / "x.png"
-    colour = rgb(0)
+    color = rgb(0)
     for suffix in (".png", ".bmp", ".tif"):
-        write(path.with_suffix(suffix), colour)
+        write(path.with_suffix(suffix), color)
         found = images.decode_image(path.with_suffix(suffix))
-        np.testing.assert_array_equal(found, colour)
-    luma = colour @ np.array([0.299, 0.587, 0.114])
+        np.testing.assert_array_equal(found, color)
+    luma = color @ np.array([0.299, 0.587, 0.114])
     gray = images.decode_image(path, 1)
     assert gray.shape == (H, W, 1) and np.abs(gray[:, :, 0] - luma).max() < 1
-    alpha = np.dstack([colour, np.zeros((H, W), np.uint8)])
+    alpha = np.dstack([color, np.zeros((H, W), np.uint8)])
     write(path, alpha)
-    np.testing.assert_array_equal(images.decode_image(path), colour)
-    write(path, colour[:, :, 0])
-    expected = np.dstack([colour[:, :, 0]] * 3)
+    np.testing.assert_array_equal(images.decode_image(path), color)
+    write(path, color[:, :, 0])
+    expected = np.dstack([color[:, :, 0]] * 3)
     np.testing.assert_array_equal(images.decode_image(path.read_bytes()), expected)
     deep = np.array([[0, 128, 129, 257, 65535]], np.uint16)
     write(path, deep)
     assert images.decode_image(path, 1).ravel().tolist() == [0, 0, 1, 1, 255]
-    Image.fromarray(colour).quantize(4).save(path)  # a palette image is colour
+    Image.fromarray(color).quantize(4).save(path)  # a palette image is color
     assert images.decode_image(path).shape == (H, W, 3)
     assert images.image_header(path) == ((H, W), False)
 
@@ -770,7 +770,7 @@ def test_palette_png(tmp_path):
     np.testing.assert_array_equal(values, label)
     shown = cv2.imread(str(tmp_path / "l.png"))[:, :, ::-1]
     np.testing.assert_array_equal(shown[2], palette[8:12])
-    assert tuple(shown[0, 0]) == images.VOID_COLOUR
+    assert tuple(shown[0, 0]) == images.VOID_COLOR
     assert os.listdir(tmp_path) == ["l.png"]  # no temporary file stays
 
 

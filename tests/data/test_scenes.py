@@ -72,7 +72,7 @@ def test_tents_change_class_with_a_balloon_far_away_and_with_nothing_else(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_balloon_tells_the_team_by_a_saturated_colour(size):
+def test_balloon_tells_the_team_by_a_saturated_color(size):
     for index in range(8):
         made = scene(4, index, size)
         mask = made["label"] == ID["balloon"]
@@ -177,9 +177,9 @@ def test_contact_sheet():
     assert sheet.shape == (2 * 48, 2 * 2 * 64, 3)
     assert (sheet[48:, :64] == made[2]["image"]).all()
     label = made[1]["label"]
-    colours = sheet[:48, 3 * 64 :]
-    assert (colours[label != VOID] == PALETTE[label[label != VOID]]).all()
-    assert (colours[label == VOID] == 255).all()
+    colors = sheet[:48, 3 * 64 :]
+    assert (colors[label != VOID] == PALETTE[label[label != VOID]]).all()
+    assert (colors[label == VOID] == 255).all()
     assert (sheet[48:, 128:] == 255).all()
 
 

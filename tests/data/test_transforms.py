@@ -171,7 +171,7 @@ def test_rotation_turns_the_way_rot90_does():
 
 
 @pytest.mark.parametrize("border", ["mean", "reflect"])
-def test_padding_is_centred_and_void(border):
+def test_padding_is_centered_and_void(border):
     example = noise_example()
     size = (HEIGHT + 5, WIDTH + 4)
     for config in ({"crop": size}, {"crop": size, "elastic_sigma": 1e-9}):
@@ -199,8 +199,8 @@ def test_image_and_label_stay_aligned(seed, border):
     assert out["label"].shape == (56, 40)
     assert set(np.unique(out["label"])) <= set(np.unique(example["label"])) | {255}
 
-    # Where an output pixel came from is written in its colour. Leave out the pixels
-    # whose colour may be mixed with the padding, and those near an edge of a square.
+    # Where an output pixel came from is written in its color. Leave out the pixels
+    # whose color may be mixed with the padding, and those near an edge of a square.
     known = out["label"] != 255
     known = cv2.erode(known.astype(np.uint8), np.ones((9, 9)), borderValue=0) > 0
     x, y = out["image"][..., 0] / 3, out["image"][..., 1] / 4
@@ -279,8 +279,8 @@ def test_switching_one_option_off_keeps_the_other_draws():
     config = {"crop": (20, 20), "flip": 0.5, "translate": 0.1}
     for seed in range(5):
         both = augmented(example, config | {"brightness": 0.0}, seed)
-        coloured = augmented(example, config | {"brightness": 0.5}, seed)
-        np.testing.assert_array_equal(both["label"], coloured["label"])
+        colored = augmented(example, config | {"brightness": 0.5}, seed)
+        np.testing.assert_array_equal(both["label"], colored["label"])
 
 
 def test_the_example_is_left_alone():
@@ -373,11 +373,11 @@ def test_saturation_keeps_the_luma():
     example = noise_example()
     example["image"] = example["image"] // 4 + 96  # away from clipping
     luma = np.array([0.299, 0.587, 0.114])
-    grey = example["image"] @ luma
+    gray = example["image"] @ luma
     factors = []
     for seed in range(10):
         image = augmented(example, {"saturation": 0.5}, seed)["image"]
-        assert np.abs(image @ luma - grey).max() < 1.1
+        assert np.abs(image @ luma - gray).max() < 1.1
         factors.append(
             (image @ [1, 0, -1]).std() / (example["image"] @ [1, 0, -1.0]).std()
         )

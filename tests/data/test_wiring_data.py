@@ -170,7 +170,7 @@ def test_probabilities(config, rate):
 
 
 def test_translation_is_a_fraction_of_the_output_and_per_axis():
-    """On top of a crop that is centred because it holds the whole image."""
+    """On top of a crop that is centered because it holds the whole image."""
     crop, shifts = (80, 100), []
     for seed in range(200):
         out = augmented(coordinate_example(), {"crop": crop, "translate": 0.1}, seed)
@@ -185,21 +185,21 @@ def test_translation_is_a_fraction_of_the_output_and_per_axis():
 
 @pytest.mark.parametrize("grid", [3, 7])
 def test_elastic_nodes_are_independent_whatever_their_number(grid):
-    """Displacements at the centres of neighbouring cells differ by sqrt(2) sigma."""
-    side, sigma = 63, 1.0  # 63 / 7 and 63 / 3 are odd: centres are pixels
+    """Displacements at the centers of neighboring cells differ by sqrt(2) sigma."""
+    side, sigma = 63, 1.0  # 63 / 7 and 63 / 3 are odd: centers are pixels
     y, x = np.mgrid[:side, :side]
     image = np.stack([4 * x, 4 * y, 0 * x], -1).astype(np.uint8)
     example = {"image": image, "label": np.zeros((side, side), np.uint8)}
     config = {"elastic_sigma": sigma, "elastic_grid": grid}
     cell = side // grid
-    centres = cell // 2 + cell * np.arange(grid)[1:-1]
-    if grid == 3:  # neighbours 9 pixels apart move nearly together
-        centres = np.array([22, 31, 40])
+    centers = cell // 2 + cell * np.arange(grid)[1:-1]
+    if grid == 3:  # neighbors 9 pixels apart move nearly together
+        centers = np.array([22, 31, 40])
     differences, ups = [], []
     for seed in range(25):
         out = augmented(example, config, seed)["image"].astype(float)
         moved = out[..., :2] / 4 - np.stack([x, y], -1)
-        differences.append(np.diff(moved[centres][:, centres], axis=1).ravel())
+        differences.append(np.diff(moved[centers][:, centers], axis=1).ravel())
         ups.append(moved[31, 31])
     spread = np.std(differences)
     if grid == 7:
@@ -253,13 +253,13 @@ def test_tone_is_a_uniform_factor_that_only_its_own_field_changes(channels):
 def test_saturation_mixes_with_grey():
     example = noise_example()
     example["image"] = example["image"] // 4 + 96  # away from clipping
-    grey = (example["image"] @ np.array([0.299, 0.587, 0.114]))[..., None]
+    gray = (example["image"] @ np.array([0.299, 0.587, 0.114]))[..., None]
     factors = []
     for seed in range(60):
         out = augmented(example, {"saturation": 0.6}, seed)["image"]
-        distance = (example["image"] - grey).ravel()
-        factor = (out - grey).ravel() @ distance / (distance @ distance)
-        assert np.abs(grey + factor * (example["image"] - grey) - out).max() < 1.1
+        distance = (example["image"] - gray).ravel()
+        factor = (out - gray).ravel() @ distance / (distance @ distance)
+        assert np.abs(gray + factor * (example["image"] - gray) - out).max() < 1.1
         factors.append(factor)
     assert 0.39 < min(factors) < 0.5 and 1.5 < max(factors) < 1.61
 
@@ -420,7 +420,7 @@ CENTRES = {  # halves fall between two pixels: the later one, as floor((i + 0.5)
 
 @pytest.mark.parametrize("rows", CENTRES)
 @pytest.mark.parametrize("columns", [(24, 8), (7, 3)])
-def test_labels_are_resized_between_pixel_centres(rows, columns):
+def test_labels_are_resized_between_pixel_centers(rows, columns):
     """A checkerboard of single pixels, and a label per pixel; images by areas."""
     height, width = rows[0], columns[0]
     y, x = np.mgrid[:height, :width]
@@ -434,7 +434,7 @@ def test_labels_are_resized_between_pixel_centres(rows, columns):
         pillow = Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
         np.testing.assert_array_equal(source[0]["label"], np.asarray(pillow))
         assert source.sizes == [size] and source[0]["id"] == "a"
-    # Of blocks of three by three, the label is that of the centre of the image's area.
+    # Of blocks of three by three, the label is that of the center of the image's area.
     if rows == columns == (24, 8):
         means = source[0]["image"][..., 0]
         np.testing.assert_array_equal(means, source[0]["label"])
@@ -469,8 +469,8 @@ def test_all_exif_orientations(tmp_path, suffix, orientation):
     assert difference.mean() < 8 if suffix == ".jpg" else difference.max() == 0
 
 
-def test_palette_files_show_the_colours_of_the_palette(tmp_path):
-    """Decoded by Pillow: ids as they were, red first, void in its own colour."""
+def test_palette_files_show_the_colors_of_the_palette(tmp_path):
+    """Decoded by Pillow: ids as they were, red first, void in its own color."""
     label = np.array([[0, 1, 2, 255], [2, 2, 1, 0]])
     palette = np.array([[200, 10, 20], [0, 220, 40], [30, 60, 240]], np.uint8)
     images.write_palette_png(tmp_path / "l.png", label, palette)
@@ -483,9 +483,9 @@ def test_palette_files_show_the_colours_of_the_palette(tmp_path):
 
 
 def test_written_pngs_are_red_first(tmp_path):
-    colours = noise_example()["image"]
-    (tmp_path / "c.png").write_bytes(images.encode_png(colours))
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "c.png")), colours)
+    colors = noise_example()["image"]
+    (tmp_path / "c.png").write_bytes(images.encode_png(colors))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "c.png")), colors)
     for dtype in (np.uint8, np.uint16):
         label = np.array([[0, 1, 200], [255, 254, np.iinfo(dtype).max]], dtype)
         images.write_ids_png(tmp_path / "ids.png", label)
@@ -540,7 +540,7 @@ def run_config(root, **options):
     return config_lib.make(data=data, **options)
 
 
-def test_the_margin_and_the_colour_of_padding_reach_the_augmentation(folder, capfd):
+def test_the_margin_and_the_color_of_padding_reach_the_augmentation(folder, capfd):
     valid = {"padding": "valid", "widths": (2, 3)}
     augment = {"crop": (18, 22), "flip": 0.0}
     setup = common.set_up(run_config(folder, model=valid, augment=augment))

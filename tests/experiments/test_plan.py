@@ -16,7 +16,7 @@ from segjax.errors import UserError
 GIB = 2**30
 
 # A fusion named after its last operation, which holds a convolution; one without, of a
-# batch normalisation; a loop of 9 turns with a fusion of 10 cycles; collectives of
+# batch normalization; a loop of 9 turns with a fusion of 10 cycles; collectives of
 # 4 * 8 + 4 * 16, 9 * 2 * 32 and 4 * 64 bytes; and 4 * 9 * 128 bytes to another slice.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true

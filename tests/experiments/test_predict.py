@@ -410,11 +410,11 @@ def test_tiffs_with_alpha_tiles_and_planes(tmp_path, samples, options):
     planes = options.get("planarconfig") == "separate"
     written = np.moveaxis(image, -1, 0) if planes else image
     tifffile.imwrite(path, written, **{"photometric": "rgb"} | options)
-    colours = image[..., :3] if samples > 2 else np.repeat(image[..., :1], 3, -1)
+    colors = image[..., :3] if samples > 2 else np.repeat(image[..., :1], 3, -1)
     if "extratags" in options:
-        colours = np.rot90(colours, -1)
+        colors = np.rot90(colors, -1)
     found = image_files.decode_image(path)
-    np.testing.assert_array_equal(found, colours)
+    np.testing.assert_array_equal(found, colors)
     assert image_files.image_header(path)[0] == found.shape[:2]
 
 
@@ -479,7 +479,7 @@ def test_ids_of_many_classes_are_16_bit(tmp_path):
     image = pixels(16, 16, 3)
     Image.fromarray(image).save(tmp_path / "a.png")
     arguments = config, tmp_path / "run", [str(tmp_path / "a.png")], tmp_path / "out"
-    with pytest.raises(UserError, match="no colours for 300 classes; give"):
+    with pytest.raises(UserError, match="no colors for 300 classes; give"):
         predict.predict(*arguments)
     predict.predict(*arguments, outputs=("ids",))
     ids = cv2.imread(str(tmp_path / "out/ids/a.png"), cv2.IMREAD_UNCHANGED)

@@ -89,9 +89,9 @@ def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-# Own data: classes of one colour each, masks as palette and as gray PNG, 255 = void.
+# Own data: classes of one color each, masks as palette and as gray PNG, 255 = void.
 
-COLOURS = np.array([(30, 60, 200), (220, 40, 40), (40, 200, 60)], np.uint8)
+COLORS = np.array([(30, 60, 200), (220, 40, 40), (40, 200, 60)], np.uint8)
 TRAINING = {f"train{i}": (48, 40 + 8 * i) for i in range(5)}
 VALIDATION = {"a": (33, 47), "b": (47, 33), "c": (40, 40), "d": (64, 50), "e": (35, 70)}
 
@@ -107,12 +107,12 @@ def write_folder(root, classes="sky\nwall\ngrass\n"):
         mask[h // 2 :] = 1
         mask[:, w // 2 + rng.integers(-5, 5) :] = 2
         noise = rng.integers(-25, 25, (h, w, 3))
-        image = np.clip(COLOURS[mask] + noise, 0, 255).astype(np.uint8)
+        image = np.clip(COLORS[mask] + noise, 0, 255).astype(np.uint8)
         mask[:3] = 255
         file = Image.fromarray(mask)
         if i % 2:
-            # All 256 colours, or Pillow stores fewer than 8 bits of each index.
-            file.putpalette(COLOURS.tobytes().ljust(768, b"\0"))
+            # All 256 colors, or Pillow stores fewer than 8 bits of each index.
+            file.putpalette(COLORS.tobytes().ljust(768, b"\0"))
         file.save(root / "masks" / f"{stem}.png")
         suffix = "jpg" if i % 3 == 0 else "png"
         Image.fromarray(image).save(root / "images" / f"{stem}.{suffix}")

@@ -418,7 +418,7 @@ def test_the_checkpoint_that_is_asked_for(two, which, step):
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory):
-    """An image that JPEG keeps: steps of colour in large squares."""
+    """An image that JPEG keeps: steps of color in large squares."""
     folder = tmp_path_factory.mktemp("flat")
     colors = np.array([[(200, 60, 20), (30, 160, 90)], [(90, 20, 180), (240, 240, 0)]])
     image = colors.astype(np.uint8).repeat(16, 0).repeat(24, 1)

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parents[2]
 
-# Everything that could make a difference is on: dropout, batch normalisation,
+# Everything that could make a difference is on: dropout, batch normalization,
 # momentum, elastic deformation, noise, and void pixels.
 TINY = {
     "model.widths": "4,8",

@@ -125,7 +125,7 @@ def lrn(x, size=5, alpha=1e-4, beta=0.75, k=1.0):
 
 
 def resize(x, size, align_corners=True):
-    """Bilinear; otherwise with half-pixel centres."""
+    """Bilinear; otherwise with half-pixel centers."""
     for axis, target in zip((2, 3), size):
         source = x.shape[axis]
         if align_corners:

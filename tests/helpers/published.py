@@ -108,8 +108,8 @@ def vgg_caffe(maker, widths, fc=0, fc_kernel=7):
 def bilinear_blob(channels, size):
     """As FCN's surgery fills it: dense, the interpolation on the diagonal."""
     factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 else factor - 0.5
-    taps = 1 - abs(np.arange(size) - centre) / factor
+    center = factor - 1 if size % 2 else factor - 0.5
+    taps = 1 - abs(np.arange(size) - center) / factor
     blob = np.zeros((channels, channels, size, size), np.float32)
     blob[range(channels), range(channels)] = np.outer(taps, taps)
     return blob

@@ -35,7 +35,7 @@ def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def initialised(model, side, channels=3):
+def initialized(model, side, channels=3):
     """Random variables that keep the size of activations (not compiling an init)."""
     shapes = jax.eval_shape(
         functools.partial(model.init, train=False),
@@ -77,7 +77,7 @@ def local(variables, images):
 @pytest.mark.parametrize("size", [(9, 13), (10, 12), (3, 30), (1, 2)])
 def test_whole_mirrors_to_a_valid_size(size):
     model, images = Strided(), pixels(2, *size, 3)
-    variables = initialised(model, 9)
+    variables = initialized(model, 9)
     probabilities = jax.jit(inference.whole(model))(variables, images)
 
     valid = [max(5, side + (1 - side) % 4) for side in size]
@@ -94,7 +94,7 @@ def test_whole_mirrors_to_a_valid_size(size):
 def test_whole_adds_the_margin(size):
     model, images = UNet(CLASSES, widths=(2, 3)), pixels(1, *size, 1)
     assert model.tiling == geometry.Tiling(step=2, offset=0, margin=8, minimum=18)
-    variables = initialised(model, 18, channels=1)
+    variables = initialized(model, 18, channels=1)
     probabilities = jax.jit(inference.whole(model))(variables, images)
 
     rim = [(8, 8 + side % 2) for side in size]
@@ -118,7 +118,7 @@ def test_whole_adds_the_margin(size):
 )
 def test_overlap_tile_equals_whole(levels, tile, size, batch):
     model, images = UNet(CLASSES, widths=(2, 3, 3, 2)[:levels]), pixels(2, *size, 1)
-    variables = initialised(model, tile, channels=1)
+    variables = initialized(model, tile, channels=1)
     tiled = jax.jit(inference.overlap_tile(model, tile, batch))(variables, images)
     whole = jax.jit(inference.whole(model))(variables, images)
     assert tiled.shape == (2, *size, CLASSES)
@@ -129,7 +129,7 @@ def test_overlap_tile_equals_whole(levels, tile, size, batch):
 def test_tiles_may_not_follow_the_output_side():
     """Why tiles advance by multiples of the step: pooling windows would not match."""
     model, images = UNet(CLASSES, widths=(2, 3, 3, 2)), pixels(1, 40, 40, 1)
-    variables = initialised(model, 100, channels=1)
+    variables = initialized(model, 100, channels=1)
     whole = np.asarray(jax.jit(inference.whole(model))(variables, images))
     mirrored = np.pad(images, [(0, 0), (44, 56), (44, 56), (0, 0)], mode="reflect")
     second = direct(model, variables, mirrored[:, :100, 12:112])
@@ -189,7 +189,7 @@ def test_sliding_is_the_mean_over_windows(size, crop, fraction, batch):
 
 
 @pytest.mark.parametrize("fill", [(), (10.0, 20.0, 30.0)])
-def test_sliding_centres_a_smaller_image(fill):
+def test_sliding_centers_a_smaller_image(fill):
     images = pixels(2, 6, 12, 3)
     predictor = inference.sliding(local, 9, fill=fill)
     probabilities = jax.jit(predictor)({}, images)
@@ -275,7 +275,7 @@ def test_labels():
 
 def test_predictors_compose_on_a_sharded_batch():
     model, images = Strided(), pixels(4, 14, 18, 3)
-    variables = initialised(model, 9)
+    variables = initialized(model, 9)
     predictor = inference.sliding(inference.whole(model), 10, batch=2)
     predictor = inference.multi_scale(inference.flip(predictor), (0.75, 1.0))
     expected = jax.jit(predictor)(variables, images)

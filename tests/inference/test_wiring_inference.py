@@ -477,7 +477,7 @@ def test_written_predictions_are_red_first_and_hold_what_they_should(tmp_path):
         np.testing.assert_array_equal(np.asarray(file), label)
     with Image.open(tmp_path / "overlays" / "x.jpg") as file:
         shown = np.asarray(file)[CENTRES].astype(float)
-    # Half the image, half the colour.
+    # Half the image, half the color.
     expected = (image[CENTRES].astype(float) + PALETTE[label][CENTRES]) / 2
     assert np.abs(shown - expected).max() < 8
     with np.load(tmp_path / "probabilities" / "x.npz") as file:
@@ -530,10 +530,10 @@ def test_pictures_of_training_are_red_first(tmp_path):
     progress.close()
     with Image.open(tmp_path / "pictures" / "00000004_0.png") as file:
         picture = np.asarray(file)
-    colours = [
+    colors = [
         np.where((x == 255)[..., None], 0, PALETTE[x % 255]) for x in (truth, guess)
     ]
-    for part, expected in zip(columns_of(picture, 64), [image, *colours], strict=True):
+    for part, expected in zip(columns_of(picture, 64), [image, *colors], strict=True):
         np.testing.assert_array_equal(part, expected)
     events = [e for e in read_events(tmp_path / "tensorboard") if e.HasField("summary")]
     found = {value.tag: (e.step, value) for e in events for value in e.summary.value}
@@ -592,8 +592,8 @@ def test_pictures_and_confusion_of_an_evaluation(run, tmp_path):
     with Image.open(tmp_path / "out" / "validation_0.png") as file:
         image, truth, guess = columns_of(np.asarray(file), 40)
     np.testing.assert_array_equal(image, images[0])
-    colours = np.where(known_[0][..., None], PALETTE[masks[0] % 255], 0)
-    np.testing.assert_array_equal(truth, colours)
+    colors = np.where(known_[0][..., None], PALETTE[masks[0] % 255], 0)
+    np.testing.assert_array_equal(truth, colors)
     assert (guess != PALETTE[guesses[0]]).any(-1).mean() < 0.01
     assert not (tmp_path / "out" / "validation_1.png").exists()
     # Another checkpoint, another split, and the other images.
@@ -604,8 +604,8 @@ def test_pictures_and_confusion_of_an_evaluation(run, tmp_path):
 
 def test_figures_and_legends_take_the_palette_as_it_is():
     legend = viz.legend(("a", "b", "c"), PALETTE, columns=1)
-    for row, colour in enumerate(PALETTE):
-        assert (legend[22 * row : 22 * (row + 1)] == colour).all(-1).sum() == 12 * 12
+    for row, color in enumerate(PALETTE):
+        assert (legend[22 * row : 22 * (row + 1)] == color).all(-1).sum() == 12 * 12
     # Overlays are half and half unless something else is asked for.
     image = np.full((1, 3, 3), 100, np.uint8)
     mixed = viz.overlay(image, np.array([[0, 1, 2]], np.uint8), PALETTE)

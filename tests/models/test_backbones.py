@@ -377,7 +377,7 @@ def test_classifier_contract(backbone):
         aux = {name for name in ends if name[:5] in ("loss1", "loss2")}
         both = {"loss1_classifier", "loss2_classifier"}
         assert aux == (both if train and backbone == "googlenet" else set())
-    # Batch normalisation takes the place of biases and of the LRN.
+    # Batch normalization takes the place of biases and of the LRN.
     assert "norm1" not in ends
     assert "bias" not in next(iter(variables["params"]["backbone"].values()))
 
@@ -629,11 +629,11 @@ def brute_upsample(x, size, stride):
     return y
 
 
-def test_staged_initialisation():
+def test_staged_initialization():
     """A new stage starts as the coarser network, upsampled in one step more."""
     fields = dict(learn_upsampling=True, **TINY["vgg16"])
     nets = {skips: FCN(2, skips=skips, **fields) for skips in (32, 16, 8)}
-    # As initialised; the backbone is replaced, zeros will do.
+    # As initialized; the backbone is replaced, zeros will do.
     empty = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape), abstract_variables(nets[8])["params"]
     )

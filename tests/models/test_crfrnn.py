@@ -95,7 +95,7 @@ def test_numbers():
 
 
 def test_signs():
-    """Neighbours of one label attract with mu = -I, repel with I."""
+    """Neighbors of one label attract with mu = -I, repel with I."""
     unary = np.zeros((1, 1, 2, 3), np.float32)
     unary[0, 0, 0, 1] = 4
     images = np.zeros((1, 1, 2, 3), np.uint8)
@@ -143,8 +143,8 @@ def test_properties():
     shift = np.float32(np.arange(6)).reshape(1, 2, 3, 1)
     shifted = run(params, UNARY + shift, IMAGE, 3)
     np.testing.assert_allclose(shifted, q + shift, atol=1e-5)
-    centred = run(params, UNARY, IMAGE.astype(np.float32) - 104.0, 3)
-    np.testing.assert_allclose(centred, q, atol=1e-4)
+    centered = run(params, UNARY, IMAGE.astype(np.float32) - 104.0, 3)
+    np.testing.assert_allclose(centered, q, atol=1e-4)
     # Weighted means: at first the messages of all labels sum to 3 + 5.
     moved = run(initial(), UNARY, IMAGE, 1) - UNARY
     np.testing.assert_allclose(moved.sum(-1), 8, atol=1e-5)

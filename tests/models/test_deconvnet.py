@@ -224,7 +224,7 @@ def test_contract_and_bad_fields():
         DeconvNet(2, bn_epsilon=-1)
 
 
-def test_initialisation():
+def test_initialization():
     model = DeconvNet(3, widths=(2, 2, 2, 16, 16), fc_channels=4, fc6_kernel=1)
     names = "deconv5_1", "deconv5_1_bn", "conv5_1", "conv5_1_bn"
     images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
@@ -247,7 +247,7 @@ def test_unpooling_follows_the_switches():
     """Where values reappear, that they are sparse, and that nothing shifts.
 
     With mirror-symmetric kernels the mirrored image gives the mirrored logits, if no
-    two maxima tie: batch normalisation keeps the encoder's maps above zero here.
+    two maxima tie: batch normalization keeps the encoder's maps above zero here.
     """
     model = DeconvNet(2, **TINY, fc6_kernel=1)
     variables = random_variables(model, 32)
@@ -306,7 +306,7 @@ def test_single_cell():
     fc7, up, logits, means = run(variables, x)
     params, stats = variables["params"], variables["batch_stats"]
     assert fc7.shape == (1, 1, 1, 5) and np.any(fc7)
-    # out[y, x, o] = sum_i in[i] W[y, x, i, o] + b[o], normalised.
+    # out[y, x, o] = sum_i in[i] W[y, x, i, o] + b[o], normalized.
     y = np.einsum("i,yxio->yxo", fc7[0, 0, 0], params["fc6_deconv"]["kernel"])
     y = y + params["fc6_deconv"]["bias"]
     norm, running = params["fc6_deconv_bn"], stats["fc6_deconv_bn"]

@@ -383,7 +383,7 @@ def test_context_receptive_field(rates, cells, pixels):
     assert 380 + 8 * (cells - 1) == pixels
 
 
-def test_identity_initialisation():
+def test_identity_initialization():
     def kernel_of(groups, noise, shape):
         init = dilation.identity_init(groups, noise)
         return np.array(jit(lambda: init(jax.random.key(0), shape))())
@@ -415,7 +415,7 @@ def test_identity_initialisation():
         )
 
 
-def test_dilation_initialisation():
+def test_dilation_initialization():
     model = Dilation(16, widths=(1, 1, 1, 1, 1), fc_channels=256, context="none")
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     x = jnp.zeros((1, 8, 8, 3))
@@ -556,12 +556,12 @@ def test_deeplab_receptive_field(name, height, pixels):
 
         return jax.grad(score)(x)
 
-    # Brighter than the mean colour that surrounds it.
+    # Brighter than the mean color that surrounds it.
     x = jnp.full((1, height, 16 * middle, 3), 125.0)
     seen = np.flatnonzero(np.any(gradient(x), axis=(0, 1, 3)))
-    centre = model.grid.start + middle * model.grid.step
+    center = model.grid.start + middle * model.grid.step
     assert seen[-1] - seen[0] + 1 == pixels
-    assert Fraction(int(seen[0] + seen[-1]), 2) == centre
+    assert Fraction(int(seen[0] + seen[-1]), 2) == center
 
 
 def test_deeplab_multi_scale_sizes():

@@ -138,7 +138,7 @@ def relu(x):
             1,
             78_531_137 + 9 * (64**2 + 128**2 + 256**2 + 512**2),
         ),
-        # The second network reads K = 1 probability, as many maps as a grey image.
+        # The second network reads K = 1 probability, as many maps as a gray image.
         (FusionNet(1, chain=2), 1, 2 * 78_531_137),
         (FRRN(19), 3, 17_746_803),
         (FRRN(19, variant="b"), 3, 24_755_699),
@@ -286,7 +286,7 @@ def test_fusionnet_sums_its_skips():
 
 
 def np_fusionnet(variables, x, layout):
-    """A FusionNet of two levels on the normalised `x` [H, W, C], without chain."""
+    """A FusionNet of two levels on the normalized `x` [H, W, C], without chain."""
     params, stats = variables["params"], variables["batch_stats"]
     released = layout == "released"
 

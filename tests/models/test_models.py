@@ -447,7 +447,7 @@ def test_atrous_consistency(model_of, stride_in_1x1):
 
 
 def test_resnet_blocks_reduce_to_their_shortcuts():
-    """With a last normalisation of zero, nothing but shortcuts is left of a stage."""
+    """With a last normalization of zero, nothing but shortcuts is left of a stage."""
     model = resnet.ResNet((1, 2, 1, 1), width=2)
     shape = (1, 40, 33, 3)
     variables = random_variables(model, shape)
@@ -577,7 +577,7 @@ def test_unet_sizes_of_the_paper():
     )
 
 
-def test_unet_initialisation():
+def test_unet_initialization():
     """Gaussian of deviation sqrt(2 / N): 0.05893 for 3x3 kernels over 64 channels."""
     model = UNet(2, widths=(64, 64), padding="same")
     names = "enc0_conv2", "dec0_up"

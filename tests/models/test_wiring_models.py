@@ -1,6 +1,6 @@
 """Which field reaches which layer of every network: dropout, statistics, rates.
 
-A network runs once in training while what goes into its dropouts and normalisations
+A network runs once in training while what goes into its dropouts and normalizations
 and what comes out of them is recorded; both are then computed again in NumPy.
 """
 
@@ -152,7 +152,7 @@ def observed(name, frozen=False):
 
     Returns:
       Records {module path: (input, output)} of dropouts (with key 1 and with key 2)
-      and of normalisations; variables before and statistics after.
+      and of normalizations; variables before and statistics after.
     """
     model, side, _ = NETWORKS[name]
     model = model.clone(frozen_bn=True) if frozen else model
@@ -225,7 +225,7 @@ def test_dropout_is_on_in_training_only(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_statistics_keep_bn_momentum_of_the_old_value(name):
-    """And the output is normalised by the batch's own."""
+    """And the output is normalized by the batch's own."""
     _, _, norms, variables, stats = observed(name)
     assert norms
     unseen = {path for path, _ in by_path(stats)} - set(norms)
@@ -256,7 +256,7 @@ def at(tree, path):
 
 
 def by_path(stats, prefix=""):
-    """(path, {"mean", "var"}) of every normalisation of a tree of statistics."""
+    """(path, {"mean", "var"}) of every normalization of a tree of statistics."""
     if "mean" in stats:
         yield prefix.removesuffix("/"), stats
         return
@@ -284,7 +284,7 @@ def test_frozen_statistics_are_used_and_kept_in_every_layer(name):
 
 
 def told(model, side, train):
-    """{path: rate} of the dropouts that are on, {path: momentum} of normalisations
+    """{path: rate} of the dropouts that are on, {path: momentum} of normalizations
     that update their statistics; nothing is computed."""
     rates, momenta = {}, {}
 
@@ -402,7 +402,7 @@ def test_defaults_of_dropout_are_the_papers():
 def atrous(x, layer, rate):
     """A convolution with holes of [h, w, C], zeros outside, in float64 by SciPy.
 
-    Centred where the kernel is odd; an even one of side k starts rate * (k - 1) / 2
+    Centerd where the kernel is odd; an even one of side k starts rate * (k - 1) / 2
     before the cell.
     """
     kernel = np.asarray(layer["kernel"], np.float64)

@@ -158,7 +158,7 @@ def test_grid():
     np.testing.assert_allclose((response / norm)[20, 20:26], after, atol=1e-6)
 
 
-def test_normalised_it_is_close_to_the_exact_kernel():
+def test_normalized_it_is_close_to_the_exact_kernel():
     features, _ = cloud(5, n=400)
     values = np.random.default_rng(1).random((2, 400, 3)).astype(np.float32)
     difference = features[:, :, None] - features[:, None]
@@ -170,7 +170,7 @@ def test_normalised_it_is_close_to_the_exact_kernel():
         np.asarray(filter(built, values)),
         np.asarray(filter(built, jnp.ones((2, 400, 1)))),
     )
-    # Few vertices have all their neighbours: mass is lost, less so after division.
+    # Few vertices have all their neighbors: mass is lost, less so after division.
     assert 0.5 < norm.sum() / exact_norm.sum() < 0.66
     error = found / norm - exact / exact_norm
     assert np.linalg.norm(error) < 0.05 * np.linalg.norm(exact / exact_norm)
@@ -197,10 +197,10 @@ def test_equals_the_slow_lattice(d, reverse):
 def test_a_photo_of_noise_and_flat_areas():
     """Many points on a vertex (rows beyond one), and vertices of a single point."""
     rng = np.random.default_rng(0)
-    colour = rng.integers(0, 256, (20, 24, 3)) * (np.arange(24) > 11)[:, None]
+    color = rng.integers(0, 256, (20, 24, 3)) * (np.arange(24) > 11)[:, None]
     y, x = np.mgrid[:20, :24]
     features = np.concatenate(
-        [np.stack([x / 20, y / 20], -1), colour / 13.0], axis=-1
+        [np.stack([x / 20, y / 20], -1), color / 13.0], axis=-1
     ).reshape(1, -1, 5)
     values = rng.random((1, 480, 4)).astype(np.float32)
     features = features.astype(np.float32)

@@ -197,7 +197,7 @@ def test_normalizations(normalization):
 
 
 def transposes(filter):
-    """For three normalisations: the matrix, values, and the gradient of their sum."""
+    """For three normalizations: the matrix, values, and the gradient of their sum."""
     g = rng(9).normal(size=(20, K)).astype(np.float32)
     found = []
     for name in ("before", "after", "symmetric"):
@@ -352,7 +352,7 @@ def test_labels_may_be_permuted_and_unaries_shifted():
 
 
 def two_images():
-    """The tiny CRF, and another one of the same size on smooth colours."""
+    """The tiny CRF, and another one of the same size on smooth colors."""
     p, image = tiny()
     y, x = np.mgrid[:4, :5][..., None] / 4
     smooth = 128 + 20 * np.sin(x + [0, 1, 2]) * np.cos(y)

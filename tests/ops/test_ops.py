@@ -332,11 +332,11 @@ def test_normalize():
     ):
         actual = image.normalize(jnp.asarray(x), stats)
         np.testing.assert_allclose(actual[0, 0, 0], expected, rtol=1e-5, atol=1e-6)
-    grey = jnp.full((1, 2, 2, 1), 51.0)
-    out = image.normalize(grey, "unit", "bfloat16")
+    gray = jnp.full((1, 2, 2, 1), 51.0)
+    out = image.normalize(gray, "unit", "bfloat16")
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(np.float32), -0.6, rtol=2**-8)
     with pytest.raises(UserError, match="3 channels, the images have 1"):
-        image.normalize(grey, "caffe")
+        image.normalize(gray, "caffe")
     with pytest.raises(UserError, match="did you mean 'imagenet'"):
-        image.normalize(grey, "imagnet")
+        image.normalize(gray, "imagnet")

@@ -254,7 +254,7 @@ def test_pooling_with_switches_and_unpooling(kernel, sides, library):
     check(unpooled, lambda values: ops.unpool(values, switches, sides), values)
 
 
-# --- normalisation and resizing ---
+# --- normalization and resizing ---
 
 
 @functools.cache
@@ -269,7 +269,7 @@ def lrn_case(channels, size):
 
 @each_library
 @pytest.mark.parametrize("channels, size", [(8, 5), (3, 5), (7, 3)])
-def test_response_normalisation(channels, size, library):
+def test_response_normalization(channels, size, library):
     ops = operators(library)
     x, found = lrn_case(channels, size)
     assert np.abs(found[0] / x - 1).max() > 0.05

@@ -107,7 +107,7 @@ def test_file_of_another_model():
         run_import({"b": np.zeros(1), "a": np.zeros(1)}, "unet", widths=(2, 2))
 
 
-def test_bilinear_kernels_are_recognised():
+def test_bilinear_kernels_are_recognized():
     assert convert.bilinear(bilinear_blob(3, 4)) == ""
     grouped = bilinear_blob(3, 4)[range(3), range(3)][:, None]
     assert convert.bilinear(grouped) == ""
@@ -149,7 +149,7 @@ def test_other_image_statistics_are_folded():
         "mean of the images folded in",
     ]
 
-    # Without a bias the mean of the normalisation takes it.
+    # Without a bias the mean of the normalization takes it.
     del shapes["params/conv1/bias"]
     names = ("params/bn1/scale", "params/bn1/bias")
     names += ("batch_stats/bn1/mean", "batch_stats/bn1/var")

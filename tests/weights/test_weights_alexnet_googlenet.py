@@ -1,4 +1,4 @@
-"""Caffe's AlexNet and GoogLeNet: grouped kernels, response normalisation, inception."""
+"""Caffe's AlexNet and GoogLeNet: grouped kernels, response normalization, inception."""
 
 import functools
 
@@ -50,7 +50,7 @@ def alexnet_case():
 
 @each_library
 def test_fcn_alexnet(library):
-    """voc-fcn-alexnet: pooling before normalisation, a 63x63 upsampling."""
+    """voc-fcn-alexnet: pooling before normalization, a 63x63 upsampling."""
     ops = operators(library)
     arrays, images, found = alexnet_case()
 

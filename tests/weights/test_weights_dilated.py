@@ -31,7 +31,7 @@ DECONVNET = dict(widths=(2, 3, 3, 4, 4), fc_channels=5, fc6_kernel=2, bn_epsilon
 
 
 def deconvnet_norms(widths):
-    """What normalises each layer: its statistics are in scale and offset."""
+    """What normalizes each layer: its statistics are in scale and offset."""
     norms = {name: f"bn{name[4:]}" for name, _, _ in vgg_layers(widths)}
     norms |= {"fc6": "bnfc6", "fc7": "bnfc7", "fc6-deconv": "fc6-deconv-bn"}
     for stage, count in enumerate(STAGES, start=1):

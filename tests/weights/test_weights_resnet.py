@@ -38,7 +38,7 @@ def units(inputs=2, stages=STAGES):
 
 
 def np_resnet(ops, x, unit, stem, stride_in_1x1, dilate=False):
-    """`unit(x, stage, block, index, **conv)` is convolution and normalisation."""
+    """`unit(x, stage, block, index, **conv)` is convolution and normalization."""
     for index, options in enumerate(stem):
         x = ops.relu(unit(x, 0, 0, index, **options))
     x = ops.max_pool(x, 3, 2, 1, ceil=False)
@@ -57,7 +57,7 @@ def np_resnet(ops, x, unit, stem, stride_in_1x1, dilate=False):
     return x
 
 
-# --- classifiers: the names of a layer and its normalisation, by program ---
+# --- classifiers: the names of a layer and its normalization, by program ---
 
 
 def torch_names(stage, block, index):
@@ -102,7 +102,7 @@ def msra_resnet():
 
 
 def keras_resnet(names, top):
-    """Biases in front of the normalisation, and its epsilons."""
+    """Biases in front of the normalization, and its epsilons."""
     maker = Maker()
     for *which, out, inputs, size in ((0, 0, 0, 2, 3, 7), *units()):
         conv, norm = names(*which)

@@ -184,7 +184,7 @@ CRF = dict(
 
 
 def np_filter(features):
-    """Gaussian of all pairs, self included, its rows normalised to sums of 1."""
+    """Gaussian of all pairs, self included, its rows normalized to sums of 1."""
     distances = np.square(features[:, None] - features).sum(-1)
     kernel = np.exp(-distances / 2)
     return kernel / kernel.sum(1, keepdims=True)
@@ -195,9 +195,9 @@ def np_crf(ops, arrays, unary, images, iterations):
     w_s, w_b, mu = (arrays[f"inference1[{i}]"][0, 0] for i in range(3))
     _, classes, height, width = unary.shape
     position = np.indices((height, width)).reshape(2, -1).T
-    colours = images.reshape(-1, 3).astype(float)
+    colors = images.reshape(-1, 3).astype(float)
     spatial = np_filter(position / 3)
-    bilateral = np_filter(np.concatenate([position / 160, colours / 3], 1))
+    bilateral = np_filter(np.concatenate([position / 160, colors / 3], 1))
     u = q = unary.reshape(classes, -1)
     for _ in range(iterations):
         p = ops.softmax(q[None, :, :, None])[0, :, :, 0]
@@ -208,7 +208,7 @@ def np_crf(ops, arrays, unary, images, iterations):
 @functools.cache
 def crf_case():
     arrays, images = fcn_cvpr(), picture(9, 7)
-    images[:, :5, :4] = images[:, :1, :1]  # or no two colours would be near
+    images[:, :5, :4] = images[:, :1, :1]  # or no two colors would be near
     arrays["conv1_1[0]"] *= 0.01  # scores that a softmax does not turn into 0 and 1
     rng = np.random.default_rng(2)
     for index, weight in enumerate((3, 5, -1)):

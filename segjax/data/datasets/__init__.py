@@ -1,4 +1,4 @@
-"""The data sets: what each is called, its classes and colours, and how to read it.
+"""The data sets: what each is called, its classes and colors, and how to read it.
 
 A *source* is random access to examples: ``len(source)`` and ``source[i]``, a dict of
 
@@ -37,7 +37,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
     """Name of class k at position k."""
     palette: np.ndarray
-    """Colour of class k, uint8 [K, 3] RGB."""
+    """Color of class k, uint8 [K, 3] RGB."""
     mean: tuple[float, ...]
     """Mean value of each channel over the training images, 0..255."""
     channels: int
@@ -57,10 +57,10 @@ _CAMVID = {
     "Pedestrian": (64, 64, 0),
     "Bicyclist": (0, 128, 192),
 }
-"""Order and colours of SegNet (its test script for CamVid)."""
+"""Order and colors of SegNet (its test script for CamVid)."""
 
 _IMAGENET_MEAN = (122.67892, 116.66877, 104.00699)
-"""RGB; serves as padding colour for data whose own mean is not known."""
+"""RGB; serves as padding color for data whose own mean is not known."""
 
 DATASETS = {
     "scenes": Dataset(

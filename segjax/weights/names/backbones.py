@@ -38,7 +38,7 @@ def psp_norm(layer: str) -> Norm:
 
 
 def affine(layer: str, epsilon: float) -> Norm:
-    """A batch normalisation whose statistics were folded into scale and offset.
+    """A batch normalization whose statistics were folded into scale and offset.
 
     `epsilon` is that of our layer.
     """
