@@ -17,6 +17,7 @@ setup(
         "grain>=0.2.12",  # input pipeline
         "importlib_resources",  # needed by tensorflow-datasets on Python >= 3.12
         "jax>=0.9",
+        "jsonschema",  # checks of JSON files that may be damaged
         "matplotlib",  # plots
         "ml_collections>=1.0",
         "numpy>=2.0",
@@ -41,7 +42,6 @@ setup(
             "ruff",
             "scipy",
             "h5py",
-            "jsonschema",
             "safetensors",
         ],
     },

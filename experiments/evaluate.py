@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from experiments.shared import cli, common
 from segjax import config as config_lib
 from segjax import evaluators, inference, metrics, sharding, viz
+from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
 from segjax.ops import mean_field
 
@@ -55,7 +56,7 @@ def evaluate(
     split = split or config.data.eval_split
     output = output or workdir / "evaluation"
     source, info = datasets.load(config.data, split)
-    trained = common.load_dataset(workdir / "dataset.json")
+    trained = workdir_lib.read_dataset(workdir)
     common.check_same_classes(trained, info)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()

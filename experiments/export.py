@@ -40,6 +40,7 @@ from segjax import inference
 from segjax.data import batching
 from segjax.data import images as image_files
 from segjax.errors import UserError
+from segjax.files import atomic_write
 from segjax.inference import predictor, trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -91,7 +92,7 @@ def export(
         program, batch = _export(run, weights, shape, model.batch, platforms)
         file = f"program_{height}x{width}.jax"
         data = program.serialize()
-        with image_files.complete_file(output / file) as partial:
+        with atomic_write(output / file) as partial:
             partial.write_bytes(data)
         rows.append(
             {
@@ -104,17 +105,17 @@ def export(
             }
         )
     with (
-        image_files.complete_file(output / "weights.npz") as partial,
+        atomic_write(output / "weights.npz") as partial,
         open(partial, "wb") as file,
     ):
         np.savez(file, **weights)
     shutil.copyfile(exported_loader.__file__, output / "load.py")
     _bundle("flatbuffers", output / "flatbuffers.zip")
     facts = _metadata(model, config, rows)
-    with image_files.complete_file(output / "metadata.json") as partial:
+    with atomic_write(output / "metadata.json") as partial:
         partial.write_text(json.dumps(facts, indent=1) + "\n")
     facts["check"] = check(model, output)
-    with image_files.complete_file(output / "metadata.json") as partial:
+    with atomic_write(output / "metadata.json") as partial:
         partial.write_text(json.dumps(facts, indent=1) + "\n")
     return facts
 
@@ -142,7 +143,7 @@ def _bundle(package: str, path: Path) -> None:
     """An importable zip of an installed package of pure Python, with its licence."""
     found = importlib.metadata.distribution(package)
     with (
-        image_files.complete_file(path) as partial,
+        atomic_write(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for file in found.files:

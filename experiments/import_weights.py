@@ -30,6 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments.shared import cli, common
 from segjax import config as config_lib
 from segjax import models, sharding, weights
+from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 from segjax.ops import geometry, image
 from segjax.weights import catalog, convert
@@ -65,7 +66,7 @@ def export_run(workdir: Path, output: Path) -> weights.Imported:
       UserError: not the folder of a run, or it has no intact checkpoint.
     """
     _check_output(output)
-    info = common.load_dataset(workdir / "dataset.json")
+    info = workdir_lib.read_dataset(workdir)
     config = config_lib.load(workdir / "config.json")
     mesh = sharding.make_mesh()
     _, variables, step = common.load_model(config, workdir, info, "best", mesh)

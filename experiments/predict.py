@@ -47,6 +47,7 @@ from segjax import config as config_lib
 from segjax.data import batching, windows
 from segjax.data import images as image_files
 from segjax.errors import UserError
+from segjax.files import atomic_write
 from segjax.inference import tiles, trained
 
 
@@ -178,7 +179,7 @@ def predict(
         "versions": common.versions(),
     }
     name = "summary.json" if process[0] == 0 else f"summary_{process[0]}.json"
-    with image_files.complete_file(output / name) as partial:
+    with atomic_write(output / name) as partial:
         partial.write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -21,7 +21,7 @@ from experiments import evaluate, predict, train
 from experiments.shared import cli
 from segjax import viz
 from segjax.data import datasets
-from segjax.writer import read_metrics
+from segjax.workdir import read_metrics
 
 
 def quickstart(config: ConfigDict, workdir: Path) -> int:

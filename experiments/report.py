@@ -31,8 +31,8 @@ from absl import flags
 from experiments.shared import cli, common, tables
 from experiments.sweeps import report_page, report_rows
 from experiments.sweeps import rows as sweep_rows
-from experiments.sweeps import worker as sweep_worker
 from experiments.sweeps.report_rows import Result, Run
+from segjax import workdir as workdir_lib
 from segjax.analysis.receptive_field import Field
 from segjax.data import datasets
 from segjax.errors import UserError
@@ -202,7 +202,7 @@ def _problems(results: list[Result]) -> list[str]:
 
 def _problem(run: Run) -> str:
     text = sweep_rows.state_text(run.state)
-    last = sweep_worker.log_tail(run.folder, 1)
+    last = workdir_lib.log_tail(run.folder, 1)
     return f"{text}: {last[0]}" if last and run.state.kind == "failed" else text
 
 

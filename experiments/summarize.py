@@ -34,6 +34,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments.shared import cli, common, tables
 from segjax import config as config_lib
 from segjax import models, sharding
+from segjax import workdir as workdir_lib
 from segjax.analysis import counts, receptive_field
 from segjax.analysis.published import NETWORKS, NUMBERS, Network
 from segjax.analysis.receptive_field import Field
@@ -308,7 +309,7 @@ def main(argv) -> int:
         )
     config_lib.check(config)
     if values.workdir:
-        info = common.load_dataset(workdir / "dataset.json")
+        info = workdir_lib.read_dataset(workdir)
         classes, channels = len(info.classes), info.channels
     else:
         classes, channels = dataset(config, values.classes)

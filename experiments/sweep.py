@@ -42,6 +42,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments.shared import cli
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import worker as sweep_worker
+from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 
 _FOREVER = 60 * 24 * 365  # minutes
@@ -178,7 +179,7 @@ def _run_here(workdir: Path, runs: dict[Path, Run], jobs: int) -> int:
 
 def _failure(folder: Path, state: sweep_rows.State) -> str:
     """Why a run ended, in a few lines."""
-    tail = sweep_worker.log_tail(folder) or ["it has no log; jobs/ has submitit's"]
+    tail = workdir_lib.log_tail(folder) or ["it has no log; jobs/ has submitit's"]
     return "\n    ".join([f"{folder} {sweep_rows.state_text(state)}:", *tail])
 
 

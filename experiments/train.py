@@ -18,7 +18,6 @@ SIGTERM or SIGINT after saving: start again to continue.
 """
 
 import errno
-import json
 import signal
 import sys
 import time
@@ -45,6 +44,7 @@ from segjax import (
     weights,
 )
 from segjax import config as config_lib
+from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.writer import Writer
@@ -339,7 +339,7 @@ def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) 
         raise UserError(f"--workdir {workdir}: {error.strerror}") from error
     path = workdir / "config.json"
     if path.exists():
-        common.check_same_classes(common.load_dataset(workdir / "dataset.json"), info)
+        common.check_same_classes(workdir_lib.read_dataset(workdir), info)
         old, new = _flat(config_lib.load(path)), _flat(config)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key not in FREE_FIELDS:
@@ -348,10 +348,8 @@ def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) 
                     f"command has {new.get(key)!r}: use another --workdir, or the old "
                     "value to continue"
                 )
-    common.save_dataset(info, workdir / "dataset.json")
-    (workdir / "versions.json").write_text(
-        json.dumps(common.versions(), indent=1) + "\n"
-    )
+    workdir_lib.write_dataset(workdir, info)
+    workdir_lib.write_versions(workdir, common.versions())
     config_lib.save(config, path)
 
 

@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from experiments.shared import cli, common
 from segjax import config as config_lib
 from segjax import evaluators, inference, metrics, sharding
+from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
 from segjax.errors import UserError
 
@@ -131,7 +132,7 @@ def _probabilities(
     """
     split = split or config.data.train_split
     source, info = datasets.load(config.data, split)
-    common.check_same_classes(common.load_dataset(workdir / "dataset.json"), info)
+    common.check_same_classes(workdir_lib.read_dataset(workdir), info)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()
     model, variables, step = common.load_model(config, workdir, info, which, mesh)

@@ -8,13 +8,12 @@ ml_collections field whose default is None cannot be overridden.
 """
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from segjax import models
+from segjax import files, models
 from segjax.errors import UserError
 
 DEFAULTS = dict(
@@ -268,7 +267,7 @@ def json_like(value):
 
 def save(config: ConfigDict, path: Path) -> None:
     """Writes the resolved configuration as JSON."""
-    path.write_text(json.dumps(json_like(config), indent=1) + "\n")
+    files.write_json(path, json_like(config))
 
 
 def load(path: Path) -> ConfigDict:
@@ -281,8 +280,4 @@ def load(path: Path) -> ConfigDict:
         raise UserError(
             f"{path} not found: give a workdir written by experiments.train"
         )
-    try:
-        values = json_like(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
-    return make(**values)
+    return make(**json_like(files.read_json(path, "the config of a training run")))

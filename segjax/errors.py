@@ -1,8 +1,28 @@
 """The one error that means "the input is wrong", as opposed to a bug."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input: one line that names the thing, what was found and the remedy.
 
     Programs print it as ``error: ...`` without a traceback and exit with code 2.
     """
+
+
+def unknown(address: str, value: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is none of the known ones; suggests the nearest.
+
+    Args:
+      address: what holds the value, as the user would set it: "--config.loss.name", or
+        the path of a file.
+      value: the name that was found.
+      known: all names that would have been right.
+    """
+    names = sorted(map(str, known))
+    near = difflib.get_close_matches(str(value), names, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(
+        f"{address}: unknown value {str(value)!r}; {hint}known: {', '.join(names)}"
+    )

@@ -7,7 +7,7 @@ weigh pixels unevenly as soon as the void pixels are unevenly spread.
 import jax
 import jax.numpy as jnp
 
-VOID = 255
+from segjax.labels import VOID
 
 
 def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:

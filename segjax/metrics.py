@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.losses import VOID
+from segjax.labels import VOID
 
 
 def confusion(labels: jax.Array, predictions: jax.Array, classes: int) -> jax.Array:

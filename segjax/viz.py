@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-VOID = 255
+from segjax.labels import VOID
 
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45

@@ -9,6 +9,9 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from segjax import files
+from segjax.workdir import METRICS, TENSORBOARD, read_metrics
+
 
 class Writer:
     """Writes to ``workdir/metrics.jsonl`` and ``workdir/tensorboard``.
@@ -18,16 +21,14 @@ class Writer:
     """
 
     def __init__(self, workdir: Path, start: int):
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS
         rows = [row for row in read_metrics(workdir) if row["step"] <= start]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        part.replace(path)
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", buffering=1)
         # Not SummaryWriter: its thread dies silently on a full disk, and then the
         # program waits for the thread for ever.
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        (workdir / TENSORBOARD).mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / TENSORBOARD / "events"))
         # TensorBoard forgets the steps that a resumed run repeats.
         self._event(start + 1, file_version="brain.Event:2")
         self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
@@ -50,15 +51,3 @@ class Writer:
     def close(self) -> None:
         self._file.close()
         self._board.close()
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    """The rows of ``metrics.jsonl``; a last line cut off by a kill is left out."""
-    path = workdir / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from experiments import train
 from experiments.shared import common
 from segjax import checkpoint, config, models, optim, sharding, training
+from segjax import workdir as workdir_lib
 from segjax.data import pipeline, transforms
 from segjax.errors import UserError
 from segjax.models import deeplab, dilation
@@ -315,7 +316,7 @@ def fcn32s(tmp_path_factory):
 
 
 def variables_of(workdir):
-    info = common.load_dataset(workdir / "dataset.json")
+    info = workdir_lib.read_dataset(workdir)
     options = config.load(workdir / "config.json")
     mesh = sharding.make_mesh()
     return common.load_model(options, workdir, info, "best", mesh)[:2]

@@ -18,6 +18,7 @@ import scipy.special
 from experiments import train
 from experiments.shared import common
 from segjax import config, evaluators, optim, sharding, training
+from segjax import workdir as workdir_lib
 from segjax.inference import trained
 from segjax.models import deeplab, dilation
 from segjax.ops import geometry
@@ -560,7 +561,7 @@ def test_best_is_the_highest_miou_and_remembered_on_resume(tmp_path, monkeypatch
     expected[4] = 0.02 * (1 / 4) ** 0.5  # with the longer run's total_steps
     assert rates == pytest.approx(expected)
 
-    info = trained.load_dataset(run / "dataset.json")
+    info = workdir_lib.read_dataset(run)
     saved = config.load(run / "config.json")
     loaded = {
         which: trained.load_model(saved, run, info, which, sharding.make_mesh())

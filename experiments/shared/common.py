@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.shared import cli
@@ -25,9 +24,10 @@ from segjax import (
     training,
     weights,
 )
+from segjax import workdir as workdir_lib
 from segjax.data import datasets, folder, pipeline, transforms
 from segjax.errors import UserError
-from segjax.inference.trained import load_dataset, load_model
+from segjax.inference.trained import load_model
 from segjax.ops import mean_field
 
 CRF_HELP = (
@@ -225,12 +225,6 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"--output {folder}: {error.strerror}") from error
 
 
-def save_dataset(info: datasets.Dataset, path: Path) -> None:
-    """Class names, palette, mean and channels, for programs without the data."""
-    values = info._asdict() | {"palette": np.asarray(info.palette).tolist()}
-    path.write_text(json.dumps(values, indent=1) + "\n")
-
-
 def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> None:
     """Raises UserError if a model of ``trained`` cannot be used on ``info``."""
     for what, have, want in (
@@ -273,7 +267,7 @@ def start_from(
     Raises:
       UserError: no such run, or one whose layers of the same names differ otherwise.
     """
-    info = load_dataset(workdir / "dataset.json")
+    info = workdir_lib.read_dataset(workdir)
     config = config_lib.load(workdir / "config.json")
     _, variables, step = load_model(config, workdir, info, "best", mesh)
     tree = {"params": params, "batch_stats": batch_stats}

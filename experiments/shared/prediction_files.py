@@ -20,6 +20,7 @@ from segjax import viz
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
+from segjax.files import atomic_write
 
 SUFFIXES = {
     "labels": ".png",
@@ -97,7 +98,7 @@ def open_results(
     elif path.exists():
         _check_same(folder, json.loads(path.read_text()), settings)
     if index == 0:
-        with image_files.complete_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(settings, indent=1) + "\n")
     done = {}
     if logs.get(log.name) and not log.read_bytes().endswith(b"\n"):
@@ -216,7 +217,7 @@ def write(
                 every = -(-max(picture.shape) // JPEG_SIDE)
                 picture = picture[::every, ::every]
                 data = cv2.imencode(".jpg", picture[..., ::-1])[1]
-                with image_files.complete_file(target) as partial:
+                with atomic_write(target) as partial:
                     partial.write_bytes(data)
             elif probabilities is not None:
                 with probability_rows(results, name, probabilities.shape) as add:
@@ -250,7 +251,7 @@ def probability_rows(
         return
     header = {"descr": "<f2", "fortran_order": False, "shape": tuple(shape)}
     with (
-        image_files.complete_file(path_of(results, "probabilities", name)) as partial,
+        atomic_write(path_of(results, "probabilities", name)) as partial,
         zipfile.ZipFile(partial, "w") as archive,
         archive.open("probabilities.npy", "w", force_zip64=True) as file,
     ):

@@ -4,7 +4,6 @@ WORKDIR/validation.json holds the newest evaluation: its step, its confusion mat
 what it took; the largest memory and the longest compilation of all starts of the run.
 """
 
-import json
 import resource
 import sys
 from pathlib import Path
@@ -13,8 +12,7 @@ import jax
 import numpy as np
 
 from segjax import compilation
-
-FILE = "validation.json"
+from segjax import workdir as workdir_lib
 
 
 def save(workdir: Path, step: int, confusion: np.ndarray, rate: float) -> None:
@@ -26,7 +24,7 @@ def save(workdir: Path, step: int, confusion: np.ndarray, rate: float) -> None:
       confusion: [K, K], rows are the truth.
       rate: images per second of the evaluation, reading them included.
     """
-    before = load(workdir)
+    before = workdir_lib.read_validation(workdir)
     memory, place = peak_memory()
     values = {
         "step": step,
@@ -37,17 +35,9 @@ def save(workdir: Path, step: int, confusion: np.ndarray, rate: float) -> None:
         ),
         "peak_bytes": max(memory, before.get("peak_bytes", 0)),
         "peak_of": place,
-        "confusion": confusion.tolist(),
+        "confusion": confusion,
     }
-    part = workdir / f"{FILE}.part"
-    part.write_text(json.dumps(values) + "\n")
-    part.replace(workdir / FILE)
-
-
-def load(workdir: Path) -> dict:
-    """What ``save`` wrote; {} if there is nothing yet."""
-    path = workdir / FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    workdir_lib.write_validation(workdir, values)
 
 
 def peak_memory() -> tuple[int, str]:

@@ -9,10 +9,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from experiments.shared import common, tables
+from experiments.shared import tables
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps.report_rows import Result
 from segjax import viz
+from segjax import workdir as workdir_lib
 
 _PICTURES = 2  # per row
 
@@ -144,7 +145,7 @@ def _image(png: bytes) -> str:
 
 def _legend(results: Sequence[Result]) -> str:
     folder = next(r.finished[0].folder for r in results if r.finished)
-    info = common.load_dataset(folder / "dataset.json")
+    info = workdir_lib.read_dataset(folder)
     picture = viz.legend(info.classes, info.palette)
     return _image(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
 

@@ -16,15 +16,16 @@ import cv2
 import jax
 import numpy as np
 
-from experiments.shared import common, run_stats
+from experiments.shared import common
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps.rows import Row, State
 from segjax import metrics, models, sharding
+from segjax import workdir as workdir_lib
 from segjax.analysis import receptive_field, tracing
 from segjax.analysis.summary import summary
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.writer import read_metrics
+from segjax.workdir import read_metrics
 
 _ERF_IMAGES = 8
 
@@ -94,7 +95,7 @@ def told_apart(confusion: np.ndarray, pair: Sequence[int]) -> float:
 def read_run(folder: Path, seed: int, total_steps: int) -> Run:
     """What a run has written so far."""
     state = sweep_rows.state(folder, total_steps)
-    found = run_stats.load(folder)
+    found = workdir_lib.read_validation(folder)
     rates = [
         row["images_per_second"]
         for row in read_metrics(folder)

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments import train
-from experiments.shared import common, run_stats
+from experiments.shared import common
 from experiments.sweeps import worker as sweep_worker
 from segjax import config as config_lib
-from segjax import models, optim, training
+from segjax import files, models, optim, training
+from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.writer import read_metrics
+from segjax.workdir import read_metrics
 
 # Fields that do not make another experiment: a changed one continues the same run.
 _FREE = (train.FREE_FIELDS - {"total_steps"}) | {"seed"}
@@ -289,9 +290,7 @@ def save(path: Path, rows: list[Row], **others: Any) -> None:
     listed = [
         row._asdict() | {"config": config_lib.json_like(row.config)} for row in rows
     ]
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(others | {"rows": listed}, indent=1) + "\n")
-    part.replace(path)
+    files.write_json(path, others | {"rows": listed})
 
 
 def load(path: Path) -> dict:
@@ -340,14 +339,14 @@ def state(workdir: Path, total_steps: int) -> State:
     step = max(steps, default=0)
     # The last checkpoint appears, at once, after the last evaluation.
     done = (workdir / "checkpoints" / str(total_steps)).is_dir()
-    if done and run_stats.load(workdir).get("step") == total_steps:
+    if done and workdir_lib.read_validation(workdir).get("step") == total_steps:
         return State("finished", total_steps)
     if not workdir.is_dir():
         return State("missing")
     with sweep_worker.lock(workdir, wait=False) as ours:
         if not ours:
             return State("running", step)
-    code = sweep_worker.exit_code(workdir)
+    code = workdir_lib.read_exit(workdir)
     if code not in (0, sweep_worker.STOPPED):
         return State("failed", step, code)
     return State("interrupted", step)

@@ -5,7 +5,6 @@ A module of its own, without jax, because submitit imports it in every job.
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import IO
 
 import submitit
+
+from segjax import workdir as workdir_lib
 
 STOPPED = 75  # of experiments.train: it has saved, and wants to be started again
 
@@ -40,11 +41,11 @@ def work(
     first = int(env.get("SLURM_PROCID", 0)) == 0
     with lock(folder) if first else contextlib.nullcontext() as held:
         if first:
-            (folder / "exit.json").unlink(missing_ok=True)
+            (folder / workdir_lib.EXIT).unlink(missing_ok=True)
         # SLURM signals every process of a job before its time is up.  Only this one
         # knows what to do then: training inherits that it is ignored.
         handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        with (folder / "log.txt").open("a") as log:
+        with (folder / workdir_lib.LOG).open("a") as log:
             process = subprocess.Popen(
                 command,
                 env=env,
@@ -57,9 +58,7 @@ def work(
         code = process.wait()
         _processes.clear()
         if first:
-            part = folder / "exit.part"  # a kill leaves all of the file or nothing
-            part.write_text(f"{code}\n")
-            part.replace(folder / "exit.json")
+            workdir_lib.write_exit(folder, code)
     if first and code == STOPPED and "SLURM_JOB_ID" in env:
         # Preempted: training has saved by itself when it was asked to stop.
         job = submitit.JobEnvironment().job_id
@@ -87,24 +86,10 @@ def lock(workdir: Path, wait: bool = True) -> Iterator[IO | None]:
     Processes that inherit the file hold the lock, too: it is free when the training is
     over, whatever became of the process that had started it.
     """
-    with (workdir / "lock").open("a+") as file:  # some file systems want both
+    with (workdir / workdir_lib.LOCK).open("a+") as file:  # some file systems want both
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
         yield file
-
-
-def exit_code(workdir: Path) -> int:
-    """Of the run in ``workdir``; 0 if it has not ended, or was killed with its job."""
-    path = workdir / "exit.json"
-    return json.loads(path.read_text()) if path.is_file() else 0
-
-
-def log_tail(workdir: Path, lines: int = 5) -> list[str]:
-    """The last lines of the run's log, progress bars left out."""
-    path = workdir / "log.txt"
-    text = path.read_text(errors="replace") if path.is_file() else ""
-    kept = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
-    return [line for line in kept if line and "step/s" not in line][-lines:]

@@ -3,21 +3,21 @@
 Everything read is uint8 RGB or gray [H, W, C]; OpenCV's BGR never leaves this module.
 """
 
-import contextlib
 import glob
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from segjax import files
 from segjax.errors import UserError
+from segjax.labels import VOID
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-VOID = 255
 VOID_COLOR = (224, 224, 192)
 """How void looks in palette PNGs: entry 255 of the VOC palette."""
 
@@ -251,27 +251,12 @@ def encode_png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image)[1].tobytes()
 
 
-@contextlib.contextmanager
-def complete_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a name to write to, which becomes ``path`` when the block has ended.
-
-    So a killed program leaves no half of a file under its name.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_ids_png(path: str | os.PathLike, label: np.ndarray) -> None:
     """Writes class ids as a gray PNG of 8 bit, or 16 bit for uint16 ``label`` [H, W].
 
     The file appears under its name only when complete.
     """
-    with complete_file(path) as partial:
+    with files.atomic_write(path) as partial:
         partial.write_bytes(encode_png(label))
 
 
@@ -292,7 +277,7 @@ def write_palette_png(
     table[VOID] = VOID_COLOR
     image = Image.fromarray(np.ascontiguousarray(label, np.uint8))
     image.putpalette(table.tobytes())
-    with complete_file(path) as partial:
+    with files.atomic_write(path) as partial:
         image.save(partial, format="PNG")
 
 

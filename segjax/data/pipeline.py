@@ -13,8 +13,7 @@ import grain
 import numpy as np
 
 from segjax.data import batching, transforms
-
-VOID = 255
+from segjax.labels import VOID
 
 # Many examples are in work at once; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)

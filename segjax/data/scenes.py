@@ -38,6 +38,7 @@ from typing import NamedTuple
 import numpy as np
 
 from segjax.errors import UserError
+from segjax.labels import VOID
 
 CLASSES = (
     "sky",
@@ -65,8 +66,6 @@ PALETTE = np.array(
     np.uint8,
 )
 """Color of class k, RGB [K, 3]."""
-
-VOID = 255
 SKY, GROUND, TREE, HOUSE, WIRE, PEBBLE, BALLOON, TENT_RED, TENT_BLUE = range(9)
 BACKGROUND = (SKY, GROUND)
 MIN_SIDE, MAX_SIDE = 32, 4096

@@ -20,8 +20,7 @@ import cv2
 import numpy as np
 
 from segjax.errors import UserError
-
-VOID = 255
+from segjax.labels import VOID
 
 _BORDERS = {"mean": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
 _LUMA = np.array([0.299, 0.587, 0.114])

@@ -1,6 +1,5 @@
 """A trained model for use: ``load(workdir).predict(images)``."""
 
-import json
 import logging
 import os
 import zlib
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 from segjax import checkpoint, models, sharding
 from segjax import config as config_lib
+from segjax import workdir as workdir_lib
 from segjax.data import batching, datasets, images, pipeline, windows
 from segjax.errors import UserError
 from segjax.inference import compiled, tiles
@@ -96,7 +96,7 @@ def load(
         workdir, which = _workdir(given, checkpoint)
         own = config if config is not None and not found else None
         configs.append(own or config_lib.load(workdir / "config.json"))
-        infos.append(load_dataset(workdir / "dataset.json"))
+        infos.append(workdir_lib.read_dataset(workdir))
         have, want = infos[-1], infos[0]
         if (have.classes, have.channels) != (want.classes, want.channels):
             raise UserError(
@@ -233,17 +233,6 @@ def stack(images: Sequence[np.ndarray], bucket: batching.Bucket) -> np.ndarray:
     for row, image in zip(batch, images):
         row[:] = pipeline.mirror_to(image, bucket.frame)
     return batch
-
-
-def load_dataset(path: Path) -> datasets.Dataset:
-    """Reads the ``dataset.json`` of a workdir: classes, palette, mean and channels."""
-    if not path.is_file():
-        raise UserError(f"{path} not found: is {path.parent} a training workdir?")
-    values = json.loads(path.read_text())
-    values["palette"] = np.array(values["palette"], np.uint8)
-    for key in ("classes", "mean"):
-        values[key] = tuple(values[key])
-    return datasets.Dataset(**values)
 
 
 def load_model(

@@ -15,6 +15,7 @@ from experiments.benchmarks import crf as benchmark_crf
 from experiments.shared import common
 from segjax import config as config_lib
 from segjax import inference, metrics, sharding, viz
+from segjax import workdir as workdir_lib
 from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.ops import mean_field
@@ -226,7 +227,7 @@ def trained(config, tmp_path_factory):
 
 def test_a_run_continues_with_another_crf(config, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
-    info = common.load_dataset(run / "dataset.json")
+    info = workdir_lib.read_dataset(run)
     other = config_lib.make(**config_lib.json_like(config) | {"crf": {"iterations": 7}})
     train._prepare_workdir(other, info, run)
     assert config_lib.load(run / "config.json").crf.iterations == 7

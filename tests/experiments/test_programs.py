@@ -19,10 +19,11 @@ from experiments import evaluate, predict, train
 from experiments.shared import common, prediction_files
 from segjax import config as config_lib
 from segjax import sharding, weights
+from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
-from segjax.writer import read_metrics
+from segjax.workdir import read_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,7 +188,7 @@ def test_the_workdir_describes_the_run(config, trained):
 def test_own_folder_trains_with_config_overrides_only(own_trained):
     losses = [row["loss"] for row in read_metrics(own_trained) if "loss" in row]
     assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
-    info = common.load_dataset(own_trained / "dataset.json")
+    info = workdir_lib.read_dataset(own_trained)
     assert info.classes == ("sky", "wall", "grass")
 
 
@@ -375,7 +376,7 @@ def test_another_number_of_classes_than_the_checkpoint(own_config, config, run):
         common.load_model,
         config,
         run,
-        common.load_dataset(run / "dataset.json")._replace(classes=("a", "b", "c")),
+        workdir_lib.read_dataset(run)._replace(classes=("a", "b", "c")),
         "best",
         sharding.make_mesh(),
     )
@@ -621,7 +622,7 @@ def test_a_wrong_command_is_answered_in_one_line(commands, command):
 def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys):
     """A rate of 0 keeps what the file holds; the head has other classes: fresh."""
     pytest.importorskip("safetensors")
-    info = common.load_dataset(trained / "dataset.json")
+    info = workdir_lib.read_dataset(trained)
     mesh = sharding.make_mesh()
     _, variables, _ = common.load_model(config, trained, info, "latest", mesh)
     arrays = weights.flatten(jax.device_get(variables))

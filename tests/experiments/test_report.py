@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from experiments import report
-from experiments.shared import common
 from experiments.sweeps import report_rows
 from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
 from segjax import viz
+from segjax import workdir as workdir_lib
 from segjax.analysis import receptive_field
 from segjax.data import datasets, scenes
 from segjax.errors import UserError
@@ -46,7 +46,7 @@ def write_run(folder, h=None, steps=STEPS, log="", code=0):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "log.txt").write_text(log)
     (folder / "exit.json").write_text(str(code))
-    common.save_dataset(datasets.DATASETS["scenes"], folder / "dataset.json")
+    workdir_lib.write_dataset(folder, datasets.DATASETS["scenes"])
     if h is not None:
         values = {"step": steps, "confusion": h.tolist(), "images_per_second": 80.0}
         values |= {"compile_seconds": 7.5, "peak_bytes": 2e9, "peak_of": "process"}

@@ -19,9 +19,10 @@ from experiments import evaluate, export, import_weights, predict, train
 from experiments.shared import common, run_stats
 from segjax import checkpoint, inference, sharding, training
 from segjax import config as config_lib
+from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.writer import read_metrics
+from segjax.workdir import read_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +96,7 @@ def validation(config):
 
 
 def variables_of(config, workdir, which):
-    info = common.load_dataset(workdir / "dataset.json")
+    info = workdir_lib.read_dataset(workdir)
     return common.load_model(config, workdir, info, which, sharding.make_mesh())
 
 
@@ -195,7 +196,7 @@ def test_measured_peaks_are_those_of_all_starts(tmp_path, monkeypatch):
         monkeypatch.setattr(run_stats.compilation, "seconds", lambda s=seconds: s)
         run_stats.save(tmp_path, 3, np.eye(2, dtype=np.int64), rate)
         monkeypatch.setattr(run_stats, "peak_memory", lambda: (40, "device"))
-    found = run_stats.load(tmp_path)
+    found = workdir_lib.read_validation(tmp_path)
     assert (found["compile_seconds"], found["peak_bytes"]) == (7.0, 100)
     assert (found["images_per_second"], found["confusion"]) == (2.0, [[1, 0], [0, 1]])
     assert [path.name for path in tmp_path.iterdir()] == ["validation.json"]

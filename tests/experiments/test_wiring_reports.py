@@ -19,11 +19,12 @@ from PIL import Image
 from workdirs import make_run
 
 from experiments import plan, report, summarize, sweep
-from experiments.shared import cli, common
+from experiments.shared import cli
 from experiments.sweeps import report_page
 from experiments.sweeps import rows as sweep_rows
 from segjax import checkpoint, training, viz
 from segjax import config as config_lib
+from segjax import workdir as workdir_lib
 from segjax.analysis.published import Number
 from segjax.data import datasets
 
@@ -54,7 +55,7 @@ def write_run(folder, steps=STEPS):
     (folder / "pictures").mkdir()
     rows = [{"step": i, "images_per_second": 10.0 * i**2} for i in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    common.save_dataset(datasets.DATASETS["scenes"], folder / "dataset.json")
+    workdir_lib.write_dataset(folder, datasets.DATASETS["scenes"])
     values = {"step": steps, "confusion": confusion().tolist()}
     values |= {"images_per_second": 81.5, "compile_seconds": 7.25}
     values |= {"peak_bytes": 3e9, "peak_of": "<u>device"}

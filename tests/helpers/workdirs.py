@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from experiments.shared import common
 from segjax import checkpoint, models, training
 from segjax import config as config_lib
+from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.ops import geometry
 
@@ -22,7 +22,7 @@ def make_run(folder, name, fields, classes=3, channels=3, seed=0, **options):
     names = tuple(f"class{i}" for i in range(classes))
     mean = (100.0,) * channels
     info = datasets.Dataset("pictures", names, palette, mean, channels)
-    common.save_dataset(info, folder / "dataset.json")
+    workdir_lib.write_dataset(folder, info)
     model = models.build(config, classes)
     side = geometry.nearest_sides(model.tiling, 64)[-1]
     image = jax.ShapeDtypeStruct((1, side, side, channels), np.uint8)

@@ -20,9 +20,9 @@ from test_weights_keras_safetensors import NEW, write_keras
 from test_weights_vgg import FCN, VGG, fcn_caffe, vgg_files
 
 from experiments import import_weights
-from experiments.shared import common
 from segjax import checkpoint, models, training, weights
 from segjax import config as config_lib
+from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.ops import conv, image
@@ -283,7 +283,7 @@ def test_run_is_written_as_safetensors(tmp_path):
     config = make_config("unet", widths=(2, 3), image_stats="unit")
     config_lib.save(config, run / "config.json")
     info = datasets.Dataset("cells", ("a", "b", "c"), np.zeros((3, 3)), (9.0,), 1)
-    common.save_dataset(info, run / "dataset.json")
+    workdir_lib.write_dataset(run, info)
     with pytest.raises(UserError, match="no checkpoint"):
         import_weights.export_run(run, output)
     model = models.build(config, 3)
