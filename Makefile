@@ -1,12 +1,14 @@
 # make quickstart: train, evaluate, predict and report on procedural scenes
 # make test:       lint and test
-# make test-all:   test, with the slow ones, which repeat others for more variants
-# Both set up .venv first.  PYTHON=... picks the interpreter (3.11 or newer),
-# WORKERS=... the number of test processes.
+# make test-all:   test, with the slow tests and those that compare with PyTorch and the
+#                  TPU compiler, which it installs into an environment of its own
+# PYTHON=... picks the interpreter (3.11 or newer), WORKERS=... the number of test
+# processes, RESOLUTION=lowest-direct the oldest versions that setup.py allows.
 
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 WORKERS ?= 2
+RESOLUTION ?= highest
 BIN := .venv/bin
 
 .PHONY: quickstart test test-all format clean
@@ -19,19 +21,26 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-all: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ""
+test-all: .venv-all/installed
+	.venv-all/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/installed: setup.py
+.venv/installed: EXTRAS := test
+.venv-all/installed: EXTRAS := test,oracles
+.venv/installed .venv-all/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "segjax needs Python 3.11 or newer; found: $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PYTHON) -m venv $(@D)
+ifeq ($(RESOLUTION),highest)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+else
+	$(@D)/bin/pip install --quiet --disable-pip-version-check uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution $(RESOLUTION) --editable '.[$(EXTRAS)]'
+endif
 	@touch $@
 
 clean:
-	rm -rf .venv runs *.egg-info
+	rm -rf .venv .venv-all runs *.egg-info

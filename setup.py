@@ -10,39 +10,43 @@ setup(
         include=["segjax", "segjax.*", "experiments", "experiments.*"]
     ),
     install_requires=[
-        "absl-py",  # flags
-        "array_record",  # the file format of prepared datasets
-        "flatbuffers",  # the file format of jax.export
+        "absl-py>=2.1",  # flags
+        "array_record>=0.7",  # the file format of prepared datasets
+        "flatbuffers>=24.3.25",  # the file format of jax.export
         "flax>=0.12",
         "grain>=0.2.12",  # input pipeline
-        "importlib_resources",  # needed by tensorflow-datasets on Python >= 3.12
+        "importlib_resources>=6.4",  # needed by tensorflow-datasets on Python >= 3.12
         "jax>=0.9",
-        "jsonschema",  # checks of JSON files that may be damaged
-        "matplotlib",  # plots
+        "jsonschema>=4.18",  # checks of JSON files that may be damaged
+        "matplotlib>=3.9",  # plots
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "opencv-python-headless>=4.9",  # decoding, warping
+        "opencv-python-headless>=4.10",  # decoding, warping
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.25",
-        "pillow",  # palette PNGs
-        "pyyaml",  # manifests of experiments.launch
+        "pillow>=10.3",  # palette PNGs
+        "pyyaml>=6.0.1",  # manifests of experiments.launch
         "submitit>=1.5",  # jobs of experiments.sweep, here and on SLURM
-        "tensorboardX",
+        "tensorboardX>=2.6.2.2",
         "tensorflow-datasets>=4.9.8",  # builders; TensorFlow itself is not used
-        "tifffile",  # large TIFFs, mapped into memory
-        "tqdm",
+        "tifffile>=2024.5.10",  # large TIFFs, mapped into memory
+        "tqdm>=4.66",
     ],
+    package_data={"segjax": ["py.typed"]},
     extras_require={
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
-        "weights": ["h5py", "safetensors"],  # Keras files; safetensors
+        "weights": ["h5py>=3.11", "safetensors>=0.4.3"],  # Keras files; safetensors
+        # What `make test-all` compares with; PyTorch is large.
+        "oracles": ["libtpu", "torch"],
         "test": [
-            "pytest",
-            "pytest-xdist",
-            "ruff",
-            "scipy",
-            "h5py",
-            "safetensors",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "scipy>=1.14",
+            "h5py>=3.11",
+            "hypothesis>=6.100",
+            "safetensors>=0.4.3",
         ],
     },
 )
