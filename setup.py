@@ -21,7 +21,7 @@ setup(
         "matplotlib>=3.9",  # plots
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "opencv-python-headless>=4.10",  # decoding, warping
+        "opencv-python-headless>=4.10.0.84",  # decoding, warping
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.25",
         "pillow>=10.3",  # palette PNGs
