@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import interpolate, ndimage
 
-from segjax.data import transforms
+from segjax.data import transforms, warping
 from segjax.errors import UserError
 
 HEIGHT, WIDTH = 48, 64
@@ -44,20 +44,26 @@ def coordinate_example():
 
 
 def augmented(example, config, seed=0):
-    options = transforms.options(config, MEAN)
+    options = transforms.options({"flip": 0.0} | config, MEAN)
     return transforms.augment(example, np.random.default_rng(seed), options)
 
 
 def warped(example, size=None, nodes=None, border="mean", **where):
     size = size or example["label"].shape
-    matrix = transforms.input_from_output(example["label"].shape, size, **where)
-    return transforms.warp(
-        example["image"], example["label"], matrix, size, nodes, border, MEAN
+    matrix = warping.input_from_output(example["label"].shape, size, **where)
+    return warping.warp(
+        example["image"],
+        example["label"],
+        matrix,
+        size=size,
+        nodes=nodes,
+        border=border,
+        fill=MEAN,
     )
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_defaults_copy_exactly(channels):
+def test_without_augmentation_examples_are_copied(channels):
     example = noise_example(channels)
     for seed in range(3):
         out = augmented(example, {}, seed)
@@ -139,7 +145,7 @@ def test_affine_agrees_with_scipy(elastic, mirrored):
     start = np.floor(np.array([0.3, 0.6]) * (sides - size + 1))
     at = np.mgrid[: size[0], : size[1]].astype(float)
     if elastic:
-        at += transforms.displacement(nodes, size).transpose(2, 0, 1)[::-1]
+        at += warping.displacement(nodes, size).transpose(2, 0, 1)[::-1]
     at += 0.5 + start[:, None, None]
     if mirrored:
         at[1] = sides[1] - at[1]
@@ -228,7 +234,7 @@ def test_zero_displacement_is_the_affine_path():
 def test_displacement_is_cubic_convolution():
     nodes = np.random.default_rng(0).normal(0, 10, (3, 3, 2))
     height, width = 45, 70
-    field = transforms.displacement(nodes, (height, width))
+    field = warping.displacement(nodes, (height, width))
     assert field.shape == (height, width, 2)
     assert field.dtype == np.float32
 
@@ -244,7 +250,7 @@ def test_displacement_is_cubic_convolution():
     np.testing.assert_allclose(field, padded, atol=1e-3)
 
     # A node in the middle of the output is met exactly, a constant is a shift.
-    odd = transforms.displacement(nodes, (45, 69))
+    odd = warping.displacement(nodes, (45, 69))
     np.testing.assert_allclose(odd[22, 34], nodes[1, 1], atol=1e-4)
     example = noise_example()
     shifted, label = warped(example, None, np.full((3, 3, 2), (3.0, -5.0)))
@@ -338,7 +344,12 @@ def test_translation_is_bounded_and_by_whole_pixels():
 
 def test_rotate_prob():
     still = [
-        (augmented(coordinate_example(), {"rotate": 10.0}, seed)["label"] != 255).all()
+        (
+            augmented(coordinate_example(), {"rotate": 10.0, "rotate_prob": 0.5}, seed)[
+                "label"
+            ]
+            != 255
+        ).all()
         for seed in range(60)
     ]
     assert 15 < sum(still) < 45
@@ -418,7 +429,7 @@ def test_options_from_a_config():
     assert made.fill == (7.0, 8.0)
     assert made.rotate == 0 and made.border == "mean"
     assert transforms.options({}, ()) == transforms.Options(fill=())
-    with pytest.raises(UserError, match=r"augment\.flipp: .*did you mean flip\?"):
+    with pytest.raises(UserError, match=r"^--config\.augment: .*'flipp'.*mean 'flip'"):
         transforms.options({"flipp": 0.5}, MEAN)
 
 
@@ -458,5 +469,188 @@ def test_options_from_a_config():
     ],
 )
 def test_nonsense_is_refused(name, value):
-    with pytest.raises(UserError, match=rf"^augment\.{name}: found .*expected"):
+    with pytest.raises(
+        UserError, match=rf"^--config\.augment\.{name}: found .*expected"
+    ):
         transforms.options({name: value}, MEAN)
+
+
+# Every option by itself, strong enough to be seen in every example.
+EACH = {
+    "crop": (20, 24),
+    "scale": (0.6, 1.7),
+    "rotate": 40.0,
+    "rotate_prob": 0.5,
+    "flip": 0.5,
+    "vflip": 0.5,
+    "rot90": True,
+    "translate": 0.3,
+    "elastic_sigma": 3.0,
+    "elastic_grid": 5,
+    "border": "reflect",
+    "brightness": 0.5,
+    "contrast": 0.5,
+    "saturation": 0.5,
+    "gamma": 0.5,
+    "blur_prob": 0.5,
+    "noise": 9.0,
+}
+GEOMETRY = {  # option -> the argument of ``input_from_output`` that it decides
+    "scale": "scale",
+    "rotate": "degrees",
+    "rot90": "turns",
+    "flip": "mirror",
+    "vflip": "mirror",
+    "translate": "shift",
+}
+
+
+def drawn(monkeypatch, config, seed):
+    """What is drawn: arguments of the warp, its nodes, and a flat image."""
+    calls = {}
+
+    def matrix(image_size, size, **arguments):
+        calls.update(arguments)
+        return np.eye(2, 3)
+
+    def warp(image, label, _, *, size, nodes, **more):
+        calls["nodes"] = None if nodes is None else nodes.tolist()
+        return np.full((*size, 3), 128, np.uint8), np.zeros(size, np.uint8)
+
+    monkeypatch.setattr(transforms, "input_from_output", matrix)
+    monkeypatch.setattr(transforms, "warp", warp)
+    out = augmented(noise_example(), config, seed)
+    calls["shift"] = np.asarray(calls["shift"]).tolist()
+    calls["place"] = np.asarray(calls["place"]).tolist()
+    return calls | {"image": out["image"].astype(int)}
+
+
+@pytest.mark.parametrize("removed", EACH)
+def test_removing_one_augmentation_leaves_the_draws_of_the_others(monkeypatch, removed):
+    geometry = {name: EACH[name] for name in [*GEOMETRY, "elastic_sigma"]}
+    neutral = {"scale": (1.0, 1.0), "rotate": 0.0, "rot90": False}
+    for seed in range(4):
+        whole = drawn(monkeypatch, geometry, seed)
+        without = geometry | {removed: EACH[removed]}
+        if removed in geometry:
+            without[removed] = neutral.get(removed, 0.0)
+        less = drawn(monkeypatch, without, seed)
+        own = "nodes" if removed.startswith("elastic") else GEOMETRY.get(removed)
+        for name in ("scale", "degrees", "turns", "shift", "place", "nodes"):
+            if name != own and not (removed == "rotate_prob" and name == "degrees"):
+                assert less[name] == whole[name] or removed == "crop", (name, removed)
+        kept = [removed != "vflip", removed != "flip"]
+        assert np.array_equal(
+            np.array(less["mirror"])[kept], np.array(whole["mirror"])[kept]
+        )
+
+
+@pytest.mark.parametrize("removed", ["brightness", "contrast", "gamma", "blur_prob"])
+def test_colors_have_streams_of_their_own(removed):
+    """On a flat image only brightness and gamma act; noise is what was drawn."""
+    flat = {
+        "image": np.full((32, 32, 3), 128, np.uint8),
+        "label": np.zeros((32, 32), np.uint8),
+    }
+    for seed in range(4):
+        noise = augmented(flat, {"noise": 8.0}, seed)["image"].astype(int) - 128
+        both = augmented(flat, {"noise": 8.0, removed: 0.4}, seed)["image"].astype(int)
+        shift = np.round(np.median(both - noise))
+        assert np.abs(both - noise - shift).max() <= 1
+    shades = [
+        augmented(flat, {removed: 0.4}, seed)["image"][0, 0, 0] for seed in range(9)
+    ]
+    assert (len(set(shades)) > 4) == (removed in ("brightness", "gamma"))
+
+
+def test_streams_differ_by_name_and_by_example():
+    def first(seed, name):
+        return transforms.streams(np.random.default_rng(seed))(name).random(3).tolist()
+
+    assert first(0, "flip") == first(0, "flip")
+    assert len({tuple(first(seed, name)) for seed in (0, 1) for name in EACH}) == 34
+    # Names are drawn apart: no correlation between two of them over many examples.
+    pairs = [(first(seed, "flip")[0], first(seed, "vflip")[0]) for seed in range(400)]
+    assert abs(np.corrcoef(np.transpose(pairs))[0, 1]) < 0.2
+
+
+def test_an_augmentation_that_is_added_moves_no_other_draw(monkeypatch):
+    example = noise_example()
+    config = {name: EACH[name] for name in EACH if name not in ("crop", "border")}
+
+    def invert(image, stream, options):
+        return 255 - image if stream("invert").random() < 2 else image
+
+    before = augmented(example, config)
+    changes = (*transforms.COLOR_CHANGES, invert)
+    monkeypatch.setattr(transforms, "COLOR_CHANGES", changes)
+    after = augmented(example, config)
+    np.testing.assert_array_equal(after["image"], 255 - before["image"])
+    np.testing.assert_array_equal(after["label"], before["label"])
+
+
+# Images with sides that OpenCV cannot address
+
+
+@pytest.mark.parametrize("border", ["mean", "reflect"])
+@pytest.mark.parametrize("elastic", [False, True])
+@pytest.mark.parametrize("size", [(70, 90), (20, 24)])
+def test_blocks_show_what_one_warp_shows(monkeypatch, border, elastic, size):
+    example = noise_example()
+    example["image"] = cv2.GaussianBlur(example["image"], (9, 9), 3)
+    nodes = np.random.default_rng(1).normal(0, 4, (3, 3, 2)) if elastic else None
+    where = dict(scale=1.3, degrees=25.0, turns=1, place=(0.3, 0.6), shift=(30, -9))
+    whole = warped(example, size, nodes, border, **where)
+    monkeypatch.setattr(warping, "_MAX_SIDE", 10)
+    monkeypatch.setattr(warping, "_BLOCK_SIDE", 13)
+    parts = warped(example, size, nodes, border, **where)
+    assert np.abs(whole[0].astype(int) - parts[0]).max() <= 6  # weights of 1/32
+    assert (whole[1] != parts[1]).mean() < 0.004  # ties of nearest neighbors
+    assert (whole[1] == 255).any() and (whole[1] != 255).any()
+
+
+def test_boxes_far_outside_the_image(monkeypatch):
+    """A crop many times as large as the image, mirrored again and again."""
+    example = noise_example()
+    size = (5 * HEIGHT, 7 * WIDTH)
+    monkeypatch.setattr(warping, "_MAX_SIDE", 100)
+    monkeypatch.setattr(warping, "_BLOCK_SIDE", 50)
+    image, label = warped(example, size, None, "reflect")
+    rim = [(2 * HEIGHT, 2 * HEIGHT), (3 * WIDTH, 3 * WIDTH)]
+    np.testing.assert_array_equal(
+        image, np.pad(example["image"], [*rim, (0, 0)], mode="reflect")
+    )
+    np.testing.assert_array_equal(
+        label, np.pad(example["label"], rim, constant_values=255)
+    )
+    image, _ = warped(example, size)
+    assert (image[0] == MEAN).all()
+
+
+@pytest.mark.parametrize("elastic", [0.0, 1e-9])
+@pytest.mark.parametrize("shape", [(6, 40_000), (40_000, 6)])
+def test_sides_beyond_16_bit_integers(shape, elastic):
+    along = np.arange(max(shape))
+    position = along[None, :] if shape[1] > 6 else along[:, None]
+    position = np.broadcast_to(position, shape)
+    image = np.stack([position % 256, position // 256, 0 * position], -1)
+    example = {
+        "image": image.astype(np.uint8),
+        "label": (position // 200).astype(np.uint8),
+        "id": "strip",
+    }
+    whole = augmented(example, {"elastic_sigma": elastic})
+    np.testing.assert_array_equal(whole["image"], example["image"])
+    np.testing.assert_array_equal(whole["label"], example["label"])
+    starts = []
+    for seed in range(8):
+        crop = (6, 50) if shape[1] > 6 else (50, 6)
+        out = augmented(example, {"crop": crop, "elastic_sigma": elastic}, seed)
+        start = int(out["image"][0, 0, 0]) + 256 * int(out["image"][0, 0, 1])
+        cut = (
+            np.s_[:, start : start + 50] if shape[1] > 6 else np.s_[start : start + 50]
+        )
+        np.testing.assert_array_equal(out["image"], example["image"][cut])
+        np.testing.assert_array_equal(out["label"], example["label"][cut])
+        starts.append(start)
+    assert max(starts) > 32_767

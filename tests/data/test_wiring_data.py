@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.shared import common
 from segjax import config as config_lib
-from segjax.data import batching, datasets, images, pipeline, transforms
+from segjax.data import batching, datasets, images, pipeline, transforms, warping
 
 HEIGHT, WIDTH = 48, 64
 MEAN = (120.0, 110.0, 100.0)
@@ -32,7 +32,7 @@ def coordinate_example():
 
 
 def augmented(example, config, seed=0, **more):
-    options = transforms.options(config, MEAN)._replace(**more)
+    options = transforms.options({"flip": 0.0} | config, MEAN)._replace(**more)
     return transforms.augment(example, np.random.default_rng(seed), options)
 
 
@@ -113,7 +113,7 @@ def test_crops_reach_the_margin_out_of_the_image():
 @pytest.mark.parametrize("place, start", [(0.0, -5), (0.999, 7), (0.5, 1)])
 def test_place_with_a_margin(place, start):
     """Place 0 starts at -margin, place 1 ends at n + margin."""
-    matrix = transforms.input_from_output(
+    matrix = warping.input_from_output(
         (20, 30), (18, 28), place=(place, place), margin=5
     )
     np.testing.assert_allclose(matrix, [[1, 0, start], [0, 1, start]], atol=1e-9)

@@ -1,0 +1,171 @@
+"""The options of augmentation: the default, range and meaning of each, in one place.
+
+The ``augment`` section of a config has these fields; its defaults, its checks and the
+documents are made from ``OPTIONS``.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from segjax import errors
+from segjax.errors import UserError
+
+BORDERS = ("mean", "reflect")
+
+
+class Range(NamedTuple):
+    """Which values an option may have."""
+
+    expected: str
+    """In words, for messages and documents."""
+    accepts: Callable[[Any], bool]
+
+
+class Option(NamedTuple):
+    """One field of the ``augment`` section of a config."""
+
+    default: Any
+    expected: str
+    accepts: Callable[[Any], bool]
+    meaning: str
+
+
+def _number(value: Any, low: float = 0, high: float = math.inf) -> bool:
+    """Whether a value is a finite number between the two bounds, both included."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and math.isfinite(value) and low <= value <= high
+
+
+def _pair(value: Any) -> bool:
+    """Whether a value is a sequence of two numbers >= 0."""
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(_number, value))
+
+
+def _integers(*values: Any) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+_FRACTION = Range("a number from 0 to 1", lambda value: _number(value, 0, 1))
+_AMOUNT = Range("a number >= 0", _number)
+_CROP = Range(
+    "two positive integers (height, width), or (0, 0) for those of the image",
+    lambda value: (
+        _pair(value) and _integers(*value) and (min(value) > 0 or max(value) == 0)
+    ),
+)
+_FACTORS = Range(
+    "two positive factors (low, high) with low <= high",
+    lambda value: _pair(value) and 0 < value[0] <= value[1],
+)
+_DEGREES = Range("degrees from 0 to 180", lambda value: _number(value, 0, 180))
+_SWITCH = Range("True or False", lambda value: isinstance(value, bool))
+_NODES = Range(
+    "an integer from 2 to 1000",
+    lambda value: _number(value, 2, 1000) and _integers(value),
+)
+_BORDER = Range(
+    " or ".join(map(repr, BORDERS)),
+    lambda value: isinstance(value, str) and value in BORDERS,
+)
+
+
+class Options(NamedTuple):
+    """What ``augment`` may do: every option's default, range and meaning.
+
+    The ``augment`` section of a config has the same fields and defaults, without
+    ``margin`` and ``fill``, which follow from the network and the data set.
+    """
+
+    crop: Annotated[
+        tuple[int, int], _CROP, "height and width of an example; (0, 0): of the image"
+    ] = (0, 0)
+    scale: Annotated[
+        tuple[float, float], _FACTORS, "range of the scale factor, drawn uniformly"
+    ] = (1.0, 1.0)
+    rotate: Annotated[
+        float, _DEGREES, "largest angle in degrees; uniform in [-rotate, rotate]"
+    ] = 0.0
+    rotate_prob: Annotated[float, _FRACTION, "probability of rotating at all"] = 1.0
+    flip: Annotated[float, _FRACTION, "probability of a left-right mirror"] = 0.5
+    vflip: Annotated[float, _FRACTION, "probability of an upside-down mirror"] = 0.0
+    rot90: Annotated[bool, _SWITCH, "random quarter turns (microscopy)"] = False
+    translate: Annotated[
+        float, _FRACTION, "largest shift as a fraction of the output, beside the crop's"
+    ] = 0.0
+    elastic_sigma: Annotated[
+        float, _AMOUNT, "px, standard deviation of the elastic displacements; 0: off"
+    ] = 0.0
+    elastic_grid: Annotated[
+        int, _NODES, "side of the coarse grid on which displacements are drawn"
+    ] = 3
+    border: Annotated[
+        str, _BORDER, 'outside the image: its "mean" color, or "reflect"; labels: void'
+    ] = "mean"
+    brightness: Annotated[
+        float, _FRACTION, "values times a factor in 1 +- brightness"
+    ] = 0.0
+    contrast: Annotated[
+        float, _FRACTION, "distances to the mean value times a factor in 1 +- contrast"
+    ] = 0.0
+    saturation: Annotated[
+        float, _FRACTION, "distances to gray times a factor in 1 +- saturation (RGB)"
+    ] = 0.0
+    gamma: Annotated[
+        float,
+        _AMOUNT,
+        "exponent on value / 255, log-uniform in [1 / (1 + gamma), 1 + gamma]",
+    ] = 0.0
+    blur_prob: Annotated[
+        float, _FRACTION, "probability of a 5x5 Gaussian blur, (1, 4, 6, 4, 1) / 16"
+    ] = 0.0
+    noise: Annotated[
+        float, _AMOUNT, "gray levels, largest standard deviation of Gaussian noise"
+    ] = 0.0
+    margin: int = 0
+    """Pixels at each side of the crop that are context only (the valid convolutions of
+    U-Net predict the center): the crop may reach that far out of the image, so that
+    the predicted center covers all of it evenly."""
+    fill: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Color outside the image, 0..255 per channel."""
+
+
+def _table() -> dict[str, Option]:
+    table = {}
+    for name, hint in get_type_hints(Options, include_extras=True).items():
+        if name in ("margin", "fill"):
+            continue
+        allowed, meaning = hint.__metadata__
+        table[name] = Option(Options._field_defaults[name], *allowed, meaning)
+    return table
+
+
+OPTIONS: dict[str, Option] = _table()
+"""The fields of a config's ``augment`` section, from the annotations of ``Options``."""
+
+
+def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
+    """Makes ``Options`` of the ``augment`` section of a config, and checks them.
+
+    Args:
+      config: values of fields in ``OPTIONS``; those left out keep their default.
+      mean: color of the padding, 0..255 per channel (the mean of the data set).
+
+    Raises:
+      UserError: unknown field, or a value of the wrong kind or out of its range.
+    """
+    values = {}
+    for name, value in dict(config).items():
+        if name not in OPTIONS:
+            raise errors.unknown("--config.augment", name, OPTIONS)
+        option = OPTIONS[name]
+        if not option.accepts(value):
+            raise UserError(
+                f"--config.augment.{name}: found {value!r}, expected {option.expected}"
+            )
+        values[name] = tuple(value) if isinstance(option.default, tuple) else value
+    return Options(**values, fill=tuple(float(value) for value in mean))
+
+
+NO_AUGMENTATION = Options(flip=0.0)
+"""Examples as they are."""
