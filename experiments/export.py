@@ -273,4 +273,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("platforms", list(PLATFORMS), "To run on.")
     predict_flags.define()
     flags.adopt_module_key_flags(predict_flags)  # for --help
-    cli.run(main, arguments=True)
+    cli.run(main, positional=True)

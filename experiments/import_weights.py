@@ -149,4 +149,4 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Takes model and fields from here.")
     flags.DEFINE_string("output", None, "The .safetensors file.", required=True)
     flags.DEFINE_string("ignore", "", "Arrays to leave out: a regular expression.")
-    cli.run(main, arguments=True)
+    cli.run(main, positional=True)

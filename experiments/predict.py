@@ -277,4 +277,4 @@ if __name__ == "__main__":
         "each device.",
     )
     flags.DEFINE_bool("overwrite", False, "Do again what is done already.")
-    cli.run(main, arguments=True)
+    cli.run(main, positional=True)

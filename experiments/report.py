@@ -290,4 +290,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("pair", [], "Two look-alike classes, as A,B.")
     flags.DEFINE_bool("erf", True, "Measure effective receptive fields.")
     flags.DEFINE_string("output", "", "Folder; '': that of the sweep.")
-    cli.run(main, arguments=True)
+    cli.run(main, positional=True)

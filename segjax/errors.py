@@ -21,8 +21,14 @@ def unknown(address: str, value: object, known: Iterable[str]) -> UserError:
       known: all names that would have been right.
     """
     names = sorted(map(str, known))
-    near = difflib.get_close_matches(str(value), names, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(value, names)
+    hint = f"did you mean {near!r}? " if near else ""
     return UserError(
         f"{address}: unknown value {str(value)!r}; {hint}known: {', '.join(names)}"
     )
+
+
+def nearest(value: object, known: Iterable[str]) -> str:
+    """The most similar of the known names, or "" if none is similar."""
+    near = difflib.get_close_matches(str(value), sorted(map(str, known)), 1)
+    return near[0] if near else ""

@@ -273,4 +273,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("crf", "pydensecrf", "Parameters: a name or a FILE.json.")
     flags.DEFINE_bool("growth", False, "Also vary pixels, classes and lattice.")
     flags.DEFINE_string("output", "", "Folder for crf.json and crf_growth.png.")
-    cli.run(main, arguments=True)
+    cli.run(main, positional=True)

@@ -148,4 +148,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("rounds", 3, "After the first one.", lower_bound=1)
     predict_flags.define()
     flags.adopt_module_key_flags(predict_flags)  # for --help
-    cli.run(main, arguments=True)
+    cli.run(main, positional=True)

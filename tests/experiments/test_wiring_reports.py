@@ -233,6 +233,10 @@ COMMANDS = {
     "summarize": (0, f"summarize {RUN} --size=16,24"),
     "summarize bad": (2, "summarize --size=16,24"),
     "plan": (0, "plan --config=CONFIG --topology=gpu:2 --json=OUT/plan.json"),
+    "plan in another order": (
+        *(0, "plan --config.batch_size=8 --json=OUT/plan8.json --topology=gpu:2"),
+        "--config CONFIG",
+    ),
     "plan bad": (2, "plan --config=CONFIG --topology=v9:2"),
     "sweep": (0, "sweep --config=CONFIG --workdir=OUT/s --engine=print --seeds=2"),
     "sweep bad": (2, "sweep --config=CONFIG --workdir=OUT/s --engine=print --seeds=0"),
@@ -418,7 +422,9 @@ def test_printed_numbers_of_summarize_plan_and_sweep(results, places):
     assert re.search(r"\nimage +16x24x3\n", out)
     assert "analytic" in results["plan"][1]
     written = json.loads((places["OUT"] / "plan.json").read_text())[""]
-    assert "fits" not in written
+    assert "fits" not in written and written["batch"] == 4
+    written = json.loads((places["OUT"] / "plan8.json").read_text())[""]
+    assert written["batch"] == 8
     lines = results["sweep"][1].splitlines()
     assert len(lines) == 4
     for line, (lr, seed) in zip(lines, [(0.1, 0), (0.2, 0), (0.1, 1), (0.2, 1)]):
