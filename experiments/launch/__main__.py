@@ -20,14 +20,16 @@ all machines see.  docs/pods.md goes through it step by step.
 Exit codes: 0; 2 bad input or a missing tool; otherwise that of the tool.
 """
 
+import re
 import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from experiments.launch import gke, local, skypilot, slurm, tpu_vm, tpus
 from experiments.launch.job import (
+    MOUNTS,
     Job,
     check_name,
     name_of,
@@ -76,6 +78,12 @@ def make_job(values: flags.FlagValues) -> Job:
     for field, parts in (("batch_size", config.accumulate), ("eval_batch_size", 1)):
         sharding.check_batch_size(config[field], field, parts, devices)
     extra = ["--distributed=on"] if on_tpu else []
+    if on_tpu:
+        _check_data(config.data)
+        if not any("--compilation_cache" in argument for argument in sys.argv):
+            # In the bucket, what one start has compiled serves the next one.
+            beside = values.workdir.rstrip("/").rpartition("/")[0]
+            extra.append(f"--compilation_cache={beside}/compiled")
     workdir = values.workdir
     if not on_tpu:
         workdir = str(Path(workdir).expanduser().absolute())
@@ -94,7 +102,25 @@ def make_job(values: flags.FlagValues) -> Job:
         slices=values.slices,
         spot=values.spot,
         max_restarts=values.max_restarts,
+        environment=tuple(map(_variable, values.env)),
     )
+
+
+def _check_data(data: ConfigDict) -> None:
+    """Raises UserError if the workers cannot see the data."""
+    if data.root and not data.root.startswith(("gs://", MOUNTS)):
+        raise UserError(
+            f"--config.data.root={data.root}: the workers do not have this folder; "
+            "copy it to the bucket and give gs://BUCKET/FOLDER"
+        )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    """("NAME", "VALUE") of an --env flag."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise UserError(f"--env {text}: expected NAME=VALUE")
+    return name, value
 
 
 def launch(job: Job, values: flags.FlagValues) -> int:
@@ -121,15 +147,25 @@ def launch(job: Job, values: flags.FlagValues) -> int:
     if values.engine == "gke":
         if not values.image:
             raise UserError("--engine gke needs --image; docs/pods.md says how to make")
-        documents = [
-            gke.manifest(job, values.image, values.queue, values.service_account)
-        ]
+        cluster = gke.Cluster(
+            image=values.image,
+            namespace=values.namespace,
+            queue=values.queue,
+            priority=values.priority,
+            service_account=values.service_account,
+            ttl_hours=values.ttl_hours,
+        )
+        documents = [gke.manifest(job, cluster)]
         if values.queue_quota:
             if not values.queue:
                 raise UserError("--queue_quota needs --queue")
-            queue = gke.queue_manifests(job, values.queue, values.queue_quota)
+            queue = gke.queue_manifests(job, cluster, values.queue_quota)
             documents = queue + documents
         text, command = to_yaml(documents), ["kubectl", "apply", "-f"]
+        if note := gke.spot_note(job, values.config.save_every):
+            cli.log(f"note: {note}")
+        if not values.dry_run and (done := gke.replace_finished(job, cluster)):
+            cli.log(done)
     elif values.engine == "tpu_vm":
         if not values.zone:
             raise UserError("--engine tpu_vm needs --zone, such as us-west4-a")
@@ -153,7 +189,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("engine", None, ENGINES, "What starts the workers.", **to)
     flags.DEFINE_bool("dry_run", False, "Print what would be submitted.", **to)
     string("job_name", "", "Default: of the config and the workdir.", **to)
-    integer("max_restarts", 100, "Restarts after which to give up.", 0, **to)
+    integer("max_restarts", 20, "Restarts after which to give up.", 0, **to)
     string("topology", "", "TPU slice, such as v5e:4x4 or v4:2x2x4.", **to)
     integer("slices", 1, "TPU slices that train together.", 1, **to)
     flags.DEFINE_bool("spot", False, "Machines that may be taken away.", **to)
@@ -161,6 +197,12 @@ def define_flags(values: flags.FlagValues) -> None:
     string("queue", "", "gke: Kueue's LocalQueue; '': none.", **to)
     integer("queue_quota", 0, "gke: also make that queue; its chips.", 0, **to)
     string("service_account", "", "gke: allowed to use the buckets.", **to)
+    string("namespace", "default", "gke: of Kubernetes.", **to)
+    string("priority", "", "gke: Kueue's WorkloadPriorityClass; '': none.", **to)
+    text = "gke: hours until a finished job and its logs are deleted; 0: never."
+    flags.DEFINE_float("ttl_hours", 24, text, 0, **to)
+    text = "NAME=VALUE for workers on TPUs, such as LIBTPU_INIT_ARGS=..; repeatable."
+    flags.DEFINE_multi_string("env", [], text, **to)
     string("zone", "", "tpu_vm: such as us-west4-a.", **to)
     integer("nodes", 1, "slurm: machines.", 1, **to)
     integer("gpus_per_node", 8, "slurm: GPUs of each machine.", 0, **to)

@@ -2,35 +2,69 @@
 
 Sources: the JobSet API jobset.x-k8s.io/v1alpha2 (github.com/kubernetes-sigs/jobset),
 batch/v1 Jobs with a podFailurePolicy (kubernetes.io/docs/concepts/workloads/
-controllers/job), the Kueue API kueue.x-k8s.io/v1beta1 (kueue.sigs.k8s.io), and GKE's
-labels of TPU nodes and annotations of mounted buckets (docs.cloud.google.com).
+controllers/job), the Kueue API kueue.x-k8s.io/v1beta2 (kueue.sigs.k8s.io; served since
+Kueue 0.14, and alone since 0.20), and GKE's labels of TPU nodes and annotations of
+mounted buckets (docs.cloud.google.com).
 """
 
-from experiments.launch.job import FATAL, GRACE_SECONDS, MOUNTS, Job
+import json
+import subprocess
+from typing import NamedTuple
+
+from experiments.launch.job import (
+    FATAL,
+    GRACE_SECONDS,
+    MOUNTS,
+    SPOT_GRACE_SECONDS,
+    Job,
+)
+from segjax.errors import UserError
 
 CODE = "/segjax"  # folder of the image that holds the code
+# A host must see at once what another host has written, so nothing that was absent is
+# remembered as absent. In a bucket without a hierarchical namespace, folders are
+# renamed file by file.
+FUSE_OPTIONS = (
+    "implicit-dirs,metadata-cache:negative-ttl-secs:0,rename-dir-limit:200000"
+)
 
 
-def manifest(job: Job, image: str, queue: str, service_account: str) -> dict:
+class Cluster(NamedTuple):
+    """Where and as what a JobSet runs."""
+
+    image: str
+    """Container image with Python, segjax's requirements and the code in ``CODE``."""
+    namespace: str = "default"
+    queue: str = ""
+    """The LocalQueue of Kueue; "": none."""
+    priority: str = ""
+    """A WorkloadPriorityClass of Kueue; "": none."""
+    service_account: str = ""
+    """Of Kubernetes, allowed to use the buckets; "": the default one."""
+    ttl_hours: float = 24
+    """After which a finished JobSet and its logs are deleted; 0: never."""
+
+
+def manifest(job: Job, cluster: Cluster) -> dict:
     """The JobSet of a job: one Job per slice, one pod per host.
 
     A pod that ends with 0 is done.  If one fails with a code of ``FATAL``, the JobSet
     fails; otherwise all pods are started again, up to ``max_restarts`` times, and
     training continues from its last checkpoint.
-
-    Args:
-      image: with Python, segjax's requirements and the code in ``CODE``.
-      queue: the LocalQueue of Kueue; "": none.
-      service_account: of Kubernetes, allowed to use the buckets; "": the default one.
     """
     # Each slice gets a node pool of its own: all its hosts, and nobody else's.
     exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
     metadata = {
         "name": job.name,
+        "namespace": cluster.namespace,
         "annotations": {exclusive: "cloud.google.com/gke-nodepool"},
     }
-    if queue:
-        metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}
+    labels = {
+        "kueue.x-k8s.io/queue-name": cluster.queue,
+        "kueue.x-k8s.io/priority-class": cluster.priority,
+    }
+    if labels := {key: value for key, value in labels.items() if value}:
+        metadata["labels"] = labels
     workers = {
         "parallelism": job.slice.hosts,
         "completions": job.slice.hosts,
@@ -48,13 +82,15 @@ def manifest(job: Job, image: str, queue: str, service_account: str) -> dict:
                 }
             ]
         },
-        "template": _pod(job, image, service_account),
+        "template": _pod(job, cluster),
     }
+    ends = {"ttlSecondsAfterFinished": round(cluster.ttl_hours * 3600)}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": metadata,
         "spec": {
+            **(ends if cluster.ttl_hours else {}),
             "failurePolicy": {
                 "maxRestarts": job.max_restarts,
                 "rules": [
@@ -72,10 +108,10 @@ def manifest(job: Job, image: str, queue: str, service_account: str) -> dict:
     }
 
 
-def _pod(job: Job, image: str, service_account: str) -> dict:
+def _pod(job: Job, cluster: Cluster) -> dict:
     container = {
         "name": "train",
-        "image": image,
+        "image": cluster.image,
         "workingDir": CODE,
         "command": list(job.command),
         # Of the TPU runtime: between the hosts of a slice, and of its metrics.
@@ -86,14 +122,21 @@ def _pod(job: Job, image: str, service_account: str) -> dict:
     }
     spec = {
         "restartPolicy": "Never",  # demanded by podFailurePolicy
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,  # of a delete or a drain
         "nodeSelector": _node_labels(job),
         "containers": [container],
         "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
     }
     pod = {"spec": spec}
-    if service_account:
-        spec["serviceAccountName"] = service_account
+    if cluster.service_account:
+        spec["serviceAccountName"] = cluster.service_account
+    if job.environment:
+        container["env"] = [
+            {"name": name, "value": value} for name, value in job.environment
+        ]
+    if job.slices > 1:
+        # Slices talk to each other through the network of the hosts.
+        spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     if job.spot:
         spec["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
         spec["tolerations"] = [
@@ -105,7 +148,10 @@ def _pod(job: Job, image: str, service_account: str) -> dict:
             }
         ]
     if job.buckets:
-        pod["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
+        # 0: no limit. Those that are set by default are too small for checkpoints.
+        limits = ("cpu-limit", "memory-limit", "ephemeral-storage-limit")
+        annotations = {f"gke-gcsfuse/{limit}": "0" for limit in limits}
+        pod["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"} | annotations}
         volumes = [f"bucket-{i}" for i in range(len(job.buckets))]
         container["volumeMounts"] += [
             {"name": volume, "mountPath": f"{MOUNTS}/{bucket}"}
@@ -118,7 +164,7 @@ def _pod(job: Job, image: str, service_account: str) -> dict:
                     "driver": "gcsfuse.csi.storage.gke.io",
                     "volumeAttributes": {
                         "bucketName": bucket,
-                        "mountOptions": "implicit-dirs",
+                        "mountOptions": FUSE_OPTIONS,
                     },
                 },
             }
@@ -134,14 +180,15 @@ def _node_labels(job: Job) -> dict:
     }
 
 
-def queue_manifests(job: Job, queue: str, quota: int) -> list[dict]:
+def queue_manifests(job: Job, cluster: Cluster, quota: int) -> list[dict]:
     """What an administrator applies once: a queue for slices of this topology.
 
     Args:
-      queue: the name of all three objects.
+      job: whose topology the queue serves.
+      cluster: its queue names all three objects.
       quota: chips that jobs of the queue may use at a time.
     """
-    api = "kueue.x-k8s.io/v1beta1"
+    api, queue = "kueue.x-k8s.io/v1beta2", cluster.queue
     resource = {"name": "google.com/tpu", "nominalQuota": quota}
     flavor = {"name": queue, "resources": [resource]}
     return [
@@ -165,7 +212,63 @@ def queue_manifests(job: Job, queue: str, quota: int) -> list[dict]:
         {
             "apiVersion": api,
             "kind": "LocalQueue",
-            "metadata": {"name": queue, "namespace": "default"},
+            "metadata": {"name": queue, "namespace": cluster.namespace},
             "spec": {"clusterQueue": queue},
         },
     ]
+
+
+def replace_finished(job: Job, cluster: Cluster) -> str:
+    """Makes room for a JobSet: deletes one of the same name that has ended.
+
+    ``kubectl apply`` would leave a finished JobSet as it is and start nothing, and
+    fields of a running one cannot be changed.
+
+    Returns:
+      What was done, in one line; "" if there was no JobSet of that name.
+
+    Raises:
+      UserError: it has not ended, or kubectl fails.
+    """
+    where = ("jobset", job.name, "--namespace", cluster.namespace)
+    found = _kubectl("get", *where, "--ignore-not-found", "--output=json")
+    if not found.strip():
+        return ""
+    try:
+        ended = json.loads(found).get("status", {}).get("terminalState", "")
+    except ValueError as error:
+        raise UserError(f"kubectl get jobset {job.name} printed no JSON") from error
+    if ended not in ("Completed", "Failed"):
+        raise UserError(
+            f"--job_name {job.name}: a JobSet of that name is queued or running; "
+            "delete it first (it saves, and the same launch continues): kubectl delete "
+            + " ".join(where)
+        )
+    _kubectl("delete", *where, "--wait=true")
+    return f"replaced the JobSet {job.name}, which had ended ({ended.lower()})"
+
+
+def _kubectl(*arguments: str) -> str:
+    command = ["kubectl", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError(
+            "kubectl not found: install it, or print what would be submitted with "
+            "--dry_run"
+        ) from error
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise UserError(f"kubectl {' '.join(arguments[:3])}: {reason[:300]}")
+    return done.stdout
+
+
+def spot_note(job: Job, save_every: int) -> str:
+    """What a user of Spot nodes must know, in one line; "" without ``--spot``."""
+    if not job.spot:
+        return ""
+    return (
+        f"Spot nodes give {SPOT_GRACE_SECONDS} s to save, unless the node pool sets "
+        f"shutdownGracePeriodSeconds (docs/pods.md); a preempted host may lose up to "
+        f"config.save_every={save_every} steps"
+    )

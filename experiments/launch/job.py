@@ -17,11 +17,14 @@ from segjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOUNTS = "/gcs"  # where the workers find their buckets: gs://B/x is /gcs/B/x
-# The exit codes of experiments.train after which starting again is useless: bad input,
-# and a loss that is not finite. All others are: 75, which it exits with after it was
-# stopped and has saved, and whatever a lost host or a lost connection ends with.
+# The exit codes of experiments.train that a restart cannot cure: bad input, and a loss
+# that is not finite. It exits with 75 when it was stopped and has saved; a lost host or
+# a lost connection ends with other codes.
 FATAL = (2, 3)
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL: to finish a step and to save
+# Spot nodes of GKE give pods 15 s unless their node pool asks for more
+# (docs.cloud.google.com/kubernetes-engine/docs/concepts/spot-vms).
+SPOT_GRACE_SECONDS = 15
 _NAME_LENGTH = 40  # names of pods add "-slice-0-15-xxxxx" and may have 63 characters
 _PASSED_ON = r"--?(compilation_cache|(?:no)?config(?:\.[^=]+)?)(?:=(.*))?"
 
@@ -36,6 +39,7 @@ class Job(NamedTuple):
     slices: int
     spot: bool  # machines that may be taken away at any time, for less money
     max_restarts: int
+    environment: tuple[tuple[str, str], ...] = ()  # further variables of the workers
 
     def shell(self) -> str:
         """The command as one line of a shell."""

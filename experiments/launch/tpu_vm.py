@@ -8,9 +8,16 @@ import shlex
 
 from experiments.launch.job import FATAL, MOUNTS, Job
 
+STOPPED = 75  # of experiments.train: it has saved
+BUSY = 76  # of the setup: another training runs on the machine
+
 # TPU VMs come with Python 3.10 and without gcsfuse.
 SETUP = """\
 set -eu
+if ! flock --nonblock segjax.lock true; then
+  echo "$(hostname): training is running here; stop it before you start it again"
+  exit {busy}
+fi
 rm -rf segjax && mkdir segjax && tar -xzf segjax.tgz -C segjax
 python3 -m pip install --quiet --user uv
 test -d venv || python3 -m uv venv --quiet --python 3.11 venv
@@ -26,10 +33,13 @@ if ! command -v gcsfuse > /dev/null; then
   sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse
 fi
 """
+# The brackets keep pkill from finding the shell that runs it.
+STOP = "pkill -TERM -f 'experiments[.]train'; flock --timeout 300 segjax.lock true"
 SCRIPT = """\
 #!/bin/bash
-# Made by experiments.launch. Run it again after a preemption or a lost connection:
-# what is there is used again, and training continues from its last checkpoint.
+# Made by experiments.launch. It waits for the machines, trains, and when they are
+# preempted waits for them again; training continues from its last checkpoint. Ctrl-C
+# stops training on all hosts after it has saved.
 set -euo pipefail
 
 name={name}
@@ -38,44 +48,74 @@ nodes=({nodes})
 tpus="gcloud compute tpus"
 delete="$tpus queued-resources delete $name --zone=$zone --force"
 
-# The machines.
-if ! $tpus queued-resources describe $name --zone=$zone > /dev/null 2>&1; then
-  $tpus queued-resources create $name --zone=$zone {resource}
-fi
-while true; do
-  state=$($tpus queued-resources describe $name --zone=$zone \\
-    --format='value(state.state)')
-  echo "$name: $state"
-  case $state in
-    ACTIVE) break ;;
-    FAILED | SUSPENDING | SUSPENDED)
-      echo "delete it, then run this again: $delete"
-      exit 1 ;;
-  esac
-  sleep 30
-done
-
-# The code: the last commit.
+# The code: the files of this folder as they are now, committed or not.
 archive=$(mktemp -d)/segjax.tgz
-git archive --format=tgz --output=$archive HEAD
-for node in "${{nodes[@]}}"; do
-  $tpus tpu-vm scp $archive $node: --zone=$zone --worker=all
-  $tpus tpu-vm ssh $node --zone=$zone --worker=all --command={setup}
-done
+git ls-files --cached --others --exclude-standard -z |
+  tar --create --gzip --null --files-from=- --ignore-failed-read --file=$archive
 
-# Training, on all hosts of all slices at once.
-jobs=()
-for node in "${{nodes[@]}}"; do
-  $tpus tpu-vm ssh $node --zone=$zone --worker=all --command={command} &
-  jobs+=($!)
+on_all_hosts() {{  # node, command
+  $tpus tpu-vm ssh $1 --zone=$zone --worker=all --command="$2"
+}}
+
+state_of() {{
+  $tpus queued-resources describe $name --zone=$zone --format='value(state.state)'
+}}
+
+get_machines() {{
+  if ! state_of > /dev/null 2>&1; then
+    $tpus queued-resources create $name --zone=$zone {resource}
+  fi
+  while true; do
+    state=$(state_of)
+    echo "$name: $state"
+    case $state in
+      ACTIVE) return ;;
+      SUSPENDED | FAILED)  # preempted, or never there: ask for them again
+        $delete --quiet
+        $tpus queued-resources create $name --zone=$zone {resource} ;;
+    esac
+    sleep 30
+  done
+}}
+
+train() {{  # on all hosts of all slices at once; sets code
+  for node in "${{nodes[@]}}"; do
+    $tpus tpu-vm scp $archive $node: --zone=$zone --worker=all || return
+    on_all_hosts $node {setup} || return
+  done
+  jobs=()
+  for node in "${{nodes[@]}}"; do
+    on_all_hosts $node {command} &
+    jobs+=($!)
+  done
+  code=0
+  for job in "${{jobs[@]}}"; do wait $job || code=$?; done
+}}
+
+stop() {{
+  trap '' INT TERM
+  echo "stopping: training saves on every host"
+  for node in "${{nodes[@]}}"; do
+    on_all_hosts $node {stop} || true
+  done
+  wait
+  echo "stopped; run this again to continue, or delete the machines: $delete"
+  exit {stopped}
+}}
+trap stop INT TERM
+
+for ((start = 0; start <= {max_restarts}; start++)); do
+  code=1
+  get_machines
+  train || code=$?
+  case $code in
+    0) echo "done; delete the machines: $delete"; exit 0 ;;
+    {fatal}) echo "training cannot continue; its last lines say why"; exit $code ;;
+    {busy}) exit $code ;;
+  esac
+  echo "stopped with code $code; starting again"
 done
-code=0
-for job in "${{jobs[@]}}"; do wait $job || code=$?; done
-case $code in
-  0) echo "done; delete the machines: $delete" ;;
-  {fatal}) echo "training cannot continue; its last lines say why" ;;
-  *) echo "stopped with code $code; run this again to continue" ;;
-esac
+echo "gave up after {max_restarts} restarts; run this again to continue"
 exit $code
 """
 
@@ -94,16 +134,22 @@ def script(job: Job, zone: str) -> str:
         nodes = [job.name]
     if job.spot:
         options.append("--spot")
-    setup = SETUP + (GCSFUSE if job.buckets else "")
+    setup = SETUP.format(busy=BUSY) + (GCSFUSE if job.buckets else "")
     for bucket in job.buckets:
         folder = f"{MOUNTS}/{bucket}"
         setup += (
             f"if ! mountpoint -q {folder}; then\n"
             f"  sudo mkdir -p {folder} && sudo chown $USER {folder}\n"
-            f"  gcsfuse --implicit-dirs {bucket} {folder}\n"
+            "  gcsfuse --implicit-dirs --metadata-cache-negative-ttl-secs=0 "
+            f"--rename-dir-limit=200000 {bucket} {folder}\n"
             "fi\n"
         )
-    command = f"cd segjax && exec ../venv/bin/{job.shell()}"
+    variables = "".join(f"{key}={shlex.quote(x)} " for key, x in job.environment)
+    # The lock is free again when training has ended, whatever ended it.
+    command = (
+        f"cd segjax && exec env {variables}flock --nonblock ../segjax.lock "
+        f"../venv/bin/{job.shell()}"
+    )
     return SCRIPT.format(
         name=job.name,
         zone=shlex.quote(zone),
@@ -112,4 +158,8 @@ def script(job: Job, zone: str) -> str:
         setup=shlex.quote(setup),
         command=shlex.quote(command),
         fatal=" | ".join(map(str, FATAL)),
+        stop=shlex.quote(STOP),
+        stopped=STOPPED,
+        busy=BUSY,
+        max_restarts=job.max_restarts,
     )

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import warnings
 
@@ -39,6 +40,7 @@ WORKER = [
     *BATCHES,
     "--workdir=/gcs/bucket/runs/a",
     "--distributed=on",
+    "--compilation_cache=/gcs/bucket/runs/compiled",
 ]
 
 
@@ -67,6 +69,8 @@ def manifests():
     out = printed(
         *("--engine=gke", *JOB, "--image=registry/segjax", "--queue=tpus"),
         *("--queue_quota=64", "--service_account=trainer", "--spot"),
+        *("--namespace=research", "--priority=high", "--ttl_hours=2"),
+        *("--env=LIBTPU_INIT_ARGS=--xla_a=1 --xla_b=2", "--env=A=b"),
     )
     return list(yaml.safe_load_all(out))
 
@@ -76,7 +80,7 @@ def test_jobset_and_queues_are_of_their_published_schemas(manifests):
     jsonschema.validate(jobset, launch_schemas.JOBSET)
     assert [queue["kind"] for queue in queues] == list(launch_schemas.QUEUES)
     for queue in queues:
-        assert queue["apiVersion"] == "kueue.x-k8s.io/v1beta1"
+        assert queue["apiVersion"] == "kueue.x-k8s.io/v1beta2"
         jsonschema.validate(queue["metadata"], launch_schemas.METADATA)
         jsonschema.validate(queue["spec"], launch_schemas.QUEUES[queue["kind"]])
 
@@ -110,7 +114,18 @@ def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
         "cloud.google.com/gke-tpu-topology": "4x4",
         "cloud.google.com/gke-spot": "true",
     }
-    assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpus"}
+    assert jobset["metadata"]["labels"] == {
+        "kueue.x-k8s.io/queue-name": "tpus",
+        "kueue.x-k8s.io/priority-class": "high",
+    }
+    assert jobset["metadata"]["namespace"] == "research"
+    assert manifests[2]["metadata"]["namespace"] == "research"
+    assert jobset["spec"]["ttlSecondsAfterFinished"] == 7200
+    assert container["env"] == [
+        {"name": "LIBTPU_INIT_ARGS", "value": "--xla_a=1 --xla_b=2"},
+        {"name": "A", "value": "b"},
+    ]
+    assert pod["hostNetwork"] and pod["dnsPolicy"] == "ClusterFirstWithHostNet"
     assert container["command"] == WORKER
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounted = {x["mountPath"]: volumes[x["name"]] for x in container["volumeMounts"]}
@@ -121,6 +136,13 @@ def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
         for path, volume in mounted.items()
     }
     assert buckets == {"/gcs/data": "data", "/gcs/bucket": "bucket"}
+    # A folder that one host makes must not stay absent for the others.
+    for volume in mounted.values():
+        options = volume["csi"]["volumeAttributes"]["mountOptions"].split(",")
+        assert "metadata-cache:negative-ttl-secs:0" in options
+    annotations = workers["template"]["metadata"]["annotations"]
+    assert annotations["gke-gcsfuse/volumes"] == "true"
+    assert annotations["gke-gcsfuse/memory-limit"] == "0"
     # Longest name of a pod: NAME-slice-SLICE-HOST-xxxxx, at most 63 characters.
     assert len(f"{jobset['metadata']['name']}-slice-1-3-xxxxx") <= 63
 
@@ -184,28 +206,38 @@ def test_topologies_that_nobody_sells_are_refused(topology):
         tpus.parse(topology)
 
 
+def tpu_vm_script(tmp_path, gcloud, *options):
+    """The script of two slices named a, and an environment with this `gcloud`."""
+    out = printed(
+        "--engine=tpu_vm", *JOB, "--zone=us-west4-a", "--job_name=a", *options
+    )
+    script = tmp_path / "script.sh"
+    script.write_text(out.replace("sleep 30", "sleep 0.1"))
+    tool = tmp_path / "gcloud"
+    tool.write_text(
+        f'#!/bin/bash\nprintf "%s\\n" "$*" >> {tmp_path / "calls"}\n{gcloud}\n'
+    )
+    tool.chmod(0o755)
+    return script, os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+ACTIVE = 'case "$*" in *describe*) echo ACTIVE;; esac\n'
+
+
 def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
     """Run with a gcloud that writes down how it was called."""
-    options = ("--zone=us-west4-a", "--spot", "--job_name=a")
-    out = printed("--engine=tpu_vm", *JOB, *options)
-    calls = tmp_path / "calls"
-    tools = {
-        "gcloud": f'printf "%s\\n" "$*" >> {calls}\n'
-        'case "$*" in *describe*--format*) echo ACTIVE;; *describe*) exit 1;; esac\n'
-        'case "$*" in *"ssh a-1 "*experiments.train*) exit 75;; esac',
-        "git": "",  # archive
-    }
-    for name, text in tools.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    script = tmp_path / "script.sh"
-    script.write_text(out)
-    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", script], env=env, capture_output=True, text=True, check=False
+    made = tmp_path / "made"
+    gcloud = (
+        f'case "$*" in *describe*) test -f {made} || exit 1; echo ACTIVE;;\n'
+        f"*create*) touch {made};;\n"
+        f"*scp*) for x; do case $x in *.tgz) cp $x {tmp_path}/code.tgz;; esac; done;;\n"
+        '*"ssh a-1 "*"flock --nonblock ../"*) exit 3;; esac'
     )
-    assert done.returncode == 75 and "run this again to continue" in done.stdout
-    found = calls.read_text()
+    script, env = tpu_vm_script(tmp_path, gcloud, "--spot", "--env=A=b c")
+    how = dict(cwd=kill.ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", script], **how)
+    assert done.returncode == 3 and "training cannot continue" in done.stdout
+    found = (tmp_path / "calls").read_text()
     create = next(line for line in found.splitlines() if " create " in line)
     for option in (
         *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"),
@@ -214,9 +246,92 @@ def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
         assert option in create.split()
     for node in ("a-0", "a-1"):
         train = f"tpu-vm ssh {node} --zone=us-west4-a --worker=all --command=cd segjax"
-        assert f"{train} && exec ../venv/bin/{' '.join(WORKER)}\n" in found
+        train += " && exec env A='b c' flock --nonblock ../segjax.lock ../venv/bin/"
+        assert f"{train}{' '.join(WORKER)}\n" in found
         assert f"scp {found.partition('tpu-vm scp ')[2].split()[0]} {node}:" in found
-    assert "gcsfuse --implicit-dirs bucket /gcs/bucket" in found
+    assert "gcsfuse --implicit-dirs --metadata-cache-negative-ttl-secs=0" in found
+    # What is on disk is shipped, whether it is committed or not; nothing ignored is.
+    with tarfile.open(tmp_path / "code.tgz") as archive:
+        names = set(archive.getnames())
+    assert {"setup.py", "segjax/config.py", "experiments/train.py"} <= names
+    assert not any(name.startswith((".venv", ".git/")) for name in names)
+
+
+def test_tpu_vm_script_starts_again_after_a_preemption(tmp_path):
+    count = tmp_path / "count"
+    gcloud = (
+        'case "$*" in *describe*) if grep -q lost ' + f"{count} 2> /dev/null;\n"
+        "then echo SUSPENDED; else echo ACTIVE; fi;;\n"
+        f"*create*) echo new > {count};;\n"
+        f'*"ssh a-0 "*"flock --nonblock ../"*) test -f {count} && exit 0\n'
+        f"echo lost > {count}; exit 255;; esac"
+    )
+    script, env = tpu_vm_script(tmp_path, gcloud)
+    how = dict(cwd=kill.ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", script], **how, timeout=60)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert calls.index(" delete a ") < calls.index(" create a ")
+    assert "starting again" in done.stdout and "done; delete" in done.stdout
+
+
+def test_tpu_vm_script_saves_on_ctrl_c_and_leaves_a_running_training_alone(tmp_path):
+    began = tmp_path / "began"
+    gcloud = ACTIVE + (
+        'case "$*" in *"flock --nonblock ../"*) touch '
+        f"{began}; while ! grep -q pkill {tmp_path / 'calls'}; do sleep 0.1; done\n"
+        "exit 75;; esac"
+    )
+    script, env = tpu_vm_script(tmp_path, gcloud)
+    how = dict(cwd=kill.ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(["bash", script], **how) as process:
+        deadline = time.monotonic() + 30
+        while not began.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and "training saves on every host" in out
+    calls = (tmp_path / "calls").read_text()
+    for node in ("a-0", "a-1"):
+        assert re.search(rf"ssh {node} .*pkill -TERM -f 'experiments\[.\]train'", calls)
+    # The setup refuses to replace the code under a training that runs.
+    setup = calls.partition("--command=set -eu")[2].partition("rm -rf")[0]
+    setup = f"cd {tmp_path}\nset -eu{setup}"
+    assert subprocess.run(["bash", "-c", setup], check=False).returncode == 0
+    held = f"cd {tmp_path}; exec 9> segjax.lock; flock 9; {setup}"
+    done = subprocess.run(["bash", "-c", held], capture_output=True, check=False)
+    assert done.returncode == 76 and b"training is running here" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "status, applied",
+    [(None, True), ("Completed", True), ("Failed", True), ("", False)],
+)
+def test_gke_replaces_a_finished_jobset_and_spares_a_running_one(
+    status, applied, tmp_path, monkeypatch, capsys
+):
+    calls = tmp_path / "calls"
+    state = {"status": {"terminalState": status} if status else {}}
+    answer = "" if status is None else json.dumps(state)
+    (tmp_path / "answer").write_text(answer)
+    tool = tmp_path / "kubectl"
+    tool.write_text(
+        f'#!/bin/sh\necho "$*" >> {calls}\n'
+        f'case "$1" in get) cat {tmp_path / "answer"};; esac\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    options = ("--engine=gke", *JOB, "--image=x", "--job_name=a", "--namespace=lab")
+    if not applied:
+        with pytest.raises(UserError, match="--job_name a: a JobSet .* is queued or"):
+            launch(*options)
+    else:
+        assert launch(*options) == 0
+    found = [line.split()[0] for line in calls.read_text().splitlines()]
+    delete = ["delete"] if status else []
+    assert found == (["get", *delete, "apply"] if applied else ["get"])
+    assert ("replaced the JobSet a" in capsys.readouterr().err) == bool(delete)
 
 
 def test_skypilot_task_is_of_its_published_schema():
@@ -355,6 +470,13 @@ BAD = {
     "--engine skypilot starts one slice": ("--engine=skypilot", *JOB),
     "needs --topology": ("--engine=gke", *CONFIG, *BUCKET),
     "kubectl not found": ("--engine=gke", *JOB, "--image=x"),
+    "--env LIBTPU_INIT_ARGS: expected NAME=VALUE": (
+        *("--engine=gke", *JOB, "--image=x", "--env=LIBTPU_INIT_ARGS"),
+    ),
+    "--config.data.root=/data/CamVid: the workers do not have this folder": (
+        *("--engine=gke", *CONFIG, *BUCKET[:2], "--config.data.root=/data/CamVid"),
+        *(*SLICES, *BATCHES, "--image=x"),
+    ),
     "gcloud not found": ("--engine=tpu_vm", *JOB, "--zone=z"),
 }
 

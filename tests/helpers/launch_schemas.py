@@ -52,12 +52,21 @@ CONTAINER = struct(
         }
     ),
     volumeMounts=array(struct("name mountPath", name=LABEL, mountPath=TEXT)),
+    env=array(
+        struct(
+            "name",
+            name={"type": "string", "pattern": "^[-._a-zA-Z][-._a-zA-Z0-9]*$"},
+            value={"type": "string"},
+        )
+    ),
 )
 POD = struct(
     "containers",
     restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
     terminationGracePeriodSeconds=INTEGER,
     serviceAccountName=LABEL,
+    hostNetwork={"type": "boolean"},
+    dnsPolicy={"enum": ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]},
     nodeSelector=TEXTS,
     containers=array(CONTAINER),
     tolerations=array(
@@ -116,6 +125,7 @@ JOBSET = struct(
     metadata=METADATA,
     spec=struct(
         "replicatedJobs",
+        ttlSecondsAfterFinished=INTEGER,
         failurePolicy=struct(
             "",
             maxRestarts=INTEGER,
@@ -159,7 +169,7 @@ JOBSET = struct(
         ),
     ),
 )
-# kueue.x-k8s.io/v1beta1, kueue.sigs.k8s.io/docs/reference/kueue.v1beta1
+# kueue.x-k8s.io/v1beta2, kueue.sigs.k8s.io/docs/reference/kueue.v1beta2
 QUEUES = {
     "ResourceFlavor": struct("", nodeLabels=TEXTS),
     "ClusterQueue": struct(
