@@ -30,11 +30,12 @@ from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from experiments.shared import cli, common
+from experiments.shared import cli, evaluation, predict_flags
 from segjax import config as config_lib
 from segjax import evaluators, inference, metrics, sharding, viz
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
+from segjax.inference.trained import load_model
 from segjax.ops import mean_field
 
 NAMES = ("pixel_accuracy", "mean_accuracy", "miou", "fwiou")
@@ -52,21 +53,21 @@ def evaluate(
 ) -> dict:
     """Evaluates a checkpoint of ``workdir``, writes the results and returns them."""
     config_lib.check(config)
-    settings = common.crf_settings(config, crf)
+    settings = predict_flags.crf_settings(config, crf)
     split = split or config.data.eval_split
     output = output or workdir / "evaluation"
     source, info = datasets.load(config.data, split)
     trained = workdir_lib.read_dataset(workdir)
-    common.check_same_classes(trained, info)
+    workdir_lib.check_same_classes(trained, info)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()
-    model, variables, step = common.load_model(config, workdir, info, which, mesh)
-    common.make_folder(output)
+    model, variables, step = load_model(config, workdir, info, which, mesh)
+    cli.make_folder(output)
     radius = TRIMAP_RADIUS if trimap else 0
     eval_step = _make_eval_step(
         config, model, settings, len(info.classes), radius, mesh
     )
-    batches = common.eval_batches(config, source, info.channels)
+    batches = evaluation.eval_batches(config, source, info.channels)
     sizes = source.sizes
     total = len(pipeline.eval_plan(sizes, config.eval_batch_size))
     bar = tqdm.tqdm(
@@ -118,9 +119,9 @@ def _make_eval_step(
     radius: int,
     mesh: jax.sharding.Mesh,
 ) -> Callable:
-    """Like ``common.make_eval_step``, of the predictions without and with a CRF."""
+    """Like ``evaluation.make_eval_step``, of the predictions without and with a CRF."""
     places = sharding.replicated(mesh), sharding.split(mesh)
-    predict = jax.jit(common.make_predictor(config, model), out_shardings=places[1])
+    predict = jax.jit(evaluation.make_predictor(config, model), out_shardings=places[1])
     score = jax.jit(evaluators.make_score(classes, radius), out_shardings=places)
 
     def step(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
@@ -221,6 +222,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", "best", "'best', 'latest' or a step.")
     flags.DEFINE_string("split", "", "Of the dataset; '': config.data.eval_split.")
     flags.DEFINE_string("output", "", "Folder; '': WORKDIR/evaluation.")
-    flags.DEFINE_string("crf", "", common.CRF_HELP)
+    flags.DEFINE_string("crf", "", predict_flags.CRF_HELP)
     flags.DEFINE_bool("trimap", False, "Also score bands around label boundaries.")
     cli.run(main)

@@ -34,7 +34,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.shared import cli, common, exported_loader, predict_flags
+from experiments.shared import cli, exported_loader, predict_flags, provenance
 from segjax import config as config_lib
 from segjax import inference
 from segjax.data import batching
@@ -72,7 +72,7 @@ def export(
     model = inference.load(
         workdir, *ensemble, checkpoint=which, config=config, method=method
     )
-    common.make_folder(output)
+    cli.make_folder(output)
     leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
@@ -173,7 +173,7 @@ def _metadata(model: trained.Trained, config: ConfigDict, rows: list[dict]) -> d
         ],
         "method": model.method._asdict(),
         "programs": rows,
-        "versions": common.versions(),
+        "versions": provenance.versions(),
     }
 
 

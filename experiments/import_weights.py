@@ -27,11 +27,12 @@ from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import cli, common
+from experiments.shared import cli
 from segjax import config as config_lib
 from segjax import models, sharding, weights
 from segjax import workdir as workdir_lib
 from segjax.errors import UserError
+from segjax.inference.trained import load_model
 from segjax.ops import geometry, image
 from segjax.weights import catalog, convert
 
@@ -69,7 +70,7 @@ def export_run(workdir: Path, output: Path) -> weights.Imported:
     info = workdir_lib.read_dataset(workdir)
     config = config_lib.load(workdir / "config.json")
     mesh = sharding.make_mesh()
-    _, variables, step = common.load_model(config, workdir, info, "best", mesh)
+    _, variables, step = load_model(config, workdir, info, "best", mesh)
     arrays = weights.flatten(jax.device_get(variables))
     rows = tuple(convert.Row(name, a.shape, (), "") for name, a in arrays.items())
     result = convert.Result(arrays, rows, (), (), (), ())

@@ -36,7 +36,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.launch import plan_text, tpus
-from experiments.shared import cli, common
+from experiments.shared import cli, training_run
 from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
 from segjax import models, sharding
@@ -108,7 +108,9 @@ def network(config: ConfigDict, chips: int) -> Network:
     traced = jax.make_jaxpr(tracing.train(model))(
         variables, tracing.image_struct(image), jax.random.key(0)
     )
-    init, _ = common.training_programs(config, model, image, sharding.make_mesh())
+    init = training_run.make_init(
+        config, model, image_shape=image, mesh=sharding.make_mesh()
+    )
     state = jax.eval_shape(init)
     return Network(
         model=model,
@@ -133,7 +135,7 @@ def compile_step(
       of the memory, otherwise ``available_gib``; and the compiled step, if it fits.
     """
     mesh = sharding.make_mesh(devices)
-    init, step_of = common.training_programs(config, net.model, net.image, mesh)
+    init = training_run.make_init(config, net.model, image_shape=net.image, mesh=mesh)
     place, split = sharding.replicated(mesh), sharding.split(mesh)
 
     def struct(shape, dtype, where):
@@ -147,7 +149,10 @@ def compile_step(
     }
     # Some operations are written in other ways for other platforms.
     with jax.default_device(devices[0]):
-        lowered = step_of(state.params).lower(state, examples)
+        step = training_run.make_train_step(
+            config, net.model, params=state.params, mesh=mesh
+        )
+        lowered = step.lower(state, examples)
     began = time.perf_counter()
     try:
         compiled = lowered.compile()

@@ -37,10 +37,10 @@ from ml_collections import ConfigDict
 
 from experiments.shared import (
     cli,
-    common,
     predict_flags,
     prediction_files,
     prediction_run,
+    provenance,
 )
 from segjax import compilation, inference
 from segjax import config as config_lib
@@ -67,7 +67,7 @@ def predict(
 ) -> dict:
     """Segments ``paths``, writes the results and returns the summary."""
     config_lib.check(config)
-    settings = common.crf_settings(config, crf)
+    settings = predict_flags.crf_settings(config, crf)
     if padding < 0 or max_pixels < 1:
         raise UserError("--padding must be 0 or more, --max_pixels 1 or more")
     # a.png and ./a.png are one image.
@@ -176,7 +176,7 @@ def predict(
         "classes": _shares(
             results, [names[file] for file in files if file not in failures]
         ),
-        "versions": common.versions(),
+        "versions": provenance.versions(),
     }
     name = "summary.json" if process[0] == 0 else f"summary_{process[0]}.json"
     with atomic_write(output / name) as partial:
@@ -263,7 +263,7 @@ if __name__ == "__main__":
     )
     predict_flags.define()
     flags.adopt_module_key_flags(predict_flags)  # for --help
-    flags.DEFINE_string("crf", "", common.CRF_HELP)
+    flags.DEFINE_string("crf", "", predict_flags.CRF_HELP)
     flags.DEFINE_float(
         "padding",
         batching.PADDING,

@@ -28,7 +28,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments.shared import cli, common, tables
+from experiments.shared import cli, tables
 from experiments.sweeps import report_page, report_rows
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps.report_rows import Result, Run
@@ -280,7 +280,7 @@ def main(argv) -> int:
         output = Path(values.output).expanduser() if values.output else folder
         if len(folders) > 1 and values.output:
             output /= folder.name
-        common.make_folder(output)
+        cli.make_folder(output)
         complete.append(report(folder, output, values.classes, values.pair, values.erf))
     return 0 if all(complete) else 1
 

@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import cli, common, tables
+from experiments.shared import cli, tables
 from segjax import config as config_lib
 from segjax import models, sharding
 from segjax import workdir as workdir_lib
@@ -42,6 +42,7 @@ from segjax.analysis.summary import Layer, Summary, summary
 from segjax.analysis.tracing import LOGITS
 from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.inference.trained import load_model
 from segjax.models import layers
 
 
@@ -328,7 +329,7 @@ def main(argv) -> int:
         cli.start()
         if values.workdir:
             mesh = sharding.make_mesh(jax.local_devices()[:1])
-            variables = common.load_model(config, workdir, info, "best", mesh)[1]
+            variables = load_model(config, workdir, info, "best", mesh)[1]
         else:
             variables = random_variables(model, image)
         draw_influence(model, variables, found, values.erf_images, paths["erf"])

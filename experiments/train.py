@@ -31,7 +31,14 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import cli, common, run_stats
+from experiments.shared import (
+    cli,
+    evaluation,
+    initialization,
+    provenance,
+    run_stats,
+    training_run,
+)
 from segjax import (
     checkpoint,
     compilation,
@@ -73,10 +80,10 @@ FREE_FIELDS = {
 def train(config: ConfigDict, workdir: Path) -> int:
     """Trains ``config`` in ``workdir``, or continues there; returns the exit code."""
     # Everything is checked before any long work.
-    setup = common.set_up(config)
+    run = training_run.build_run(config)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     eval_source, info = datasets.load(config.data, config.data.eval_split)
-    abstract = _abstract_state(setup)
+    abstract = _abstract_state(run)
     if jax.process_index() == 0:
         _prepare_workdir(config, info, workdir)
         checkpoint.check_space(workdir, abstract, copies=config.keep + 2)
@@ -91,18 +98,18 @@ def train(config: ConfigDict, workdir: Path) -> int:
         state, extra = restored
         cli.log(f"continuing from step {int(state.step)} of {config.total_steps}")
     else:
-        state, extra = setup.init(), {"best_miou": -1.0}
+        state, extra = run.init(), {"best_miou": -1.0}
         if config.init_from:
-            state = _initialize(state, config.init_from, setup, abstract)
+            state = _initialize(state, config.init_from, run, abstract)
     start = int(state.step)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
-        f"{config.model_name}: {count:,} parameters; {info.name}: {len(setup.source)} "
+        f"{config.model_name}: {count:,} parameters; {info.name}: {len(run.source)} "
         f"train and {len(eval_source)} evaluation images, {len(info.classes)} classes"
     )
-    step_fn = setup.step_of(state.params)
-    eval_step = common.make_eval_step(
-        config, setup.model, len(info.classes), setup.mesh
+    step_fn = run.make_train_step(state.params)
+    eval_step = evaluation.make_eval_step(
+        config, run.model, len(info.classes), run.mesh
     )
 
     cli.log("compiling the training step (kept for the next start) ...")
@@ -112,7 +119,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     code, stop, step = 0, _StopSignal(), start
     progress = _Progress(config, workdir, start)
     try:
-        feed = sharding.prefetch(setup.batches(start), setup.mesh)
+        feed = sharding.prefetch(run.batches(start), run.mesh)
         for step in range(start + 1, config.total_steps + 1):
             batch, on_device = progress.wait_for(feed)
             state, values = step_fn(state, on_device)
@@ -139,8 +146,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 h, shown = evaluators.evaluate(
                     eval_step,
                     variables,
-                    common.eval_batches(config, eval_source, info.channels),
-                    setup.mesh,
+                    evaluation.eval_batches(config, eval_source, info.channels),
+                    run.mesh,
                     config.eval_images,
                 )
                 rate = len(eval_source) / (time.perf_counter() - began)
@@ -293,16 +300,16 @@ class _StopSignal:
         return self.received
 
 
-def _abstract_state(setup: common.Setup) -> training.TrainState:
+def _abstract_state(run: training_run.TrainingRun) -> training.TrainState:
     """The structure of the state; no computation, so that bad fields fail early."""
     try:
-        shapes = jax.eval_shape(setup.init)
+        shapes = jax.eval_shape(run.init)
     except UserError:
         raise
     except ValueError as error:
-        h, w = setup.options.crop
+        h, w = run.augment.crop
         raise UserError(f"config on {h}x{w} crops: {error}") from error
-    place = sharding.replicated(setup.mesh)
+    place = sharding.replicated(run.mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
@@ -311,15 +318,15 @@ def _abstract_state(setup: common.Setup) -> training.TrainState:
 def _initialize(
     state: training.TrainState,
     source: str,
-    setup: common.Setup,
+    run: training_run.TrainingRun,
     abstract: training.TrainState,
 ) -> training.TrainState:
     """Replaces what a run or a file of weights holds, and says what it does not."""
     path = Path(source).expanduser()
     arrays = jax.device_get(state.params), jax.device_get(state.batch_stats)
     if path.is_dir():
-        classes = len(setup.info.classes)
-        started = common.start_from(path, *arrays, classes, setup.mesh)
+        classes = len(run.info.classes)
+        started = initialization.start_from(path, *arrays, classes, run.mesh)
     else:
         started = weights.init_from(path, *arrays)
     params, batch_stats, report = started
@@ -339,7 +346,7 @@ def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) 
         raise UserError(f"--workdir {workdir}: {error.strerror}") from error
     path = workdir / "config.json"
     if path.exists():
-        common.check_same_classes(workdir_lib.read_dataset(workdir), info)
+        workdir_lib.check_same_classes(workdir_lib.read_dataset(workdir), info)
         old, new = _flat(config_lib.load(path)), _flat(config)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key not in FREE_FIELDS:
@@ -349,7 +356,7 @@ def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) 
                     "value to continue"
                 )
     workdir_lib.write_dataset(workdir, info)
-    workdir_lib.write_versions(workdir, common.versions())
+    workdir_lib.write_versions(workdir, provenance.versions())
     config_lib.save(config, path)
 
 

@@ -33,12 +33,13 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.shared import cli, common
+from experiments.shared import cli, evaluation
 from segjax import config as config_lib
 from segjax import evaluators, inference, metrics, sharding
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
 from segjax.errors import UserError
+from segjax.inference.trained import load_model
 
 # The values that are tried, of each field of a CRF.
 GRID = {
@@ -132,10 +133,10 @@ def _probabilities(
     """
     split = split or config.data.train_split
     source, info = datasets.load(config.data, split)
-    common.check_same_classes(workdir_lib.read_dataset(workdir), info)
+    workdir_lib.check_same_classes(workdir_lib.read_dataset(workdir), info)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()
-    model, variables, step = common.load_model(config, workdir, info, which, mesh)
+    model, variables, step = load_model(config, workdir, info, which, mesh)
     source = _Subset(source, images, config.seed)
     plan = pipeline.eval_plan(source.sizes, config.eval_batch_size)
     search = {
@@ -150,7 +151,7 @@ def _probabilities(
         "eval_batch_size": config.eval_batch_size,
     }
     folder = output / "probabilities"
-    common.make_folder(folder)
+    cli.make_folder(folder)
     path = output / "search.json"
     before = json.loads(path.read_text()) if path.is_file() else search
     if different := [key for key in search if before.get(key) != search[key]]:
@@ -163,8 +164,8 @@ def _probabilities(
 
     files = [folder / f"{index:05}.npz" for index in range(len(plan))]
     if not all(file.is_file() for file in files):
-        predict = jax.jit(common.make_predictor(config, model))
-        batches = common.eval_batches(config, source, info.channels)
+        predict = jax.jit(evaluation.make_predictor(config, model))
+        batches = evaluation.eval_batches(config, source, info.channels)
         feed = zip(files, sharding.prefetch(batches, mesh))
         bar = tqdm.tqdm(feed, total=len(plan), desc="network", unit="batch")
         for file, (batch, on_device) in bar:

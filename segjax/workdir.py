@@ -26,6 +26,7 @@ import numpy as np
 
 from segjax import files
 from segjax.data import datasets
+from segjax.errors import UserError
 
 CONFIG = "config.json"
 DATASET = "dataset.json"
@@ -171,3 +172,20 @@ def log_tail(workdir: Path, lines: int = 5) -> list[str]:
     text = path.read_text(errors="replace") if path.is_file() else ""
     kept = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
     return [line for line in kept if line and "step/s" not in line][-lines:]
+
+
+def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> None:
+    """Raises UserError if a model of ``trained`` cannot be used on ``info``."""
+    for what, have, want in (
+        ("classes", len(trained.classes), len(info.classes)),
+        ("image channels", trained.channels, info.channels),
+    ):
+        if have != want:
+            remedy = f"use data with the same {what} or train in another --workdir"
+            if what == "classes" and info.name == "folder":
+                # Without that file, the masks at hand tell how many there are.
+                remedy += ", or name all classes in config.data.classes"
+            raise UserError(
+                f"the checkpoint was trained on {trained.name} with {have} {what}, but "
+                f"{info.name} has {want}: {remedy}"
+            )

@@ -13,11 +13,12 @@ import scipy.special
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments import train
-from experiments.shared import common
+from experiments.shared import initialization
 from segjax import checkpoint, config, models, optim, sharding, training
 from segjax import workdir as workdir_lib
 from segjax.data import pipeline, transforms
 from segjax.errors import UserError
+from segjax.inference.trained import load_model
 from segjax.models import deeplab, dilation
 from segjax.ops import geometry
 
@@ -319,7 +320,7 @@ def variables_of(workdir):
     info = workdir_lib.read_dataset(workdir)
     options = config.load(workdir / "config.json")
     mesh = sharding.make_mesh()
-    return common.load_model(options, workdir, info, "best", mesh)[:2]
+    return load_model(options, workdir, info, "best", mesh)[:2]
 
 
 def test_fcn16s_starts_with_the_prediction_of_fcn32s(fcn32s, capsys):
@@ -369,7 +370,9 @@ def test_other_classes_are_fresh_and_other_shapes_an_error(fcn32s):
         "kernel": np.ones((1, 1, 8, 5), np.float32),
         "bias": np.ones(5, np.float32),
     }
-    params, stats, report = common.start_from(fcn32s / "32s", zeros, {}, 5, mesh)
+    params, stats, report = initialization.start_from(
+        fcn32s / "32s", zeros, {}, 5, mesh
+    )
     assert stats == {} and (params["score_fr"]["kernel"] == 1).all()
     trunk = params["backbone"]["conv1_1"]["kernel"]
     assert (trunk == variables["params"]["backbone"]["conv1_1"]["kernel"]).all()
@@ -380,10 +383,10 @@ def test_other_classes_are_fresh_and_other_shapes_an_error(fcn32s):
     with pytest.raises(
         UserError, match=r"fc7/kernel \(1, 1, 8, 8\) there, \(1, 1, 8, 9"
     ):
-        common.start_from(fcn32s / "32s", zeros, {}, 5, mesh)
+        initialization.start_from(fcn32s / "32s", zeros, {}, 5, mesh)
     head = {"head": {"kernel": np.ones((1, 1, 8, 5), np.float32)}}
     with pytest.raises(UserError, match="no layer has the same name"):
-        common.start_from(fcn32s / "32s", head, {}, 5, mesh)
+        initialization.start_from(fcn32s / "32s", head, {}, 5, mesh)
 
 
 def test_non_finite_names_the_first_bad_step():

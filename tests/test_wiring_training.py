@@ -16,7 +16,7 @@ import pytest
 import scipy.special
 
 from experiments import train
-from experiments.shared import common
+from experiments.shared import training_run
 from segjax import config, evaluators, optim, sharding, training
 from segjax import workdir as workdir_lib
 from segjax.inference import trained
@@ -454,9 +454,10 @@ def two_steps(**fields):
     """The parameters before, between and after two steps of a run, and its masks."""
     options = config.make(batch_size=4, total_steps=4, **fields)
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    init, step_of = common.training_programs(options, MaskedLinear(), (3, 5, 3), mesh)
-    state = init()
-    step, weights = step_of(state.params), []
+    model = MaskedLinear()
+    init = training_run.make_init(options, model, image_shape=(3, 5, 3), mesh=mesh)
+    state, weights = init(), []
+    step = training_run.make_train_step(options, model, params=state.params, mesh=mesh)
     for _ in range(2):
         weights.append(np.asarray(state.params["linear"]["main"]))
         state, _ = step(state, random_batch())

@@ -27,7 +27,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments.shared import cli, common
+from experiments.shared import cli, predict_flags, provenance
 from segjax import config as config_lib
 from segjax import viz
 from segjax.data import images as image_files
@@ -205,21 +205,21 @@ def main(argv) -> None:
         raise UserError(f"--size={','.join(values.size)}: expected height,width")
     if len(argv) > 2:
         raise UserError("give one image, or none for a procedural scene")
-    settings = common.crf_settings(config_lib.make(), values.crf)
+    settings = predict_flags.crf_settings(config_lib.make(), values.crf)
     if settings is None:
         raise UserError(
             "--crf names the parameters to measure with, such as pydensecrf"
         )
     output = Path(values.output).expanduser() if values.output else None
     if output:
-        common.make_folder(output)
+        cli.make_folder(output)
     if len(argv) == 2:
         (file,) = image_files.list_images(argv[1:])
         image = image_files.resize_image(image_files.decode_image(file, 3), size)
     else:
         image = scenes.scene(0, 0, size)["image"]
     cli.start()
-    where = common.versions()
+    where = provenance.versions()
     results = {
         "versions": where,
         "batches": [

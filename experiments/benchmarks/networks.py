@@ -35,7 +35,7 @@ import optax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.shared import cli, common, tables
+from experiments.shared import cli, provenance, tables
 from segjax import config as config_lib
 from segjax import models, training
 from segjax.analysis import counts, published, tracing
@@ -201,7 +201,7 @@ def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float
 
 def conditions(**options) -> dict[str, Any]:
     """What times depend on: they are compared only where this is the same."""
-    found = common.versions()
+    found = provenance.versions()
     return {
         "device": jax.devices()[0].device_kind,
         "host_cores": os.cpu_count(),

@@ -44,7 +44,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import cli, common
+from experiments.shared import cli, evaluation, provenance
+from experiments.shared.training_run import TrainingRun, build_run
 from segjax import compilation, sharding, training
 from segjax import config as config_lib
 from segjax.data import datasets, transforms
@@ -55,19 +56,19 @@ def benchmark(
     config: ConfigDict, steps: int = 20, rounds: int = 3, forward: bool = False
 ) -> dict:
     """All measurements that need no process of their own, of ``rounds`` x ``steps``."""
-    setup = common.set_up(config)
+    run = build_run(config)
     cli.log("training step ...")
-    state, results = measure_training(setup, config, steps, rounds)
+    state, results = measure_training(run, config, steps, rounds)
     cli.log("input ...")
-    results["input"] = measure_input(setup, config, steps, rounds)
-    results["input"]["one_core"] = one_core = measure_one_core(setup, config, rounds)
+    results["input"] = measure_input(run, config, steps, rounds)
+    results["input"]["one_core"] = one_core = measure_one_core(run, config, rounds)
     # How many cores must read and augment for this device never to wait.
     needed = results["step"]["synthetic"]["images_per_second"] / jax.process_count()
     one_core["cores_needed"] = needed / one_core["images_per_second"]
     if forward:
         cli.log("prediction ...")
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        results["forward"] = measure_forward(setup, config, variables, steps, rounds)
+        results["forward"] = measure_forward(run, config, variables, steps, rounds)
         results["compilations"]["after_first_step"] += results["forward"].pop(
             "compilations_after_first_batch"
         )
@@ -75,7 +76,7 @@ def benchmark(
 
 
 def measure_training(
-    setup: common.Setup, config: ConfigDict, steps: int, rounds: int
+    run: TrainingRun, config: ConfigDict, steps: int, rounds: int
 ) -> tuple[training.TrainState, dict]:
     """Trains on one batch and on the pipeline in turns.
 
@@ -85,9 +86,9 @@ def measure_training(
     Returns:
       The last state, and ``step``, ``transfer`` and ``compilations`` of the results.
     """
-    state = setup.init()
-    step_fn = setup.step_of(state.params)
-    feeds = {"real": sharding.prefetch(setup.batches(0), setup.mesh)}
+    state = run.init()
+    step_fn = run.make_train_step(state.params)
+    feeds = {"real": sharding.prefetch(run.batches(0), run.mesh)}
     host, on_device = next(feeds["real"])
     feeds["synthetic"] = itertools.repeat((host, on_device))
     state, _ = run_steps(step_fn, state, feeds["synthetic"], 1)
@@ -188,10 +189,10 @@ def transferred(on_device: dict[str, jax.Array], rows: int) -> dict:
 
 
 def measure_input(
-    setup: common.Setup, config: ConfigDict, steps: int, rounds: int
+    run: TrainingRun, config: ConfigDict, steps: int, rounds: int
 ) -> dict:
     """The pipeline of this process without a step that would use its batches."""
-    batches, seconds = setup.batches(0), []
+    batches, seconds = run.batches(0), []
     for _ in range(_settling(config)):
         batch = next(batches)
     for _ in range(rounds):
@@ -208,10 +209,10 @@ def measure_input(
     }
 
 
-def measure_one_core(setup: common.Setup, config: ConfigDict, rounds: int) -> dict:
+def measure_one_core(run: TrainingRun, config: ConfigDict, rounds: int) -> dict:
     """Reading and augmenting one after the other, in one thread; means per image."""
     rng = np.random.default_rng(config.seed)
-    order = np.resize(rng.permutation(len(setup.source)), 4 * config.batch_size)
+    order = np.resize(rng.permutation(len(run.source)), 4 * config.batch_size)
     reads, augments = [], []
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -220,9 +221,9 @@ def measure_one_core(setup: common.Setup, config: ConfigDict, rounds: int) -> di
             read = augment = 0.0
             for index in order.tolist():
                 began = time.perf_counter()
-                example = setup.source[index]
+                example = run.source[index]
                 middle = time.perf_counter()
-                transforms.augment(example, rng, setup.options)
+                transforms.augment(example, rng, run.augment)
                 read += middle - began
                 augment += time.perf_counter() - middle
             reads.append(read / len(order))
@@ -239,15 +240,19 @@ def measure_one_core(setup: common.Setup, config: ConfigDict, rounds: int) -> di
 
 
 def measure_forward(
-    setup: common.Setup, config: ConfigDict, variables: dict, steps: int, rounds: int
+    run: TrainingRun,
+    config: ConfigDict,
+    variables: dict,
+    steps: int,
+    rounds: int,
 ) -> dict:
     """Probabilities and scores of the first evaluation batch, as evaluation runs it."""
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     source, info = datasets.load(config.data, config.data.eval_split)
-    host = next(common.eval_batches(config, source, info.channels))
-    batch = sharding.put(host, setup.mesh)
-    eval_step = common.make_eval_step(
-        config, setup.model, len(setup.info.classes), setup.mesh
+    host = next(evaluation.eval_batches(config, source, info.channels))
+    batch = sharding.put(host, run.mesh)
+    eval_step = evaluation.make_eval_step(
+        config, run.model, len(run.info.classes), run.mesh
     )
     jax.block_until_ready(eval_step(variables, batch))
     compiled, seconds = compilation.count(), []
@@ -326,10 +331,10 @@ def first_step(config: ConfigDict) -> dict[str, float]:
         times.append(time.perf_counter())
         return value
 
-    setup = common.set_up(config)
-    _, batch = lap(next(sharding.prefetch(setup.batches(0), setup.mesh)))
-    state = lap(setup.init())
-    lap(setup.step_of(state.params)(state, batch))
+    run = build_run(config)
+    _, batch = lap(next(sharding.prefetch(run.batches(0), run.mesh)))
+    state = lap(run.init())
+    lap(run.make_train_step(state.params)(state, batch))
     return dict(zip(("input", "state", "step"), np.diff(times).tolist()))
 
 
@@ -446,7 +451,7 @@ def main(argv) -> int:
         print("first step, in processes of its own ...", file=sys.stderr, flush=True)
         first = measure_first_step(config, rounds)
     cli.start()
-    results = common.versions() | {"steps": steps, "rounds": rounds}
+    results = provenance.versions() | {"steps": steps, "rounds": rounds}
     if first:
         results["first_step"] = first
     results |= benchmark(config, steps, rounds, values.forward)

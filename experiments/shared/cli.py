@@ -224,3 +224,11 @@ def log(message: str, everywhere: bool = False) -> None:
     """One line on stderr, of process 0 unless ``everywhere``."""
     if everywhere or jax.process_index() == 0:
         print(message, file=sys.stderr, flush=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder given as --output, with its parents."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: {error.strerror}") from error

@@ -1,10 +1,19 @@
 """Flags of the programs that predict: which checkpoints, and how."""
 
+import json
+from pathlib import Path
+
 from absl import flags
 from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.errors import UserError
+from segjax.ops import mean_field
+
+CRF_HELP = (
+    "Refine by a fully connected CRF: 'config' (the fields config.crf), a FILE.json of "
+    f"experiments.tune_crf, or one of {', '.join(mean_field.SETTINGS)}; '': none."
+)
 
 
 def define() -> None:
@@ -65,3 +74,30 @@ def _numbers(name: str, kind: type) -> tuple:
             f"--{name}={','.join(found)}: expected {kind.__name__} values, joined by "
             "commas without spaces"
         ) from error
+
+
+def crf_settings(config: ConfigDict, choice: str) -> mean_field.Settings | None:
+    """The CRF that ``--crf`` chooses; None for none.
+
+    Raises:
+      UserError: an unknown name, an unreadable file or a bad field.
+    """
+    if choice in ("", "none"):
+        return None
+    if choice == "config":
+        return inference.crf_settings(config.crf, "config.crf")
+    if choice in mean_field.SETTINGS:
+        return mean_field.SETTINGS[choice]
+    path = Path(choice).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--crf={choice}: expected 'config' (the fields config.crf), a file of "
+            f"experiments.tune_crf, or one of {', '.join(mean_field.SETTINGS)}"
+        )
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--crf={path} is not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--crf={path}: expected an object of fields such as sigmas")
+    return inference.crf_settings(values, f"--crf={path}")

@@ -16,7 +16,6 @@ import cv2
 import jax
 import numpy as np
 
-from experiments.shared import common
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps.rows import Row, State
 from segjax import metrics, models, sharding
@@ -25,6 +24,7 @@ from segjax.analysis import receptive_field, tracing
 from segjax.analysis.summary import summary
 from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.inference.trained import load_model
 from segjax.workdir import read_metrics
 
 _ERF_IMAGES = 8
@@ -172,7 +172,7 @@ def effective_field(row: Row, run: Run) -> float:
     sized = [cv2.resize(image, (width, height)) for image in chosen]
     images = np.stack([image.reshape(height, width, -1) for image in sized])
     mesh = sharding.make_mesh()
-    model, variables, _ = common.load_model(config, run.folder, info, "latest", mesh)
+    model, variables, _ = load_model(config, run.folder, info, "latest", mesh)
     influence = receptive_field.effective(model, variables, images)
     side = receptive_field.effective_side(influence)
     path.write_text(json.dumps({"step": run.state.step, "side": side}) + "\n")

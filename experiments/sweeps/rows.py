@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments import train
-from experiments.shared import common
+from experiments.shared import training_run
 from experiments.sweeps import worker as sweep_worker
 from segjax import config as config_lib
 from segjax import files, models, optim, training
@@ -192,7 +192,7 @@ def example(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
         size = chosen if any(chosen) else size
     if info is None:
         source, info = datasets.load(config.data, config.data.train_split)
-        size = size if any(size) else common.common_size(source)
+        size = size if any(size) else training_run.common_size(source)
     return len(info.classes), (*size, info.channels)
 
 
@@ -211,7 +211,7 @@ def check_row(row: Row, data: bool) -> None:
     try:
         config_lib.check(config)
         if data:
-            common.set_up(config)
+            training_run.build_run(config)
         classes, shape = example(config)
         model = models.build(config, classes)
         training.check_loss(model, config.loss)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.shared import common
+from experiments.shared import training_run
 from segjax import config as config_lib
 from segjax.data import batching, datasets, images, pipeline, transforms, warping
 
@@ -543,14 +543,16 @@ def run_config(root, **options):
 def test_the_margin_and_the_color_of_padding_reach_the_augmentation(folder, capfd):
     valid = {"padding": "valid", "widths": (2, 3)}
     augment = {"crop": (18, 22), "flip": 0.0}
-    setup = common.set_up(run_config(folder, model=valid, augment=augment))
+    setup = training_run.build_run(run_config(folder, model=valid, augment=augment))
     # Two valid 3x3 convolutions, at full size twice and at half size once.
-    assert setup.options.margin == 2 + 2 * 2 + 2
-    assert setup.options.crop == (18, 22) and setup.options.flip == 0
-    np.testing.assert_allclose(setup.options.fill, (122.67892, 116.66877, 104.00699))
-    whole = common.set_up(run_config(folder, model=valid | {"padding": "same"}))
-    assert whole.options.margin == 0 and whole.options.flip == 0.5
-    assert whole.options.crop == (20, 24)  # of all images
+    assert setup.augment.margin == 2 + 2 * 2 + 2
+    assert setup.augment.crop == (18, 22) and setup.augment.flip == 0
+    np.testing.assert_allclose(setup.augment.fill, (122.67892, 116.66877, 104.00699))
+    whole = training_run.build_run(
+        run_config(folder, model=valid | {"padding": "same"})
+    )
+    assert whole.augment.margin == 0 and whole.augment.flip == 0.5
+    assert whole.augment.crop == (20, 24)  # of all images
     capfd.readouterr()
 
 
@@ -558,7 +560,7 @@ def test_fields_of_the_config_reach_the_batches(folder, capfd):
     same = {"padding": "same", "widths": (2, 3)}
 
     def first(start=0, **options):
-        setup = common.set_up(run_config(folder, model=same, **options))
+        setup = training_run.build_run(run_config(folder, model=same, **options))
         return next(setup.batches(start))
 
     plain = {"augment": {"flip": 0.0}}

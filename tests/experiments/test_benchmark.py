@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import train_step as benchmark
-from experiments.shared import common
+from experiments.shared import training_run
 from segjax import config as config_lib
 from segjax import training
 from segjax.errors import UserError
@@ -59,7 +59,7 @@ def test_nothing_compiles_after_the_first_step(results):
 
 
 def test_a_step_that_compiles_again_is_noticed(config):
-    def step_of(params):
+    def make_train_step(params):
         def step(state, batch):
             del batch
             # Jitted anew at each call.
@@ -67,9 +67,9 @@ def test_a_step_that_compiles_again_is_noticed(config):
 
         return step
 
-    setup = common.set_up(config)
+    setup = training_run.build_run(config)
     setup = setup._replace(
-        step_of=step_of,
+        make_train_step=make_train_step,
         init=lambda: training.TrainState(jnp.zeros(()), {}, {}, {}),
     )
     _, results = benchmark.measure_training(setup, config, steps=2, rounds=1)
@@ -153,7 +153,7 @@ def test_waiting_is_told_from_working(input_seconds, step_seconds, monkeypatch):
 def test_opencv_threads_are_restored(config):
     before = cv2.getNumThreads()
     cv2.setNumThreads(2)
-    benchmark.measure_one_core(common.set_up(config), config, 1)
+    benchmark.measure_one_core(training_run.build_run(config), config, 1)
     assert cv2.getNumThreads() == 2
     cv2.setNumThreads(before)
 

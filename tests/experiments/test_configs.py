@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.shared import common
+from experiments.shared import evaluation
 from segjax import config as config_lib
 from segjax import models, optim, training
 from segjax.data import datasets, transforms
@@ -142,5 +142,5 @@ def test_model_builds_and_its_training_step_lowers(file, arg):
     # Evaluation sees whole images.
     images = jax.ShapeDtypeStruct((1, *size, channels), jnp.uint8)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    predict = common.make_predictor(config, model)
+    predict = evaluation.make_predictor(config, model)
     assert jax.eval_shape(predict, variables, images).shape == (1, *size, classes)

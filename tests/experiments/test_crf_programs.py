@@ -12,10 +12,11 @@ from scipy import ndimage
 
 from experiments import evaluate, predict, train, tune_crf
 from experiments.benchmarks import crf as benchmark_crf
-from experiments.shared import common
+from experiments.shared import predict_flags
 from segjax import config as config_lib
 from segjax import inference, metrics, sharding, viz
 from segjax import workdir as workdir_lib
+from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.ops import mean_field
@@ -130,13 +131,15 @@ def test_config_section_is_the_default_settings():
 
 def test_choices_of_crf(tmp_path):
     config = config_lib.make(crf={"appearance_weight": 7.0})
-    assert common.crf_settings(config, "") is common.crf_settings(config, "none")
-    assert common.crf_settings(config, "config").appearance_weight == 7
+    assert predict_flags.crf_settings(config, "") is predict_flags.crf_settings(
+        config, "none"
+    )
+    assert predict_flags.crf_settings(config, "config").appearance_weight == 7
     deeplab = mean_field.SETTINGS["deeplab_v1"]
-    assert common.crf_settings(config, "deeplab_v1") == deeplab
+    assert predict_flags.crf_settings(config, "deeplab_v1") == deeplab
     file = tmp_path / "crf.json"
     file.write_text('{"iterations": 3, "smoothness_sigma": 2}')
-    found = common.crf_settings(config, str(file))
+    found = predict_flags.crf_settings(config, str(file))
     assert found == mean_field.Settings(iterations=3, smoothness_sigma=2.0)
     for text, message in {
         "{": "not valid JSON",
@@ -151,10 +154,10 @@ def test_choices_of_crf(tmp_path):
         '{"relaxation": 1.5}': "relaxation is 1.5, expected above 0, at most 1",
     }.items():
         file.write_text(text)
-        fails(f"--crf={file}.*{message}", common.crf_settings, config, str(file))
+        fails(f"--crf={file}.*{message}", predict_flags.crf_settings, config, str(file))
     fails(
         "--crf=deeplab: expected 'config'.*deeplab_v1",
-        common.crf_settings,
+        predict_flags.crf_settings,
         config,
         "deeplab",
     )
@@ -298,7 +301,7 @@ def test_table_shows_before_and_after(results):
 def test_predict_writes_what_evaluate_scored(config, trained, results, tmp_path):
     """Equal sizes; of a larger frame, the CRF sees the mirrored part, too."""
     found, _ = results
-    source = common.datasets.load(config.data, "validation")[0]
+    source = datasets.load(config.data, "validation")[0]
     labels = {}
     for index in range(len(source)):
         example = source[index]
@@ -355,7 +358,7 @@ def test_search_continues_and_its_best_can_be_used(config, trained, results, tmp
     assert kept[:2] == lines[:2] and len(kept) == len(again) == 4
     assert kept[2] != lines[2]  # its time, at least
     best = next(row["settings"] for row in again if row["settings"])
-    chosen = common.crf_settings(config, str(tmp_path / "best.json"))
+    chosen = predict_flags.crf_settings(config, str(tmp_path / "best.json"))
     assert chosen._asdict() == best
     text = tune_crf.table(again)
     assert "no CRF" in text and "iterations" in text and "appearance_weight" in text
@@ -377,7 +380,7 @@ def test_search_takes_a_random_part_of_the_training_images(config, trained, tmp_
         assert arrays["probabilities"].shape == (4, 48, 48, 9)
         assert (arrays["label"][3] == 255).all()  # the batch is filled up
         images = arrays["image"]
-    source = common.datasets.load(config.data, "train")[0]
+    source = datasets.load(config.data, "train")[0]
     whole = [source[i]["image"] for i in range(len(source))]
     where = [
         [np.array_equal(image, x) for x in whole].index(True) for image in images[:3]

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments.launch import __main__ as program
 from experiments.launch import job, tpus
-from experiments.shared import common
+from experiments.shared import provenance, training_run
 from segjax import config as config_lib
 from segjax import models, sharding
 from segjax.errors import UserError
@@ -422,9 +422,11 @@ def test_a_mesh_of_slices_trains_as_one_device_does():
     losses = {}
     for slices, devices in ((1, 1), (2, 4)):
         mesh = sharding.make_mesh(jax.devices()[:devices], slices)
-        init, step_of = common.training_programs(config, model, (16, 16, 3), mesh)
+        init = training_run.make_init(config, model, image_shape=(16, 16, 3), mesh=mesh)
         state, on_devices = init(), sharding.put(batch, mesh)
-        step = step_of(state.params)
+        step = training_run.make_train_step(
+            config, model, params=state.params, mesh=mesh
+        )
         losses[slices] = []
         for _ in range(3):
             state, metrics = step(state, on_devices)
@@ -543,7 +545,7 @@ def test_rows_of_a_sweep_have_names_of_their_own():
 def test_training_says_its_versions_where_there_is_no_git(monkeypatch, tmp_path):
     """As in the slim container images that docs/pods.md builds upon."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert common.versions()["git_commit"] == "not a git checkout"
+    assert provenance.versions()["git_commit"] == "not a git checkout"
 
 
 @pytest.mark.slow

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from experiments import evaluate, predict, train
-from experiments.shared import common, prediction_files
+from experiments.shared import prediction_files
 from segjax import config as config_lib
 from segjax import sharding, weights
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
+from segjax.inference.trained import load_model
 from segjax.workdir import read_metrics
 
 
@@ -373,7 +374,7 @@ def test_another_number_of_classes_than_the_checkpoint(own_config, config, run):
     fails(message, train.train, changed(config, **data), run)
     fails(
         "head/bias has shape .9,., the model expects .3,.",
-        common.load_model,
+        load_model,
         config,
         run,
         workdir_lib.read_dataset(run)._replace(classes=("a", "b", "c")),
@@ -430,7 +431,7 @@ def test_which_checkpoint(config, run):
         shutil.rmtree(checkpoint)
     assert evaluate.evaluate(config, run, "best")["step"] == 4
     (run / "dataset.json").unlink()
-    fails("dataset.json not found", evaluate.evaluate, config, run)
+    fails("dataset.json: cannot be read", evaluate.evaluate, config, run)
 
 
 def test_fields_are_checked_before_any_work(config, run, tmp_path):
@@ -523,7 +524,7 @@ def test_bfloat16_and_accumulated_batches(config, tmp_path):
 
 FORKS = """
 import json, os, runpy, sys, tempfile
-import experiments.shared.common, segjax.checkpoint, segjax.viz, segjax.writer
+import experiments.shared.training_run, segjax.checkpoint, segjax.viz, segjax.writer
 from segjax.data import pipeline
 
 results = []
@@ -624,7 +625,7 @@ def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys
     pytest.importorskip("safetensors")
     info = workdir_lib.read_dataset(trained)
     mesh = sharding.make_mesh()
-    _, variables, _ = common.load_model(config, trained, info, "latest", mesh)
+    _, variables, _ = load_model(config, trained, info, "latest", mesh)
     arrays = weights.flatten(jax.device_get(variables))
     arrays["params/head/kernel"] = arrays["params/head/kernel"][..., :5]
     arrays["params/head/bias"] = arrays["params/head/bias"][:5]
@@ -638,7 +639,7 @@ def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys
     changes = {"init_from": str(path), "optim__lr": 0.0, "total_steps": 1}
     assert train.train(changed(config, **changes), run) == 0
     assert "5 classes" in capsys.readouterr().err
-    _, started, _ = common.load_model(config, run, info, "latest", mesh)
+    _, started, _ = load_model(config, run, info, "latest", mesh)
     for name, array in weights.flatten(jax.device_get(started)).items():
         if name.startswith("params/") and "/head/" not in name:
             np.testing.assert_array_equal(array, arrays[name])

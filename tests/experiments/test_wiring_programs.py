@@ -16,12 +16,13 @@ from tensorboardX.proto.event_pb2 import Event
 from workdirs import make_run
 
 from experiments import evaluate, export, import_weights, predict, train
-from experiments.shared import common, run_stats
+from experiments.shared import run_stats, training_run
 from segjax import checkpoint, inference, sharding, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.inference.trained import load_model
 from segjax.workdir import read_metrics
 
 
@@ -97,7 +98,7 @@ def validation(config):
 
 def variables_of(config, workdir, which):
     info = workdir_lib.read_dataset(workdir)
-    return common.load_model(config, workdir, info, which, sharding.make_mesh())
+    return load_model(config, workdir, info, which, sharding.make_mesh())
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_first_losses_are_those_of_the_seed_and_rows_are_means(
     config, trained, tmp_path
 ):
     """Cross entropy of the seed's first batch in float64; rows average two steps."""
-    setup = common.set_up(config)
+    setup = training_run.build_run(config)
     state, batch = setup.init(), next(setup.batches(0))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     (logits, _), _ = setup.model.apply(
@@ -167,7 +168,9 @@ def test_first_losses_are_those_of_the_seed_and_rows_are_means(
 
 
 def test_the_seed_reaches_the_parameters_and_the_batches(config):
-    one, same, other = (common.set_up(changed(config, seed=seed)) for seed in (5, 5, 6))
+    one, same, other = (
+        training_run.build_run(changed(config, seed=seed)) for seed in (5, 5, 6)
+    )
     kernels = [s.init().params["head"]["kernel"] for s in (one, same, other)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert (np.asarray(kernels[0]) != np.asarray(kernels[2])).mean() > 0.9

@@ -175,7 +175,7 @@ def test_numbers_of_the_report_are_those_of_the_files(tmp_path):
 
 FORKS = """
 import json, os, runpy, sys, tempfile
-import experiments.shared.common, segjax.checkpoint, segjax.viz, segjax.writer
+import experiments.shared.training_run, segjax.checkpoint, segjax.viz, segjax.writer
 
 results = []
 for argv in json.load(sys.stdin):

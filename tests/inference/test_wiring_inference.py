@@ -15,7 +15,12 @@ from tensorboardX.proto.event_pb2 import Event
 from workdirs import make_run
 
 from experiments import evaluate, export, predict, train
-from experiments.shared import common, exported_loader, predict_flags, prediction_files
+from experiments.shared import (
+    evaluation,
+    exported_loader,
+    predict_flags,
+    prediction_files,
+)
 from segjax import checkpoint, inference, sharding, training, viz
 from segjax import config as config_lib
 from segjax.data import datasets, windows
@@ -377,7 +382,7 @@ def test_tile_and_batch_of_the_saved_config_are_read(run, tmp_path):
     image = pixels(1, 10, 14, 3)
     found = {}
     for tile in (0, 9):
-        run_of = common.make_predictor(config_lib.make(tile=tile), Place(2))
+        run_of = evaluation.make_predictor(config_lib.make(tile=tile), Place(2))
         found[tile] = np.asarray(jax.jit(run_of)(VARIABLES[0], image))
         by_hand = method.compose((Place(2),), method.Method(tile=tile))
         expected = jax.jit(by_hand)(VARIABLES[:1], image)
