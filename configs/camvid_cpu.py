@@ -7,6 +7,7 @@ CamVid (SegNet split, 11 classes) with every image reduced to half its size.  No
 reports this setting; the README has the measured numbers.
 """
 
+from experiments.shared import recipes
 from segjax.config import make
 
 
@@ -15,20 +16,5 @@ def get_config(arg: str = ""):
     return make(
         model_name="unet",
         model={"padding": "same", "norm": "batch", "widths": (16, 32, 64, 128, 256)},
-        data={"name": "camvid", "resize": (180, 240)},
-        augment={
-            "crop": (144, 192),
-            "scale": (0.7, 1.4),
-            "rotate": 5.0,
-            "flip": 0.5,
-            "brightness": 0.2,
-            "contrast": 0.2,
-            "saturation": 0.2,
-        },
-        batch_size=8,
-        total_steps=1000,
-        optim={"name": "adam", "lr": 2e-3, "schedule": "poly", "weight_decay": 0.0},
-        eval_every=250,
-        eval_batch_size=8,
-        save_every=250,
+        **recipes.camvid_cpu(crop=(144, 192), steps=1000),
     )

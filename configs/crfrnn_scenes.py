@@ -13,6 +13,7 @@ wide, and not as narrow in color, for the noise of the scenes.  No paper reports
 setting.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 _BASE = {
@@ -31,18 +32,17 @@ _JOINT = {
     "capacity": 0.25,
     "spatial_filter": "separable",
 }
-_ADAM = {"name": "adam", "schedule": "poly", "weight_decay": 0.0}
 VARIANTS = {
     "base": {
         "model_name": "deeplab",
         "model": _BASE,
-        "optim": _ADAM | {"lr": 3e-3},
+        "optim": recipes.adam(3e-3),
         "total_steps": 600,
     },
     "joint": {
         "model_name": "crfrnn",
         "model": _JOINT,
-        "optim": _ADAM | {"lr": 1e-3, "lr_mult": ("crfrnn=10",)},
+        "optim": recipes.adam(1e-3) | {"lr_mult": ("crfrnn=10",)},
         "total_steps": 300,
     },
 }

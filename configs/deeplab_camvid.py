@@ -40,29 +40,29 @@ Estimated memory: 10 GB, 22 GB for deeplab_v2_resnet101, which --config.accumula
 divides by ten (the authors did that, too).
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 from segjax.models.deeplab import VARIANTS as _NETWORKS
 
-# Rates of learning: the class scores' are 10 times the others'.
-_VGG = {"lr": 1e-3, "lr_mult": ("fc8=10", "bias=2")}
 _V1 = {
     "crop": (321, 321),
     "batch_size": 20,
     "total_steps": 6000,
-    "optim": _VGG | {"schedule": "step", "step_every": 2000},
+    "optim": recipes.DEEPLAB_V1_OPTIM,
 }
-_FIRST = _V1 | {"crop": (306, 306)}  # whose poolings put cells elsewhere
+_FIRST = _V1 | {"crop": (306, 306)}  # its poolings need another size
 _LARGEFOV = _V1 | {"batch_size": 30}
 _V2 = {
     "crop": (321, 321),
     "batch_size": 10,
     "total_steps": 20_000,
-    "optim": _VGG | {"schedule": "poly"},
+    "optim": recipes.DEEPLAB_V2_OPTIM,
 }
 _RESNET = _V2 | {
     "model": {"frozen_bn": True},
     "scale": (0.5, 1.5),
-    "optim": {
+    "optim": recipes.DEEPLAB_OPTIM
+    | {
         "schedule": "poly",
         "lr": 2.5e-4,
         "lr_mult": ("head=10", "head/.*bias=2", "bn=0"),
@@ -94,7 +94,6 @@ def get_config(arg: str = ""):
     return make(
         model_name="deeplab",
         model=_NETWORKS[arg or next(iter(VARIANTS))] | recipe.get("model", {}),
-        data={"name": "camvid"},
         augment={
             "crop": recipe["crop"],
             "scale": recipe.get("scale", (1.0, 1.0)),
@@ -102,15 +101,7 @@ def get_config(arg: str = ""):
         },
         batch_size=recipe["batch_size"],
         total_steps=recipe["total_steps"],
-        workers=8,
-        loss={"resolution": "cells"},
-        optim={
-            "name": "caffe_sgd",
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            **recipe["optim"],
-        },
+        optim=recipe["optim"],
         eval_every=500,
-        eval_batch_size=4,
-        save_every=500,
+        **recipes.DEEPLAB,
     )

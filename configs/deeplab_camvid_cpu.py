@@ -7,6 +7,7 @@ Scores at an eighth of the resolution, enlarged bilinearly: the network whose bo
 the dense CRF of docs/crf.md sharpens.  No paper reports this setting.
 """
 
+from experiments.shared import recipes
 from segjax.config import make
 
 
@@ -21,20 +22,5 @@ def get_config(arg: str = ""):
             "rates": (2, 4, 6, 8),
             "image_stats": "unit",
         },
-        data={"name": "camvid", "resize": (180, 240)},
-        augment={
-            "crop": (145, 193),
-            "scale": (0.7, 1.4),
-            "rotate": 5.0,
-            "flip": 0.5,
-            "brightness": 0.2,
-            "contrast": 0.2,
-            "saturation": 0.2,
-        },
-        batch_size=8,
-        total_steps=1500,
-        optim={"name": "adam", "lr": 2e-3, "schedule": "poly", "weight_decay": 0.0},
-        eval_every=250,
-        eval_batch_size=8,
-        save_every=250,
+        **recipes.camvid_cpu(crop=(145, 193), steps=1500),
     )

@@ -9,34 +9,10 @@ ImageNet weights, for scale only: PSPNet50 69.1 mIoU on the test set at 720x960 
 memory).
 """
 
+from experiments.shared import recipes
 from segjax.config import make
 
 
 def get_config(arg: str = ""):
     del arg
-    return make(
-        model_name="pspnet",
-        model={"backbone": "resnet50", "dtype": "bfloat16"},
-        data={"name": "camvid"},
-        augment={
-            "crop": (353, 473),
-            "scale": (0.5, 2.0),
-            "rotate": 10.0,
-            "rotate_prob": 0.5,
-            "flip": 0.5,
-            "blur_prob": 0.5,
-        },
-        batch_size=16,
-        total_steps=12000,
-        workers=8,
-        optim={
-            "name": "sgd",
-            "lr": 0.02,
-            "momentum": 0.9,
-            "schedule": "poly",
-            "weight_decay": 1e-4,
-            "warmup_steps": 200,
-        },
-        eval_every=500,
-        save_every=500,
-    )
+    return make(model_name="pspnet", eval_every=500, **recipes.PSPNET50_FROM_SCRATCH)

@@ -20,6 +20,7 @@ Published (mIoU, single scale): ADE20K 41.68 (50) and 41.96 (101), VOC 2012 test
 --config.model.dtype=bfloat16.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 VARIANTS = {
@@ -33,14 +34,7 @@ def get_config(arg: str = ""):
         model_name="pspnet",
         model=variant(arg, VARIANTS),
         data={"name": "camvid"},
-        augment={
-            "crop": (353, 473),
-            "scale": (0.5, 2.0),
-            "rotate": 10.0,
-            "rotate_prob": 0.5,
-            "flip": 0.5,
-            "blur_prob": 0.5,
-        },
+        augment=recipes.PSPNET_AUGMENT,
         batch_size=16,
         total_steps=4600,
         workers=8,

@@ -8,6 +8,7 @@ From scratch.  Published, for scale only: 71.95 mIoU on validation for a U-Net o
 unet-camvid-onnx-0001).  Sized for one GPU of 16 GB with model.dtype=bfloat16.
 """
 
+from experiments.shared import recipes
 from segjax.config import make
 
 
@@ -23,14 +24,12 @@ def get_config(arg: str = ""):
             "rotate": 10.0,
             "rotate_prob": 0.5,
             "flip": 0.5,
-            "brightness": 0.2,
-            "contrast": 0.2,
-            "saturation": 0.2,
+            **recipes.COLORS,
         },
         batch_size=8,
         total_steps=12000,
         workers=8,
-        optim={"name": "adam", "lr": 1e-3, "schedule": "poly", "weight_decay": 0.0},
+        optim=recipes.adam(1e-3),
         eval_every=500,
         save_every=500,
     )

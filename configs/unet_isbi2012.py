@@ -11,6 +11,7 @@ paper (section 3); the learning rate is ours, the paper gives none.  Evaluation 
 prediction use tiles of the same size.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 VARIANTS = {"paper": {"quick": False}, "quick": {"quick": True}}
@@ -41,7 +42,7 @@ def get_config(arg: str = ""):
         batch_size=4 if quick else 1,
         total_steps=400 if quick else 20000,
         optim=(
-            {"name": "adam", "lr": 2e-3, "schedule": "poly", "weight_decay": 0.0}
+            recipes.adam(2e-3)
             if quick
             else {
                 "name": "sgd",

@@ -11,6 +11,7 @@ ImageNet weights first.  Rates: those of table 1, the shorter ones of the networ
 KITTI, and as many layers without dilation.  quick has 96x96 scenes and narrow layers.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 VARIANTS = {
@@ -34,14 +35,7 @@ VARIANTS = {
             "norm": "batch",
             "dropout": 0.0,
         },
-        "data": {"name": "scenes", "scenes_size": (96, 96), "scenes_train": 1200},
-        "augment": {"flip": 0.5, "brightness": 0.1},
-        "batch_size": 8,
-        "total_steps": 300,
-        "optim": {"name": "adam", "lr": 3e-3, "schedule": "poly", "weight_decay": 0.0},
-        "eval_every": 150,
-        "eval_batch_size": 20,
-        "save_every": 150,
+        **recipes.quick(8),
     },
 }
 

@@ -12,6 +12,7 @@ a small DeepLab that scores every 8th pixel, on 64x64 scenes, as in
 configs/crfrnn_scenes.py.  For a CRF behind any trained network, see evaluate --crf.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 _DEEPLAB = (
@@ -29,7 +30,7 @@ VARIANTS = {
         "batch_size": 8,
         "total_steps": 12000,
         "workers": 8,
-        "optim": {"name": "adam", "lr": 1e-3, "schedule": "poly", "weight_decay": 0.0},
+        "optim": recipes.adam(1e-3),
         "eval_every": 1000,
         "eval_batch_size": 2,
         "save_every": 500,
@@ -44,14 +45,7 @@ VARIANTS = {
             "capacity": 0.25,
             "spatial_filter": "separable",
         },
-        "data": {"name": "scenes", "scenes_size": (64, 64), "scenes_train": 1200},
-        "augment": {"flip": 0.5, "brightness": 0.1},
-        "batch_size": 8,
-        "total_steps": 300,
-        "optim": {"name": "adam", "lr": 3e-3, "schedule": "poly", "weight_decay": 0.0},
-        "eval_every": 150,
-        "eval_batch_size": 20,
-        "save_every": 150,
+        **recipes.quick(8, size=64),
     },
 }
 

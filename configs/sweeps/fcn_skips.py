@@ -10,26 +10,11 @@ recipe of configs/fcn8s_camvid.py; the papers start each network from the coarse
 quick has 96x96 scenes and narrow layers.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 VARIANTS = {
-    "camvid": {
-        "model": {"norm": "batch", "dtype": "bfloat16"},
-        "data": {"name": "camvid"},
-        "augment": {"crop": (360, 480), "scale": (0.5, 2.0), "flip": 0.5},
-        "batch_size": 8,
-        "total_steps": 12000,
-        "workers": 8,
-        "optim": {
-            "name": "sgd",
-            "lr": 0.01,
-            "schedule": "poly",
-            "weight_decay": 5e-4,
-            "lr_mult": ("bias=2",),
-        },
-        "eval_every": 1000,
-        "save_every": 500,
-    },
+    "camvid": recipes.FCN_FROM_SCRATCH | {"eval_every": 1000},
     "quick": {
         "model": {
             "widths": (8, 16, 16, 24, 24),
@@ -38,14 +23,7 @@ VARIANTS = {
             "norm": "batch",
             "dropout": 0.0,
         },
-        "data": {"name": "scenes", "scenes_size": (96, 96), "scenes_train": 1200},
-        "augment": {"flip": 0.5, "brightness": 0.1},
-        "batch_size": 8,
-        "total_steps": 300,
-        "optim": {"name": "adam", "lr": 3e-3, "schedule": "poly", "weight_decay": 0.0},
-        "eval_every": 150,
-        "eval_batch_size": 20,
-        "save_every": 150,
+        **recipes.quick(8),
     },
 }
 

@@ -12,29 +12,19 @@ configs/deeplab_camvid.py:deeplab_7x7, with crops of 306 or 321 pixels, as the p
 want.  quick has 96x96 scenes and narrow layers.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 from segjax.models import deeplab
 
 VARIANTS = {
     "camvid": {
         "model": deeplab.VARIANTS["deeplab"],
-        "data": {"name": "camvid"},
         "augment": {"crop": (306, 306), "flip": 0.5},
         "batch_size": 20,
         "total_steps": 6000,
-        "workers": 8,
-        "loss": {"resolution": "cells"},
-        "optim": {
-            "name": "caffe_sgd",
-            "lr": 1e-3,
-            "schedule": "step",
-            "step_every": 2000,
-            "weight_decay": 5e-4,
-            "lr_mult": ("fc8=10", "bias=2"),
-        },
+        "optim": recipes.DEEPLAB_V1_OPTIM,
         "eval_every": 500,
-        "eval_batch_size": 4,
-        "save_every": 500,
+        **recipes.DEEPLAB,
     },
     "quick": {
         "model": {
@@ -43,14 +33,8 @@ VARIANTS = {
             "norm": "batch",
             "dropout": 0.0,
         },
-        "data": {"name": "scenes", "scenes_size": (96, 96), "scenes_train": 1200},
+        **recipes.quick(8),
         "augment": {"crop": (90, 90), "flip": 0.5, "brightness": 0.1},
-        "batch_size": 8,
-        "total_steps": 300,
-        "optim": {"name": "adam", "lr": 3e-3, "schedule": "poly", "weight_decay": 0.0},
-        "eval_every": 150,
-        "eval_batch_size": 20,
-        "save_every": 150,
     },
 }
 

@@ -11,27 +11,11 @@ receptive field, more cells.  The full form is PSPNet-50 from scratch on CamVid 
 narrow backbone of four blocks.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 VARIANTS = {
-    "camvid": {
-        "model": {"backbone": "resnet50", "dtype": "bfloat16"},
-        "data": {"name": "camvid"},
-        "augment": {
-            "crop": (353, 473),
-            "scale": (0.5, 2.0),
-            "rotate": 10.0,
-            "rotate_prob": 0.5,
-            "flip": 0.5,
-            "blur_prob": 0.5,
-        },
-        "batch_size": 16,
-        "total_steps": 12000,
-        "workers": 8,
-        "optim": {"name": "sgd", "lr": 0.02, "schedule": "poly", "warmup_steps": 200},
-        "eval_every": 1000,
-        "save_every": 500,
-    },
+    "camvid": recipes.PSPNET50_FROM_SCRATCH | {"eval_every": 1000},
     "quick": {
         "model": {
             "stage_sizes": (1, 1, 1, 1),
@@ -43,14 +27,7 @@ VARIANTS = {
             "dropout": 0.0,
             "image_stats": "unit",
         },
-        "data": {"name": "scenes", "scenes_size": (96, 96), "scenes_train": 1200},
-        "augment": {"flip": 0.5, "brightness": 0.1},
-        "batch_size": 16,
-        "total_steps": 300,
-        "optim": {"name": "adam", "lr": 3e-3, "schedule": "poly", "weight_decay": 0.0},
-        "eval_every": 150,
-        "eval_batch_size": 20,
-        "save_every": 150,
+        **recipes.quick(16),
     },
 }
 

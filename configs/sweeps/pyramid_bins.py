@@ -16,6 +16,7 @@ balloon either, 3x3 ones touch its tip, a single bin sees all.  quick_pool compa
 averages and maxima, with and without reduction.  A run takes a minute on two CPU cores.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 _QUICK = {
@@ -29,41 +30,10 @@ _QUICK = {
         "dropout": 0.0,
         "image_stats": "unit",
     },
-    "data": {"name": "scenes", "scenes_size": (96, 96), "scenes_train": 1200},
-    "augment": {"flip": 0.5, "brightness": 0.1},
-    "batch_size": 16,
-    "total_steps": 200,
-    "optim": {"name": "adam", "lr": 5e-3, "schedule": "poly", "weight_decay": 0.0},
-    "eval_every": 100,
-    "eval_batch_size": 20,
-    "save_every": 100,
+    **recipes.quick(16, 200, lr=5e-3),
 }
 VARIANTS = {
-    "camvid": {
-        "model": {"backbone": "resnet50", "dtype": "bfloat16"},
-        "data": {"name": "camvid"},
-        "augment": {
-            "crop": (353, 473),
-            "scale": (0.5, 2.0),
-            "rotate": 10.0,
-            "rotate_prob": 0.5,
-            "flip": 0.5,
-            "blur_prob": 0.5,
-        },
-        "batch_size": 16,
-        "total_steps": 12000,
-        "workers": 8,
-        "optim": {
-            "name": "sgd",
-            "lr": 0.02,
-            "momentum": 0.9,
-            "schedule": "poly",
-            "weight_decay": 1e-4,
-            "warmup_steps": 200,
-        },
-        "eval_every": 1000,
-        "save_every": 500,
-    },
+    "camvid": recipes.PSPNET50_FROM_SCRATCH | {"eval_every": 1000},
     "quick": _QUICK,
     "quick_pool": _QUICK,
 }

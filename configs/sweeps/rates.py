@@ -16,28 +16,18 @@ two kinds of tents apart; a 3x3 branch of rate r has eight more such windows, 8 
 away.  A run takes a minute on two CPU cores.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 VARIANTS = {
     "camvid": {
         "model": {"backbone": "vgg16", "fc6_channels": 1024, "rates": (6, 12, 18, 24)},
-        "data": {"name": "camvid"},
         "augment": {"crop": (321, 321), "flip": 0.5},
         "batch_size": 10,
         "total_steps": 20_000,
-        "workers": 8,
-        "loss": {"resolution": "cells"},
-        "optim": {
-            "name": "caffe_sgd",
-            "lr": 1e-3,
-            "momentum": 0.9,
-            "schedule": "poly",
-            "weight_decay": 5e-4,
-            "lr_mult": ("fc8=10", "bias=2"),
-        },
+        "optim": recipes.DEEPLAB_V2_OPTIM,
         "eval_every": 1000,
-        "eval_batch_size": 4,
-        "save_every": 500,
+        **recipes.DEEPLAB,
     },
     "quick": {
         "model": {
@@ -52,16 +42,9 @@ VARIANTS = {
             "rates": (1,),
             "image_stats": "unit",
         },
-        "data": {"name": "scenes", "scenes_size": (64, 64), "scenes_train": 1200},
-        "augment": {"flip": 0.5, "brightness": 0.1},
-        "batch_size": 8,
-        "total_steps": 400,
+        **recipes.quick(8, 400, lr=5e-3, size=64),
         # Tents are a fifteenth of the pixels.
         "loss": {"class_weights": (1.0,) * 7 + (4.0, 4.0)},
-        "optim": {"name": "adam", "lr": 5e-3, "schedule": "poly", "weight_decay": 0.0},
-        "eval_every": 200,
-        "eval_batch_size": 20,
-        "save_every": 200,
     },
 }
 _ROWS = {

@@ -10,6 +10,7 @@ as wide.  The full form is the same-size U-Net of configs/unet_camvid.py, from s
 on CamVid at 360x480; quick is an eighth as wide, on 96x96 scenes.
 """
 
+from experiments.shared import recipes
 from segjax.config import make, variant
 
 _MODEL = {"padding": "same", "norm": "batch"}
@@ -27,20 +28,13 @@ VARIANTS = {
         "batch_size": 8,
         "total_steps": 12000,
         "workers": 8,
-        "optim": {"name": "adam", "lr": 1e-3, "schedule": "poly", "weight_decay": 0.0},
+        "optim": recipes.adam(1e-3),
         "eval_every": 1000,
         "save_every": 500,
     },
     "quick": {
         "model": _MODEL | {"dropout": 0.0},
-        "data": {"name": "scenes", "scenes_size": (96, 96), "scenes_train": 1200},
-        "augment": {"flip": 0.5, "brightness": 0.1},
-        "batch_size": 8,
-        "total_steps": 300,
-        "optim": {"name": "adam", "lr": 3e-3, "schedule": "poly", "weight_decay": 0.0},
-        "eval_every": 150,
-        "eval_batch_size": 20,
-        "save_every": 150,
+        **recipes.quick(8),
     },
 }
 

@@ -1,5 +1,6 @@
 """Every file in configs/: its fields, its model, its training step; no data needed."""
 
+import copy
 import gc
 import re
 import runpy
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.shared import evaluation
+from experiments.shared import evaluation, recipes
 from segjax import config as config_lib
 from segjax import models, optim, training
 from segjax.data import datasets, transforms
@@ -144,3 +145,27 @@ def test_model_builds_and_its_training_step_lowers(file, arg):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     predict = evaluation.make_predictor(config, model)
     assert jax.eval_shape(predict, variables, images).shape == (1, *size, classes)
+
+
+def test_a_copy_of_a_config_works_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in (*FILES, *sorted((ROOT / "configs" / "sweeps").glob("*.py"))):
+        copied = tmp_path / f"my_{file.name}"
+        copied.write_bytes(file.read_bytes())
+        found = runpy.run_path(str(copied))["get_config"]()
+        assert found == runpy.run_path(str(file))["get_config"]()
+
+
+def test_recipes_are_shared_and_not_changed_by_the_configs():
+    before = {
+        key: copy.deepcopy(x) for key, x in vars(recipes).items() if key.isupper()
+    }
+    scratch, sweep, fcn = (
+        runpy.run_path(str(ROOT / "configs" / name))["get_config"]()
+        for name in ("pspnet50_camvid.py", "sweeps/pyramid_bins.py", "fcn8s_camvid.py")
+    )
+    assert scratch.eval_every != sweep.eval_every
+    sweep.eval_every = scratch.eval_every
+    assert scratch == sweep
+    assert (fcn.model.skips, fcn.model.norm, fcn.augment.contrast) == (8, "batch", 0.2)
+    assert before and before == {key: getattr(recipes, key) for key in before}

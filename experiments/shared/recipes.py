@@ -1,0 +1,110 @@
+"""Parts of training recipes that several files of configs/ share.
+
+They live here because a config may be run, and copied, from any folder; this package is
+importable wherever the programs are.
+"""
+
+from typing import Any
+
+COLORS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+
+# PSPNet (CVPR 2017), section 5.1: the augmentation, and training with more steps and a
+# higher rate than there, because nothing is pre-trained.
+PSPNET_AUGMENT = {
+    "crop": (353, 473),
+    "scale": (0.5, 2.0),
+    "rotate": 10.0,
+    "rotate_prob": 0.5,
+    "flip": 0.5,
+    "blur_prob": 0.5,
+}
+PSPNET50_FROM_SCRATCH = {
+    "model": {"backbone": "resnet50", "dtype": "bfloat16"},
+    "data": {"name": "camvid"},
+    "augment": PSPNET_AUGMENT,
+    "batch_size": 16,
+    "total_steps": 12000,
+    "workers": 8,
+    "optim": {
+        "name": "sgd",
+        "lr": 0.02,
+        "momentum": 0.9,
+        "schedule": "poly",
+        "weight_decay": 1e-4,
+        "warmup_steps": 200,
+    },
+    "save_every": 500,
+}
+
+# FCN-8s at once with batch normalization instead of ImageNet weights.
+FCN_FROM_SCRATCH = {
+    "model": {"norm": "batch", "dtype": "bfloat16"},
+    "data": {"name": "camvid"},
+    "augment": {"crop": (360, 480), "scale": (0.5, 2.0), "flip": 0.5},
+    "batch_size": 8,
+    "total_steps": 12000,
+    "workers": 8,
+    "optim": {
+        "name": "sgd",
+        "lr": 0.01,
+        "momentum": 0.9,
+        "schedule": "poly",
+        "weight_decay": 5e-4,
+        "lr_mult": ("bias=2",),
+    },
+    "save_every": 500,
+}
+
+# DeepLab v1 and v2, from the authors' solvers; class scores learn at 10 times the rate.
+DEEPLAB = {
+    "data": {"name": "camvid"},
+    "workers": 8,
+    "loss": {"resolution": "cells"},
+    "eval_batch_size": 4,
+    "save_every": 500,
+}
+DEEPLAB_OPTIM = {"name": "caffe_sgd", "momentum": 0.9, "weight_decay": 5e-4}
+_VGG16 = DEEPLAB_OPTIM | {"lr": 1e-3, "lr_mult": ("fc8=10", "bias=2")}
+DEEPLAB_V1_OPTIM = _VGG16 | {"schedule": "step", "step_every": 2000}
+DEEPLAB_V2_OPTIM = _VGG16 | {"schedule": "poly"}
+
+
+def adam(lr: float) -> dict[str, Any]:
+    """``config.optim``: Adam, polynomial from ``lr``, without weight decay."""
+    return {"name": "adam", "lr": lr, "schedule": "poly", "weight_decay": 0.0}
+
+
+def camvid_cpu(crop: tuple[int, int], steps: int) -> dict[str, Any]:
+    """CamVid at 180x240, for two CPU cores."""
+    return {
+        "data": {"name": "camvid", "resize": (180, 240)},
+        "augment": {
+            "crop": crop,
+            "scale": (0.7, 1.4),
+            "rotate": 5.0,
+            "flip": 0.5,
+            **COLORS,
+        },
+        "batch_size": 8,
+        "total_steps": steps,
+        "optim": adam(2e-3),
+        "eval_every": 250,
+        "eval_batch_size": 8,
+        "save_every": 250,
+    }
+
+
+def quick(
+    batch_size: int, steps: int = 300, *, lr: float = 3e-3, size: int = 96
+) -> dict[str, Any]:
+    """A minute on procedural scenes, for two CPU cores; evaluated twice."""
+    return {
+        "data": {"name": "scenes", "scenes_size": (size, size), "scenes_train": 1200},
+        "augment": {"flip": 0.5, "brightness": 0.1},
+        "batch_size": batch_size,
+        "total_steps": steps,
+        "optim": adam(lr),
+        "eval_every": steps // 2,
+        "eval_batch_size": 20,
+        "save_every": steps // 2,
+    }
