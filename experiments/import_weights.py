@@ -11,34 +11,26 @@
 default fields; --config takes model and fields from a configuration instead. Prints
 which array became which parameter, and writes the parameters as safetensors. Class
 scores keep the file's number of classes; what the file does not have is left out, and
-is initialized freshly when training starts from the file.
+is newly initialized when training starts from the file.
 
 Of a folder of a training run, the best checkpoint is written as such a file.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import absl.logging
-import jax
-import numpy as np
 from absl import flags
-from flax import linen as nn
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import cli
+from experiments.shared import cli, initialization
 from segjax import config as config_lib
 from segjax import models, sharding, weights
-from segjax import workdir as workdir_lib
 from segjax.errors import UserError
-from segjax.inference.trained import load_model
-from segjax.ops import geometry, image
-from segjax.weights import catalog, convert
+from segjax.weights import catalog
 
 
 def import_weights(
-    file: Path, config: ConfigDict, output: Path, ignore: str = ""
+    file: Path, config: ConfigDict, *, output: Path, ignore: str = ""
 ) -> weights.Imported:
     """Converts ``file`` for the model of ``config`` and writes ``output``.
 
@@ -46,80 +38,36 @@ def import_weights(
       UserError: the file cannot be read or does not fit the model.
     """
     _check_output(output)
-    model, fields = config.model_name, config_lib.json_like(config.model)
-    images = convert.Images(*image.IMAGE_STATS[_image_stats(fields)])
     try:
         imported = weights.import_arrays(
-            weights.read(file), model, fields, shapes_of(config), images, ignore
+            weights.read(file),
+            initialization.model_info(config),
+            shapes_of=initialization.shapes_of(config),
+            ignore=ignore,
         )
     except UserError as error:
         # Readers already name the file.
         text = str(error)
         raise UserError(text if str(file) in text else f"{file}: {text}") from error
-    weights.save(output, imported, model, fields)
+    weights.save(output, imported.weights)
     return imported
 
 
-def export_run(workdir: Path, output: Path) -> weights.Imported:
+def export_run(workdir: Path, output: Path) -> weights.Weights:
     """Writes the best checkpoint of a training run as ``output``.
 
     Raises:
       UserError: not the folder of a run, or it has no intact checkpoint.
     """
     _check_output(output)
-    info = workdir_lib.read_dataset(workdir)
-    config = config_lib.load(workdir / "config.json")
-    mesh = sharding.make_mesh()
-    _, variables, step = load_model(config, workdir, info, "best", mesh)
-    arrays = weights.flatten(jax.device_get(variables))
-    rows = tuple(convert.Row(name, a.shape, (), "") for name, a in arrays.items())
-    result = convert.Result(arrays, rows, (), (), (), ())
-    shapes = shapes_of(config, info.channels)
-    heads = weights.heads_of(shapes(2), shapes(3))
-    source = f"{config.model_name} trained on {info.name}, step {step}"
-    exported = weights.Imported(result, source, len(info.classes), heads)
-    fields = config_lib.json_like(config.model)
-    weights.save(output, exported, config.model_name, fields)
+    exported = initialization.weights_of_run(workdir, sharding.make_mesh())
+    weights.save(output, exported)
     return exported
 
 
 def _check_output(output: Path) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"--output={output}: give a file ending in .safetensors")
-
-
-def _image_stats(fields: Mapping[str, Any]) -> str:
-    """Of the model, or of the network in it."""
-    if "image_stats" in fields:
-        return fields["image_stats"]
-    options = dict(option.split("=", 1) for option in fields["base_options"])
-    inner = models.model_fields(fields["base"])
-    return options.get("image_stats", inner["image_stats"])
-
-
-def shapes_of(config: ConfigDict, channels: int = 3) -> Callable[[int], weights.Shapes]:
-    """From a number of classes to the shapes of all parameters, traced only."""
-
-    def shapes(num_classes: int) -> weights.Shapes:
-        model = models.build(config, num_classes)
-        leaves = weights.flatten(abstract_variables(model, channels))
-        return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-
-    return shapes
-
-
-def abstract_variables(model: nn.Module, channels: int = 3) -> dict:
-    """{"params", "batch_stats"} of a model, as shapes."""
-    side = geometry.nearest_sides(model.tiling, 64)[-1]
-
-    def init():
-        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        return model.init(
-            keys, np.zeros((1, side, side, channels), np.uint8), train=True
-        )
-
-    variables = jax.eval_shape(init)
-    return {key: variables.get(key, {}) for key in ("params", "batch_stats")}
 
 
 def main(argv) -> int:
@@ -130,7 +78,7 @@ def main(argv) -> int:
     file, output = (Path(p).expanduser().absolute() for p in (argv[1], values.output))
     if file.is_dir():
         cli.start()
-        imported = export_run(file, output)
+        lines = weights.summary(export_run(file, output))
     elif bool(values.model) == bool(values.config):
         raise UserError("give either --model=NAME or --config=FILE")
     else:
@@ -138,8 +86,9 @@ def main(argv) -> int:
         if values.model:
             model, fields = catalog.published(values.model, tuple(models.MODELS))
             config = config_lib.make(model_name=model, model=fields)
-        imported = import_weights(file, config, output, values.ignore)
-    for line in weights.describe(imported):
+        imported = import_weights(file, config, output=output, ignore=values.ignore)
+        lines = weights.describe(imported)
+    for line in lines:
         print(line)
     print(f"written: {output}")
     return 0

@@ -48,7 +48,6 @@ from segjax import (
     sharding,
     training,
     viz,
-    weights,
 )
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
@@ -100,7 +99,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     else:
         state, extra = run.init(), {"best_miou": -1.0}
         if config.init_from:
-            state = _initialize(state, config.init_from, run, abstract)
+            state = _initialize(state, config, run, abstract)
     start = int(state.step)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
@@ -317,24 +316,27 @@ def _abstract_state(run: training_run.TrainingRun) -> training.TrainState:
 
 def _initialize(
     state: training.TrainState,
-    source: str,
+    config: ConfigDict,
     run: training_run.TrainingRun,
     abstract: training.TrainState,
 ) -> training.TrainState:
     """Replaces what a run or a file of weights holds, and says what it does not."""
-    path = Path(source).expanduser()
-    arrays = jax.device_get(state.params), jax.device_get(state.batch_stats)
-    if path.is_dir():
-        classes = len(run.info.classes)
-        started = initialization.start_from(path, *arrays, classes, run.mesh)
-    else:
-        started = weights.init_from(path, *arrays)
-    params, batch_stats, report = started
+    variables, report = initialization.start(
+        config.init_from,
+        config,
+        classes=run.info.classes,
+        variables={
+            "params": jax.device_get(state.params),
+            "batch_stats": jax.device_get(state.batch_stats),
+        },
+        mesh=run.mesh,
+    )
     for line in report.lines():
         cli.log(line)
-    values = {"params": params, "batch_stats": batch_stats}
     places = {"params": abstract.params, "batch_stats": abstract.batch_stats}
-    put = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), values, places)
+    put = jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding), variables, places
+    )
     return state.replace(**put)
 
 

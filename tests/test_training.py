@@ -334,8 +334,11 @@ def test_fcn16s_starts_with_the_prediction_of_fcn32s(fcn32s, capsys):
     )
     assert train.train(options, fcn32s / "16s") == 0
     log = capsys.readouterr().err
-    assert f"initialized 16 layers from {fcn32s}/32s, step 2" in log
-    assert "fresh: score_pool4 (not in that run)" in log
+    assert (
+        f"initialized 16 layers from {fcn32s}/32s (fcn trained on scenes, step 2)"
+        in log
+    )
+    assert "newly initialized: score_pool4 (the weights do not have it)" in log
     images = np.random.default_rng(0).integers(0, 256, (1, 96, 80, 3), np.uint8)
     (coarse, before), (fine, after) = map(
         variables_of, (fcn32s / "32s", fcn32s / "16s")
@@ -362,31 +365,50 @@ def interpolate(scores, strides, crop):
     return scores[crop:, crop:]
 
 
-def test_other_classes_are_fresh_and_other_shapes_an_error(fcn32s):
-    model, variables = variables_of(fcn32s / "32s")
+def test_other_classes_are_new_and_other_shapes_an_error(fcn32s):
+    run = fcn32s / "32s"
+    model, variables = variables_of(run)
     mesh = sharding.make_mesh()
+    options = config.load(run / "config.json")
     zeros = jax.tree.map(np.zeros_like, jax.device_get(variables["params"]))
     zeros["score_fr"] = {
         "kernel": np.ones((1, 1, 8, 5), np.float32),
         "bias": np.ones(5, np.float32),
     }
-    params, stats, report = initialization.start_from(
-        fcn32s / "32s", zeros, {}, 5, mesh
-    )
-    assert stats == {} and (params["score_fr"]["kernel"] == 1).all()
-    trunk = params["backbone"]["conv1_1"]["kernel"]
+
+    def start(params, classes="abcde"):
+        tree = {"params": params, "batch_stats": {}}
+        return initialization.start(
+            str(run), options, classes=tuple(classes), variables=tree, mesh=mesh
+        )
+
+    new, report = start(zeros)
+    assert new["batch_stats"] == {} and (new["params"]["score_fr"]["kernel"] == 1).all()
+    trunk = new["params"]["backbone"]["conv1_1"]["kernel"]
     assert (trunk == variables["params"]["backbone"]["conv1_1"]["kernel"]).all()
-    assert report.fresh == {"score_fr": f"that run has {model.num_classes} classes"}
+    why = f"the weights are for {model.num_classes} classes"
+    assert report.new == {"score_fr": why}
     assert len(report.loaded) == 15 and not report.unused
 
+    # As many classes, but the names of two are exchanged.
+    zeros["score_fr"] = jax.tree.map(np.ones_like, variables["params"]["score_fr"])
+    names = workdir_lib.read_dataset(run).classes
+    new, report = start(zeros, names)
+    assert report.new == {} and not np.ptp(zeros["score_fr"]["kernel"])
+    loaded = new["params"]["score_fr"]["kernel"]
+    np.testing.assert_array_equal(loaded, variables["params"]["score_fr"]["kernel"])
+    new, report = start(zeros, (names[1], names[0], *names[2:]))
+    assert (new["params"]["score_fr"]["kernel"] == 1).all()
+    why = f"class 0 of the weights is {names[0]!r}, of the data {names[1]!r}"
+    assert report.new == {"score_fr": why}
+
     zeros["backbone"]["fc7"]["kernel"] = np.ones((1, 1, 8, 9), np.float32)
-    with pytest.raises(
-        UserError, match=r"fc7/kernel \(1, 1, 8, 8\) there, \(1, 1, 8, 9"
-    ):
-        initialization.start_from(fcn32s / "32s", zeros, {}, 5, mesh)
+    expected = r"fc7/kernel has shape \(1, 1, 8, 8\), the model needs \(1, 1, 8, 9\)"
+    with pytest.raises(UserError, match=expected):
+        start(zeros)
     head = {"head": {"kernel": np.ones((1, 1, 8, 5), np.float32)}}
-    with pytest.raises(UserError, match="no layer has the same name"):
-        initialization.start_from(fcn32s / "32s", head, {}, 5, mesh)
+    with pytest.raises(UserError, match="unexpected: params/backbone/conv1_1"):
+        start(head)
 
 
 def test_non_finite_names_the_first_bad_step():

@@ -1,93 +1,106 @@
-"""Starting a model from another training run."""
+"""What a model starts from: a file of weights, or the best state of another run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
 
 from segjax import config as config_lib
-from segjax import weights
+from segjax import models, weights
 from segjax import workdir as workdir_lib
-from segjax.errors import UserError
 from segjax.inference.trained import load_model
+from segjax.models import crfrnn
+from segjax.ops import geometry, image
 
 
-def start_from(
-    workdir: Path,
-    params: dict,
-    batch_stats: dict,
-    num_classes: int,
-    mesh: jax.sharding.Mesh,
-) -> tuple[dict, dict, weights.Report]:
-    """Starts a model from another training run, by the names of its layers.
-
-    Of the run's best checkpoint, or its latest if it has not evaluated yet. Layers that
-    only the new model has stay as they are, and so do those that differ in nothing but
-    the number of classes; all are reported.
+def model_info(config: ConfigDict, classes: tuple[str, ...] = ()) -> weights.ModelInfo:
+    """What is compared when a model of this config starts from weights.
 
     Args:
-      workdir: of the other run.
-      params, batch_stats: of the new model as initialized.
-      num_classes: of the new model.
-      mesh: whose devices read the checkpoint.
+      config: of which `model_name` and `model` are read.
+      classes: names of the classes; () if they are not known.
+    """
+    fields = config_lib.json_like(config.model)
+    if "base_options" in fields:  # of the network within, too
+        fields |= crfrnn.base_fields(fields["base"], fields["base_options"])
+    images = weights.Images(*image.IMAGE_STATS[fields["image_stats"]])
+    return weights.ModelInfo(config.model_name, fields, images, tuple(classes))
+
+
+def start(
+    source: str,
+    config: ConfigDict,
+    *,
+    classes: tuple[str, ...],
+    variables: dict[str, Any],
+    mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, Any], weights.Report]:
+    """Fills a new model from ``config.init_from``.
+
+    Args:
+      source: a file of experiments.import_weights, or the folder of a training run.
+      config: of the new model.
+      classes: names of the classes of the new model.
+      variables: {"params", "batch_stats"} of the new model: nested dicts of arrays.
+      mesh: whose devices read the checkpoint of a run.
 
     Returns:
-      The two with arrays of that run, and a report.
+      `variables` with arrays of the source, and a report of what was done.
 
     Raises:
-      UserError: no such run, or one whose layers of the same names differ otherwise.
+      UserError: no such run or file, or one of another network.
+    """
+    path = Path(source).expanduser()
+    source_weights = (
+        weights_of_run(path, mesh) if path.is_dir() else weights.read_saved(path)
+    )
+    info = model_info(config, classes)
+    return weights.start(path, source_weights, info, variables=variables)
+
+
+def weights_of_run(workdir: Path, mesh: jax.sharding.Mesh) -> weights.Weights:
+    """The best checkpoint of a run, or its latest if it has not evaluated yet.
+
+    Raises:
+      UserError: not the folder of a run, or it has no intact checkpoint.
     """
     info = workdir_lib.read_dataset(workdir)
-    config = config_lib.load(workdir / "config.json")
+    config = config_lib.load(workdir / workdir_lib.CONFIG)
     _, variables, step = load_model(config, workdir, info, "best", mesh)
-    tree = {"params": params, "batch_stats": batch_stats}
-    theirs = _by_layer(weights.flatten(jax.device_get(variables)))
-    classes = len(info.classes), num_classes
-    chosen, loaded, fresh, wrong = {}, [], {}, []
-    for layer, ours in _by_layer(weights.flatten(tree)).items():
-        found = theirs.pop(layer, {})
-        other = [
-            f"{name} {found[name].shape if name in found else 'missing'} there, "
-            f"{ours[name].shape if name in ours else 'missing'} here"
-            for name in sorted(ours.keys() | found.keys())
-            if name not in ours
-            or name not in found
-            or not _same_but_classes(found[name].shape, ours[name].shape, classes)
-        ]
-        if not found:
-            fresh[layer] = "not in that run"
-        elif other:
-            wrong += other
-        elif any(found[name].shape != ours[name].shape for name in ours):
-            fresh[layer] = f"that run has {classes[0]} classes"
-        else:
-            loaded.append(layer)
-            chosen |= found
-    if wrong or not loaded:
-        reason = wrong[0] if wrong else "no layer has the same name"
-        raise UserError(
-            f"config.init_from: the {config.model_name} of {workdir} does not fit the "
-            f"model: {reason}; give both the same fields of config.model"
-        )
-    new = weights.replace(tree, chosen)
-    source = f"{workdir}, step {step}"
-    report = weights.Report(source, tuple(loaded), fresh, tuple(theirs))
-    return new["params"], new["batch_stats"], report
-
-
-def _by_layer(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{"params/LAYER/kernel": array} -> {LAYER: {"params/LAYER/kernel": array}}."""
-    layers: dict[str, dict[str, Any]] = {}
-    for name, leaf in leaves.items():
-        layer = name.partition("/")[2].rpartition("/")[0]
-        layers.setdefault(layer, {})[name] = leaf
-    return layers
-
-
-def _same_but_classes(
-    theirs: tuple[int, ...], ours: tuple[int, ...], classes: tuple[int, int]
-) -> bool:
-    """Whether two shapes are equal but for axes in proportion to the class counts."""
-    return len(theirs) == len(ours) and all(
-        a == b or a * classes[1] == b * classes[0] for a, b in zip(theirs, ours)
+    shapes = shapes_of(config, info.channels)
+    return weights.Weights(
+        arrays=weights.flatten(jax.device_get(variables)),
+        info=model_info(config, info.classes),
+        source=f"{config.model_name} trained on {info.name}, step {step}",
+        num_classes=len(info.classes),
+        heads=weights.heads_of(shapes(2), shapes(3)),
     )
+
+
+def shapes_of(config: ConfigDict, channels: int = 3) -> Callable[[int], weights.Shapes]:
+    """From a number of classes to the shapes of all parameters, traced only."""
+
+    def shapes(num_classes: int) -> weights.Shapes:
+        model = models.build(config, num_classes)
+        leaves = weights.flatten(abstract_variables(model, channels))
+        return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+
+    return shapes
+
+
+def abstract_variables(model: nn.Module, channels: int = 3) -> dict:
+    """{"params", "batch_stats"} of a model, as shapes."""
+    side = geometry.nearest_sides(model.tiling, 64)[-1]
+
+    def init():
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+        return model.init(
+            keys, np.zeros((1, side, side, channels), np.uint8), train=True
+        )
+
+    variables = jax.eval_shape(init)
+    return {key: variables.get(key, {}) for key in ("params", "batch_stats")}

@@ -193,10 +193,9 @@ class CRFRNN(nn.Module):
         from segjax import models  # that module imports this one
 
         layers.check_choice(self, "base", sorted(models.MODELS.keys() - {"crfrnn"}))
-        known = models.model_fields(self.base)
-        options = dict(_option(self.base, text, known) for text in self.base_options)
+        fields = base_fields(self.base, self.base_options)
         network = models.MODELS[self.base]
-        return network(num_classes=self.num_classes, **options, **where)
+        return network(num_classes=self.num_classes, **fields, **where)
 
     def setup(self) -> None:
         self.network = self._network()
@@ -250,6 +249,18 @@ class CRFRNN(nn.Module):
             filters.normalize(spatial, "after", 1, height * width),
             filters.normalize(bilateral, "after", batch, height * width),
         )
+
+
+def base_fields(base: str, options: tuple[str, ...]) -> dict[str, Any]:
+    """All fields of the base network, from its name and ``base_options``.
+
+    Raises:
+      UserError: an option that is not FIELD=VALUE of the network.
+    """
+    from segjax import models  # that module imports this one
+
+    known = models.model_fields(base)
+    return known | dict(_option(base, text, known) for text in options)
 
 
 def _option(base: str, text: str, known: dict[str, Any]) -> tuple[str, Any]:

@@ -12,7 +12,7 @@ are exact, but for rounding:
 * Caffe's BatchNorm: mean and variance are divided by its scale factor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,13 @@ class Images(NamedTuple):
     bgr: bool = False  # the order in which its first layer takes them
 
 
+# Our layers that see the image.
+FIRST = (
+    *("backbone/conv1", "backbone/conv1_1", "backbone/conv1_7x7_s2"),
+    *("conv1_1", "enc0_conv1", "down1_conv1", "conv1"),
+)
+
+
 class Table(NamedTuple):
     """What one kind of file holds, for one model."""
 
@@ -71,7 +78,7 @@ class Table(NamedTuple):
     layers: Mapping[str, Entry]  # ours -> its arrays
     images: Images
     first: str = ""  # our layer that sees the image
-    fresh: tuple[str, ...] = ()  # our layers that are not in the file
+    missing: tuple[str, ...] = ()  # our layers that are not in the file
     ignored: tuple[str, ...] = ()  # arrays that this model has no use for
     # Arrays with one right value, which is part of our code: a message if it is wrong.
     checks: Mapping[str, Callable[[np.ndarray], str]] = {}
@@ -93,7 +100,7 @@ class Result(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     rows: tuple[Row, ...]
-    fresh: tuple[str, ...]  # our layers left as they are initialized
+    missing: tuple[str, ...]  # our layers left as they are initialized
     ignored: tuple[str, ...]  # arrays of the file not used
     checked: tuple[str, ...]  # arrays of the file with the value they must have
     notes: tuple[str, ...]
@@ -111,7 +118,8 @@ def convert(
       arrays: of the file, by name.
       shapes: of our parameters and statistics, by name: "params/LAYER/kernel" (HWIO),
         "params/LAYER/bias", "params/LAYER/scale", "batch_stats/LAYER/mean", ..
-      table: which make up which; every layer of `shapes` is in ``layers`` or ``fresh``.
+      table: which make up which; every layer of `shapes` is in ``layers`` or
+        ``missing``.
       images: as our model sees them.
 
     Raises:
@@ -131,7 +139,7 @@ def convert(
         # Some networks have a bias in front of the normalization, where it does nothing
         # but shift the mean.
         if isinstance(entry, Conv) and f"params/{layer}/bias" not in shapes:
-            mean = _mean_behind(layer, shapes)
+            mean = mean_behind(layer, shapes)
             if mean and entry.bias in arrays and entry.bias not in work.used:
                 work.add(entry.bias, mean, -1.0, "bias of the convolution subtracted")
     checked = sorted(set(table.checks) & set(arrays))
@@ -152,15 +160,15 @@ def convert(
         for name, array in work.results.items()
     }
     return Result(
-        results, rows, table.fresh, tuple(ignored), tuple(checked), table.notes
+        results, rows, table.missing, tuple(ignored), tuple(checked), table.notes
     )
 
 
-def _mean_behind(layer: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def mean_behind(layer: str, names: Container[str]) -> str:
     """The mean of the batch normalization behind a convolution, or ""."""
     head, slash, tail = layer.rpartition("/")
     for norm in (f"{layer}_bn", head + slash + tail.replace("conv", "bn", 1)):
-        if f"batch_stats/{norm}/mean" in shapes:
+        if f"batch_stats/{norm}/mean" in names:
             return f"batch_stats/{norm}/mean"
     return ""
 
@@ -294,35 +302,64 @@ class _Work:
                 f"the file does not fit the model as {table.source}; {text}; {hint}"
             )
 
-    def fold_images(self, layer: str, theirs: Images, ours: Images) -> None:
+    def fold_images(self, layer: str, source: Images, target: Images) -> None:
         name = f"params/{layer}/kernel"
-        kernel = self.results[name].astype(np.float64)
-        if kernel.shape[2] != len(theirs.mean):
+        kernel = self.results[name]
+        if kernel.shape[2] != len(source.mean):
             raise UserError(
                 f"the model's first layer {layer} takes {kernel.shape[2]} channels, "
-                f"the published one {len(theirs.mean)}"
+                f"the published one {len(source.mean)}"
             )
-        if theirs.bgr:
-            kernel = kernel[:, :, ::-1]
+        if source.bgr:
+            self.results[name] = kernel[:, :, ::-1]
             self.how[name].append("BGR to RGB")
-        # theirs = ours * factor + offset, channel by channel
-        their_deviation, our_deviation = map(
-            np.array, (theirs.deviation, ours.deviation)
-        )
-        ratio = theirs.scale / ours.scale
-        factor = our_deviation * ratio / their_deviation
-        offset = (np.array(ours.mean) * ratio - np.array(theirs.mean)) / their_deviation
-        if np.allclose(factor, 1, 0, 1e-6) and np.allclose(offset, 0, 0, 1e-6):
-            self.results[name] = kernel
-            return
-        shift = np.einsum("hwio,i->o", kernel, offset + np.zeros(kernel.shape[2]))
-        self.results[name] = kernel * factor[:, None]
+        factor, offset = between(source, target)
         if not np.allclose(factor, 1, 0, 1e-6):
             self.how[name].append("scale of the images folded in")
-        bias, mean = f"params/{layer}/bias", _mean_behind(layer, self.shapes)
-        target, sign = (bias, 1) if bias in self.results else (mean, -1)
-        self.results[target] = self.results[target] + sign * shift
-        self.how[target].append("mean of the images folded in")
+        if shifted := fold(layer, self.results, factor, offset):
+            self.how[shifted].append("mean of the images folded in")
+
+
+def between(source: Images, target: Images) -> tuple[np.ndarray, np.ndarray]:
+    """(factor, offset) of each channel: images of `source` from those of `target`.
+
+    ``source = target * factor + offset``; of one value if both hold for any number of
+    channels.
+    """
+    source_deviation, target_deviation = map(
+        np.array, (source.deviation, target.deviation)
+    )
+    ratio = source.scale / target.scale
+    factor = target_deviation * ratio / source_deviation
+    offset = (np.array(target.mean) * ratio - np.array(source.mean)) / source_deviation
+    return np.broadcast_arrays(factor, offset)
+
+
+def fold(
+    layer: str, arrays: dict[str, np.ndarray], factor: np.ndarray, offset: np.ndarray
+) -> str:
+    """Makes a first layer for images x that was made for ``x * factor + offset``.
+
+    Args:
+      layer: its name.
+      arrays: by name; the layer's kernel, and its bias or the mean of the normalization
+        behind it, are replaced.
+      factor, offset: of each channel, from :func:`between`.
+
+    Returns:
+      The name of the array that took the offset; "" if nothing had to be done.
+    """
+    if np.allclose(factor, 1, 0, 1e-6) and np.allclose(offset, 0, 0, 1e-6):
+        return ""
+    name, bias = f"params/{layer}/kernel", f"params/{layer}/bias"
+    kernel = arrays[name].astype(np.float64)
+    channels = kernel.shape[2]
+    factor = np.broadcast_to(factor, channels)
+    shift = np.einsum("hwio,i->o", kernel, np.broadcast_to(offset, channels))
+    arrays[name] = kernel * factor[:, None]
+    target = bias if bias in arrays else mean_behind(layer, arrays)
+    arrays[target] = arrays[target] + (shift if target == bias else -shift)
+    return target
 
 
 def _kernel(

@@ -74,8 +74,8 @@ def _signed(source: Source, target: Target) -> bool:
 def _table(source: Source, target: Target) -> Table:
     named = {layer: source.layer(layer, target) for layer in layers(target.shapes)}
     entries = {layer: entry for layer, entry in named.items() if entry}
-    fresh = tuple(layer for layer, entry in named.items() if not entry)
-    for layer in fresh:
+    missing = tuple(layer for layer, entry in named.items() if not entry)
+    for layer in missing:
         before = layer.removesuffix("_bn")
         if before in entries and f"params/{before}/bias" not in target.shapes:
             raise UserError(
@@ -93,16 +93,12 @@ def _table(source: Source, target: Target) -> Table:
         source=source.title,
         layers=entries,
         images=images if isinstance(images, Images) else images(target),
-        first=next((layer for layer in _FIRST if layer in entries), ""),
-        fresh=fresh,
+        first=next((layer for layer in convert.FIRST if layer in entries), ""),
+        missing=missing,
         ignored=tuple(n for n in target.names if re.fullmatch(source.ignored, n)),
         notes=tuple(notes),
         **source.extra(target),
     )
-
-
-# Our layers that see the image.
-_FIRST = ("backbone/conv1", "backbone/conv1_1", "backbone/conv1_7x7_s2", "conv1_1")
 
 
 def layers(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

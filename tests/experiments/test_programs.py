@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments import evaluate, predict, train
-from experiments.shared import prediction_files
+from experiments.shared import initialization, prediction_files
 from segjax import config as config_lib
 from segjax import sharding, weights
 from segjax import workdir as workdir_lib
@@ -621,7 +621,7 @@ def test_a_wrong_command_is_answered_in_one_line(commands, command):
 
 
 def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys):
-    """A rate of 0 keeps what the file holds; the head has other classes: fresh."""
+    """A rate of 0 keeps what the file holds; the head has other classes."""
     pytest.importorskip("safetensors")
     info = workdir_lib.read_dataset(trained)
     mesh = sharding.make_mesh()
@@ -629,16 +629,15 @@ def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys
     arrays = weights.flatten(jax.device_get(variables))
     arrays["params/head/kernel"] = arrays["params/head/kernel"][..., :5]
     arrays["params/head/bias"] = arrays["params/head/bias"][:5]
-    heads = json.dumps(["params/head/kernel", "params/head/bias"])
     path = tmp_path / "weights.safetensors"
-    facts = {"format": "segjax", "source": "test", "num_classes": "5"}
-    facts |= {"heads": heads, "fresh": "[]"}
-    weights.safetensors_file.write(path, arrays, facts)
+    heads = ("params/head/kernel", "params/head/bias")
+    facts = initialization.model_info(config)
+    weights.save(path, weights.Weights(arrays, facts, "test", 5, heads))
 
     run = tmp_path / "run"
     changes = {"init_from": str(path), "optim__lr": 0.0, "total_steps": 1}
     assert train.train(changed(config, **changes), run) == 0
-    assert "5 classes" in capsys.readouterr().err
+    assert "head (the weights are for 5 classes)" in capsys.readouterr().err
     _, started, _ = load_model(config, run, info, "latest", mesh)
     for name, array in weights.flatten(jax.device_get(started)).items():
         if name.startswith("params/") and "/head/" not in name:

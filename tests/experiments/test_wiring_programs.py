@@ -535,8 +535,8 @@ def test_import_weights_of_a_run_takes_its_best_checkpoint(two, tmp_path):
     data = output.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    facts = header.pop("__metadata__")
-    assert "step 3" in facts["source"] and facts["num_classes"] == "5"
+    facts = json.loads(header.pop("__metadata__")["segjax"])
+    assert "step 3" in facts["source"] and facts["num_classes"] == 5
     kernel = variables[3]["params"]["head"]["kernel"]
     row = header["params/head/kernel"]
     start, end = (8 + length + offset for offset in row["data_offsets"])

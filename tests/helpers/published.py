@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import import_weights
+from experiments.shared import initialization
 from segjax import config as config_lib
 from segjax import models, weights
 from segjax.models import classifier
@@ -193,7 +193,7 @@ def _known(model, fields):
     else:
         config = make_config(model, **dict(fields))
         known = config_lib.json_like(config.model)
-        shapes_of = import_weights.shapes_of(config)
+        shapes_of = initialization.shapes_of(config)
     return known, functools.cache(shapes_of)
 
 
@@ -204,7 +204,8 @@ def run_import(arrays, model, images=sources.ILSVRC, **fields):
     that padded borders agree too.
     """
     known, shapes_of = _known(model, tuple(fields.items()))
-    return weights.import_arrays(arrays, model, known, shapes_of, images)
+    info = weights.ModelInfo(model, known, images)
+    return weights.import_arrays(arrays, info, shapes_of=shapes_of)
 
 
 @functools.cache
@@ -238,7 +239,7 @@ def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
 
 
-def check_complete(arrays, imported, ignored=(), fresh=()):
+def check_complete(arrays, imported, ignored=(), missing=()):
     """Every array of the file is used exactly once, every one of ours filled once.
 
     What was only moved is moved back, to the same bits.
@@ -248,7 +249,7 @@ def check_complete(arrays, imported, ignored=(), fresh=()):
     used += [*result.checked, *result.ignored]
     assert sorted(used) == sorted(arrays)
     assert sorted(result.ignored) == sorted(ignored)
-    assert sorted(result.fresh) == sorted(fresh)
+    assert sorted(result.missing) == sorted(missing)
     assert len({row.target for row in result.rows}) == len(result.rows)
     assert all(a.dtype == np.float32 for a in result.arrays.values())
     assert list(weights.describe(imported))

@@ -240,8 +240,8 @@ def test_dilation_context_starts_behind_a_trained_front_end():
     arrays = dilation_caffe(context="none")
     fields = dict(widths=WIDTHS, fc_channels=FC)
     imported = run_import(arrays, "dilation", **fields)
-    fresh = [f"context/conv{i}" for i in range(1, 8)] + ["context/final"]
-    check_complete(arrays, imported, fresh=fresh)
+    missing = [f"context/conv{i}" for i in range(1, 8)] + ["context/final"]
+    check_complete(arrays, imported, missing=missing)
     # But an incomplete one is an error.
     arrays = dilation_caffe()
     del arrays["ctx_conv3_1[0]"]

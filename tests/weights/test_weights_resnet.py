@@ -211,12 +211,12 @@ def test_trunk_without_its_classifier(name):
     fields = dict(stem="plain", stride_in_1x1=CLASSIFIERS[name][5], bins=(1,), **TINY)
     imported = run_import(arrays, "pspnet", **fields)
     assert imported.num_classes == 0
-    fresh = {layer.split("/")[0] for layer in imported.result.fresh}
-    assert "backbone" not in fresh and "conv6" in fresh
-    check_complete(arrays, imported, [*tracked(arrays), *head], imported.result.fresh)
+    missing = {layer.split("/")[0] for layer in imported.result.missing}
+    assert "backbone" not in missing and "conv6" in missing
+    check_complete(arrays, imported, [*tracked(arrays), *head], imported.result.missing)
     bare = {name: array for name, array in arrays.items() if name not in head}
     imported = run_import(bare, "pspnet", **fields)
-    check_complete(bare, imported, tracked(arrays), imported.result.fresh)
+    check_complete(bare, imported, tracked(arrays), imported.result.missing)
 
 
 def test_backbone_of_torchvision_segmentation_networks():
@@ -229,7 +229,7 @@ def test_backbone_of_torchvision_segmentation_networks():
     imported = run_import(arrays, "pspnet", **fields)
     assert not imported.result.notes
     ignored = [*tracked(arrays), *heads]
-    check_complete(arrays, imported, ignored, imported.result.fresh)
+    check_complete(arrays, imported, ignored, imported.result.missing)
     same = run_import(inner, "pspnet", **fields).result.arrays
     assert imported.result.arrays.keys() == same.keys()
     for name, array in imported.result.arrays.items():

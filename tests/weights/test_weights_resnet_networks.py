@@ -213,10 +213,10 @@ PSPNETS = {
 
 @functools.cache
 def psp_case(name):
-    make, source, fresh = PSPNETS[name]
+    make, source, missing = PSPNETS[name]
     arrays, images = make(), picture(33, 41)
     imported = run_import(arrays, "pspnet", source, **PSP)
-    check_complete(arrays, imported, tracked(arrays), fresh)
+    check_complete(arrays, imported, tracked(arrays), missing)
     assert imported.num_classes == 3 and not imported.result.notes
     return arrays, images, logits(imported, images, "pspnet", **PSP)
 

@@ -306,8 +306,8 @@ def test_vgg16_trunk_without_its_classifier(program):
     if program == "keras":
         notop = {k: v for k, v in arrays.items() if k.startswith("block")}
         imported = run_import(notop, "fcn", images, **fields)
-        fresh = ["score_fr", "backbone/fc6", "backbone/fc7"]
-        check_complete(notop, imported, fresh=fresh)
+        missing = ["score_fr", "backbone/fc6", "backbone/fc7"]
+        check_complete(notop, imported, missing=missing)
     if program == "caffe":
         old = dict(arrays)  # a V1 file
         for name in ("fc6[0]", "fc7[0]", "fc8[0]"):
