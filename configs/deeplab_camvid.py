@@ -36,8 +36,8 @@ maximum.
 Adapted: the number of steps is VOC's; that of CamVid's epochs is many times higher.
 The v2 ResNet starts from COCO there, from ImageNet here.
 
-Estimated memory: 10 GB, 22 GB for deeplab_v2_resnet101, which --config.accumulate=10
-divides by ten (the authors did that, too).
+Estimated memory: 10 GB, 22 GB for deeplab_v2_resnet101, which
+--config.grad_accum_steps=10 divides by ten (the authors did that, too).
 """
 
 from experiments.shared import recipes

@@ -48,7 +48,7 @@ def get_config(arg: str = ""):
         augment={"crop": stage["crop"], "flip": 0.5, "border": "reflect"},
         batch_size=stage["batch_size"],
         total_steps=20_000,
-        loss={"resolution": "cells"},
+        loss={"resolution": "output_stride"},
         optim={
             "name": "caffe_sgd",
             "schedule": "constant",

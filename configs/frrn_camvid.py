@@ -38,7 +38,7 @@ def get_config(arg: str = ""):
         batch_size=3,
         total_steps=30_000,
         workers=8,
-        loss={"bootstrap": 512 * 64},
+        loss={"name": "hard_pixels", "hard_pixels": 512 * 64},
         optim={
             "name": "adam",
             "lr": 1e-3,

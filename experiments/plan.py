@@ -101,7 +101,9 @@ def network(config: ConfigDict, chips: int) -> Network:
       UserError: the config is wrong or does not split over the chips.
     """
     config_lib.check(config)
-    sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate, chips)
+    sharding.check_batch_size(
+        config.batch_size, "batch_size", config.grad_accum_steps, chips
+    )
     classes, image = sweep_rows.example(config)
     model = models.build(config, classes)
     variables = tracing.abstract_variables(model, image[-1])
@@ -239,7 +241,7 @@ def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) 
     Raises:
       UserError: the compiler refuses for another reason than memory.
     """
-    batch, accumulate = config.batch_size, config.accumulate
+    batch, grad_accum_steps = config.batch_size, config.grad_accum_steps
     per_chip = batch // to.chips
     height, width, channels = net.image
     found: dict[str, Any] = {
@@ -253,15 +255,17 @@ def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) 
         "model_flops": net.flops * per_chip,
         "state_gib": net.state_bytes / GIB,
         "available_gib": to.available,
-        "warnings": plan_text.padding_warnings(net.layers, per_chip // accumulate),
+        "warnings": plan_text.padding_warnings(
+            net.layers, per_chip // grad_accum_steps
+        ),
     }
     if to.devices is None:
         per_image = counts.activation_bytes(net.model, net.image)
-        found["activations_gib"] = per_image * per_chip / accumulate / GIB
+        found["activations_gib"] = per_image * per_chip / grad_accum_steps / GIB
         return found
 
     def probe(number: int) -> tuple[dict, Any]:
-        images = number * to.chips * accumulate
+        images = number * to.chips * grad_accum_steps
         cli.log(f"compiling for {to.name}, batch {images} ...")
         tried, compiled = compile_step(config, net, to.devices, images)
         if to.available and not to.kind:  # the compiler for GPUs refuses nothing
@@ -275,7 +279,7 @@ def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) 
         )
         return tried, compiled
 
-    start = per_chip // accumulate
+    start = per_chip // grad_accum_steps
     first, compiled = probe(start)
     found |= first
     if compiled:
@@ -289,7 +293,7 @@ def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) 
 
         base = found["state_gib"]
         low, high = search_largest(needed, start, base, found["available_gib"])
-        unit = to.chips * accumulate
+        unit = to.chips * grad_accum_steps
         found |= {"largest_batch": low * unit, "too_large_batch": high * unit}
     return found
 

@@ -1,5 +1,7 @@
-"""Compiled once, and proof of it: the persistent cache and a compilation counter."""
+"""How programs are compiled: the cache on disk, a counter, and the precision."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -33,3 +35,24 @@ def use_cache(folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# Precision of products of float32 numbers: of the device's choice, or at least this.
+PRECISIONS = ("default", "tensorfloat32", "float32")
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Everything that is traced inside multiplies float32 numbers at this precision.
+
+    Also a decorator, for functions that are jitted: ``jit(precision(name)(f))``.
+
+    Args:
+      name: one of PRECISIONS, ``config.precision``. "default" changes nothing: TPUs
+        then multiply in bfloat16, and recent GPUs in TensorFloat-32.
+    """
+    if name == "default":
+        yield
+    else:
+        with jax.default_matmul_precision(name):
+            yield

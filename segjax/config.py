@@ -8,13 +8,19 @@ ml_collections field whose default is None cannot be overridden.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from segjax import files, models
+from segjax import compilation, files, losses, models
 from segjax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 DEFAULTS = dict(
     seed=0,  # of initialization, data order, augmentation and dropout
@@ -57,15 +63,20 @@ DEFAULTS = dict(
         noise=0.0,  # standard deviation in gray levels
     ),
     batch_size=8,  # global: over all devices of all processes
-    accumulate=1,  # split the batch into so many parts, one gradient step
+    grad_accum_steps=1,  # micro-batches whose gradients make one step
     total_steps=1000,
+    # Matrix products and convolutions of float32: "default" is the device's fastest
+    # (TPU: bfloat16 products, recent GPUs: tensorfloat32), "tensorfloat32", "float32".
+    precision="default",
     workers=0,  # worker processes of the input pipeline; 0: threads
     threads=4,  # threads per process reading and augmenting
     loss=dict(
+        name="cross_entropy",  # a key of segjax.losses.LOSSES
         normalize="pixels",  # mean over valid "pixels", or sum / "images" (FCN's Caffe)
         class_weights=(),  # one weight per class; (): all 1
-        resolution="full",  # all pixels, or "cells": DeepLab's and Dilation's own cells
-        bootstrap=0,  # the mean over so many worst pixels of every image (FRRN); 0: off
+        resolution="full",  # all pixels, or "output_stride": DeepLab's, Dilation's own
+        hard_pixels=512 * 64,  # of "hard_pixels": number per image that counts (FRRN)
+        per_image=True,  # of "lovasz_softmax", "soft_dice": or over the batch
         # Auxiliary losses, if the model has such heads, weigh
         # max(aux_weight * aux_factor ** (step // aux_every), aux_floor).
         aux_weight=0.4,
@@ -109,14 +120,72 @@ DEFAULTS = dict(
     keep=2,  # latest checkpoints kept, besides the best one
 )
 
+# Earlier field -> the fields that say the same now, from its value (from the text of a
+# flag, too). Saved configs, config files and command lines may hold them.
+RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "accumulate": lambda value: {"grad_accum_steps": value},
+    "loss.bootstrap": lambda value: (
+        {"loss.name": "hard_pixels", "loss.hard_pixels": value}
+        if str(value) != "0"
+        else {"loss.name": "cross_entropy"}
+    ),
+    "loss.resolution": lambda value: {
+        "loss.resolution": "output_stride" if value == "cells" else value
+    },
+}
+
+
+def rename(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested fields with the earlier names of RENAMED replaced, saying so."""
+    renamed = {}
+    for path, value in flatten_dict(json_like(values), keep_empty_nodes=True).items():
+        field = ".".join(map(str, path))
+        if field not in RENAMED:
+            renamed[path] = value
+            continue
+        new = RENAMED[field](value)
+        if new != {field: value}:
+            _note(f"config.{field}={value!r}", new)
+        renamed |= {tuple(name.split(".")): item for name, item in new.items()}
+    return unflatten_dict(renamed)
+
+
+def rename_flags(arguments: Sequence[str]) -> list[str]:
+    """A command line with earlier names in ``--config.FIELD=VALUE`` replaced.
+
+    ``--config.FIELD VALUE`` is understood, too.
+    """
+    renamed, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.partition("=")
+        field = re.sub("^--?config[.]", "", flag)
+        if field == flag or field not in RENAMED:
+            renamed.append(argument)
+            continue
+        if not equals and rest:
+            value = rest.pop(0)
+        new = RENAMED[field](value)
+        if new != {field: value}:
+            _note(f"--config.{field}={value}", new)
+        renamed += [f"--config.{name}={value}" for name, value in new.items()]
+    return renamed
+
+
+def _note(old: str, new: Mapping[str, Any]) -> None:
+    fields = " ".join(f"--config.{name}={value}" for name, value in new.items())
+    _log.warning("note: %s is %s now", old, fields)
+
 
 def make(**overrides) -> ConfigDict:
     """The defaults with ``overrides`` (nested dicts) put in, keys checked.
 
+    Earlier names of fields are replaced (:data:`RENAMED`).
+
     Raises:
       UserError: an unknown key or model name; names the nearest right one.
     """
-    values = json_like(DEFAULTS)
+    values, overrides = json_like(DEFAULTS), rename(overrides)
     model = dict(overrides.pop("model", {}))
     _merge(values, overrides, "config")
     fields = models.model_fields(values["model_name"])
@@ -190,20 +259,20 @@ def check(config: ConfigDict) -> None:
         )
     for field in (
         "batch_size",
-        "accumulate",
+        "grad_accum_steps",
         "total_steps",
         "eval_batch_size",
         "save_every",
         "log_every",
         "keep",
         "loss.aux_every",
+        "loss.hard_pixels",
     ):
         require(get(field) > 0, field, "a positive integer")
     for field in (
         "workers",
         "threads",
         "eval_every",
-        "loss.bootstrap",
         "loss.aux_weight",
     ):
         require(get(field) >= 0, field, "0 or more")
@@ -222,18 +291,25 @@ def check(config: ConfigDict) -> None:
         f"from 0 to config.loss.aux_weight = {loss.aux_weight}",
     )
     require(
-        not (loss.bootstrap and loss.class_weights),
+        not (loss.name == "hard_pixels" and loss.class_weights),
         "loss.class_weights",
-        "() with config.loss.bootstrap, which counts all pixels alike",
+        "() with --config.loss.name=hard_pixels, which counts all pixels alike",
     )
     require(
-        config.batch_size % config.accumulate == 0,
-        "accumulate",
+        loss.normalize == "pixels" or loss.name in ("cross_entropy", "hard_pixels"),
+        "loss.normalize",
+        f"'pixels' with --config.loss.name={loss.name}, which is no sum over pixels",
+    )
+    require(
+        config.batch_size % config.grad_accum_steps == 0,
+        "grad_accum_steps",
         f"a divisor of config.batch_size = {config.batch_size}",
     )
     for field, choices in (
         ("loss.normalize", ("pixels", "images")),
-        ("loss.resolution", ("full", "cells")),
+        ("precision", compilation.PRECISIONS),
+        ("loss.name", tuple(losses.LOSSES)),
+        ("loss.resolution", ("full", "output_stride")),
         ("optim.name", ("sgd", "caffe_sgd", "adam")),
         ("optim.schedule", ("poly", "step", "constant")),
         ("augment.border", ("mean", "reflect")),

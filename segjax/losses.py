@@ -1,13 +1,44 @@
 """Losses: each returns ``(sum, count)``, so that the caller divides once.
 
-Dividing per device, per image or per accumulated part and averaging afterwards would
-weigh pixels unevenly as soon as the void pixels are unevenly spread.
+Dividing per device, per image or per micro-batch and averaging afterwards would weigh
+pixels unevenly as soon as the void pixels are unevenly spread. The count of a loss
+depends on the labels alone, never on the scores, so that it is known for a whole batch
+before its first micro-batch has been processed (:func:`count`).
+
+A new loss is a function of ``(logits, labels, options)`` and a line of :data:`LOSSES`.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from segjax.labels import VOID
+
+
+class Options(NamedTuple):
+    """What the losses may depend on; each uses the options that it mentions."""
+
+    class_weights: tuple[float, ...] = ()
+    """K weights that are not negative, or () for 1."""
+    hard_pixels: int = 512 * 64
+    """Number of hardest pixels of an image that count (FRRN: a quarter of 256x512)."""
+    per_image: bool = True
+    """Whether the sums of a loss on regions are over each image or over the batch."""
+
+
+DEFAULT = Options()
+
+
+def options(config: Any) -> Options:
+    """The options of ``config.loss``."""
+    return Options(
+        class_weights=tuple(config.class_weights),
+        hard_pixels=config.hard_pixels,
+        per_image=config.per_image,
+    )
 
 
 def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -16,10 +47,11 @@ def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
     Raises:
       ValueError: the margins are not equal on both sides, or negative.
     """
-    margins = [have - want for have, want in zip(labels.shape[1:3], size, strict=True)]
+    sides = labels.shape[1:3]
+    margins = [outer - inner for outer, inner in zip(sides, size, strict=True)]
     if any(margin < 0 or margin % 2 for margin in margins):
         raise ValueError(
-            f"labels {labels.shape[1:3]} cannot be center-cropped to logits {size}: "
+            f"labels {sides} cannot be center-cropped to logits {size}: "
             "the margin must be even and not negative"
         )
     top, left = (margin // 2 for margin in margins)
@@ -27,7 +59,7 @@ def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _nll(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cropped labels [N, h, w] and losses [N, h, w]."""
+    """Cropped labels [N, h, w] and negative log-likelihoods [N, h, w]."""
     labels = center_crop(labels, logits.shape[1:3])
     logits = logits.astype(jnp.float32)
     chosen = _of_label(labels, logits)
@@ -47,64 +79,209 @@ def _weight(labels: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
     return _of_label(labels, jnp.asarray(class_weights, jnp.float32))
 
 
+# --- losses that are sums over pixels -------------------------------------------------
+
+
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, class_weights: tuple[float, ...] = ()
+    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax cross-entropy over the valid pixels.
 
     Args:
       logits: [N, h, w, K] float.
       labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
-      class_weights: K weights, or () for 1.
+      options: ``class_weights``.
 
     Returns:
       The weighted sum over valid pixels, and the sum of the weights (the number of
       valid pixels if there are no class weights); float32 scalars.
     """
     labels, nll = _nll(logits, labels)
-    weight = _weight(labels, class_weights)
+    weight = _weight(labels, options.class_weights)
     # where, not a product: an infinite loss on a void pixel must not become NaN.
     return jnp.sum(jnp.where(weight > 0, nll * weight, 0.0)), jnp.sum(weight)
 
 
-def bootstrapped_cross_entropy(
-    logits: jax.Array, labels: jax.Array, pixels: int = 512 * 64
+def hard_pixels(
+    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax cross-entropy over the `pixels` worst pixels of every image (FRRN).
+    """Softmax cross-entropy over the hardest pixels of every image.
 
-    Void pixels have a loss of 0 but are pixels: where an image has fewer than `pixels`
-    valid ones, zeros fill up its mean (as in the authors' code). So every image has
-    the same weight, unlike in :func:`cross_entropy`.
+    The bootstrapped cross-entropy of FRRN (Pohlen et al., CVPR 2017, section 4). Void
+    pixels have a loss of 0 but are pixels: where an image has fewer valid ones than are
+    kept, zeros fill up its mean (as in the authors' code). So every image has the same
+    weight, unlike in :func:`cross_entropy`.
 
     Args:
       logits: [N, h, w, K] float.
       labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
-      pixels: how many of an image's h * w are kept; all of them if there are fewer.
+      options: ``hard_pixels``, how many of an image's h * w pixels are kept; all of
+        them if there are fewer.
 
     Returns:
-      The sum over the kept pixels, and their number N * min(pixels, h * w); float32
-      scalars.
+      The sum over the kept pixels, and their number N * min(hard_pixels, h * w);
+      float32 scalars.
 
     Raises:
-      ValueError: `pixels` is below 1.
+      ValueError: ``hard_pixels`` is below 1.
     """
-    if pixels < 1:
-        raise ValueError(f"pixels is {pixels}, expected at least 1")
+    if options.hard_pixels < 1:
+        raise ValueError(f"hard_pixels is {options.hard_pixels}, expected at least 1")
     labels, nll = _nll(logits, labels)
     nll = jnp.where(labels != VOID, nll, 0.0).reshape(len(labels), -1)
-    worst, _ = jax.lax.top_k(nll, min(pixels, nll.shape[1]))
-    return jnp.sum(worst), jnp.float32(worst.size)
+    hardest, _ = jax.lax.top_k(nll, min(options.hard_pixels, nll.shape[1]))
+    return jnp.sum(hardest), jnp.float32(hardest.size)
+
+
+# --- losses that compare regions ------------------------------------------------------
+
+
+class _Regions(NamedTuple):
+    """Probabilities and labels of R regions: the images, or the whole batch."""
+
+    probability: jax.Array  # [R, P, K] float32, sums of 1
+    truth: jax.Array  # [R, P, K] bool, all False for void
+    valid: jax.Array  # [R, P] bool
+
+
+def _regions(logits: jax.Array, labels: jax.Array, per_image: bool) -> _Regions:
+    labels = center_crop(labels, logits.shape[1:3])
+    classes = logits.shape[-1]
+    probability = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    regions = len(labels) if per_image else 1
+    labels = labels.reshape(regions, -1)
+    truth = labels[..., None] == jnp.arange(classes)
+    return _Regions(probability.reshape(*truth.shape), truth, labels != VOID)
+
+
+def _over_classes(
+    losses: jax.Array, regions: _Regions, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """Sum and count of losses [R, K]: of a region, the mean over its classes.
+
+    Only classes that occur in a region count in its mean, by their weights.
+    """
+    weights = jnp.asarray(options.class_weights or (1.0,), jnp.float32)
+    weights = jnp.where(regions.truth.any(axis=1), weights, 0.0)
+    total = weights.sum(-1)
+    means = jnp.sum(jnp.where(weights > 0, losses * weights, 0.0), -1)
+    means = means / jnp.where(total > 0, total, 1.0)
+    # An image counts once. A batch counts as its pixels, for the mean over several
+    # micro-batches.
+    size = regions.valid.sum(-1) if not options.per_image else 1.0
+    count = jnp.where(total > 0, size, 0.0).astype(jnp.float32)
+    return jnp.sum(means * count), jnp.sum(count)
+
+
+def lovasz_softmax(
+    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
+) -> tuple[jax.Array, jax.Array]:
+    """The Lovász-Softmax loss, a convex surrogate of 1 - IoU.
+
+    Berman, Triki and Blaschko, CVPR 2018: with the errors m = 1 - p on the pixels of a
+    class and m = p elsewhere, the Lovász extension of the Jaccard loss of that class at
+    m (algorithm 1), averaged over the classes that occur in the labels ("present").
+
+    Args:
+      logits: [N, h, w, K] float.
+      labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
+      options: ``class_weights``, of the mean over classes; ``per_image``: a loss for
+        every image, or one for the batch, where that is a micro-batch if gradients are
+        accumulated.
+
+    Returns:
+      The sum of the losses of the images, and the number of images with valid pixels;
+      or the loss of the batch times its number of valid pixels, and that number.
+      Float32 scalars.
+    """
+    regions = _regions(logits, labels, options.per_image)
+    valid = regions.valid[..., None]
+    errors = jnp.abs(regions.truth - regions.probability)
+    errors = jnp.where(valid, errors, 0.0)
+    slopes = _jaccard_slopes(errors, regions.truth, valid)
+    losses = jnp.sum(errors * jax.lax.stop_gradient(slopes), axis=1)
+    return _over_classes(losses, regions, options)
+
+
+def _jaccard_slopes(errors: jax.Array, truth: jax.Array, valid: jax.Array) -> jax.Array:
+    """The gradient [R, P, K] of the Lovász extension of the Jaccard loss at `errors`.
+
+    The increase of the Jaccard loss when a pixel joins the mispredicted ones, where
+    pixels join in the order of falling errors. Void pixels change nothing.
+    """
+    errors, truth, valid = (
+        jnp.moveaxis(jnp.broadcast_to(x, errors.shape), 1, -1)
+        for x in (jax.lax.stop_gradient(errors), truth, valid)
+    )
+    places = jax.lax.broadcasted_iota(jnp.int32, errors.shape, 2)
+    _, places, truth, valid = jax.lax.sort((-errors, places, truth, valid), num_keys=1)
+    # Integers: float32 would not count beyond 2^24 pixels.
+    foreground = truth.sum(-1, keepdims=True)
+    missed = jnp.cumsum(truth, -1, dtype=jnp.int32)
+    added = jnp.cumsum(valid & ~truth, -1, dtype=jnp.int32)
+    union = (foreground + added).astype(jnp.float32)
+    jaccard = 1.0 - (foreground - missed) / jnp.maximum(union, 1.0)
+    slopes = jnp.diff(jaccard, axis=-1, prepend=0.0)
+    _, slopes = jax.lax.sort((places, slopes), num_keys=1)  # back to the pixels
+    return jnp.moveaxis(slopes, -1, 1)
+
+
+def soft_dice(
+    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
+) -> tuple[jax.Array, jax.Array]:
+    """One minus the soft Dice coefficient, averaged over the classes that occur.
+
+    V-Net's form (Milletari, Navab and Ahmadi, 3DV 2016, section 3): of a class,
+    D = 2 sum p g / (sum p^2 + sum g^2) with probabilities p and truth g in {0, 1}.
+
+    Args:
+      logits: [N, h, w, K] float.
+      labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
+      options: ``class_weights``, of the mean over classes; ``per_image``: as in
+        :func:`lovasz_softmax`.
+
+    Returns:
+      As :func:`lovasz_softmax`.
+    """
+    regions = _regions(logits, labels, options.per_image)
+    p = jnp.where(regions.valid[..., None], regions.probability, 0.0)
+    overlap = jnp.sum(jnp.where(regions.truth, p, 0.0), axis=1)
+    sizes = jnp.sum(p**2, axis=1) + jnp.sum(regions.truth, axis=1, dtype=jnp.float32)
+    losses = 1.0 - 2.0 * overlap / jnp.where(sizes > 0, sizes, 1.0)
+    return _over_classes(losses, regions, options)
+
+
+Loss = Callable[[jax.Array, jax.Array, Options], tuple[jax.Array, jax.Array]]
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "hard_pixels": hard_pixels,
+    "lovasz_softmax": lovasz_softmax,
+    "soft_dice": soft_dice,
+}
 
 
 def count(
-    labels: jax.Array, class_weights: tuple[float, ...] = (), bootstrap: int = 0
+    loss: Loss, labels: jax.Array, num_classes: int, options: Options = DEFAULT
 ) -> jax.Array:
-    """The count that a loss on `labels` [N, h, w] returns, before there are logits.
+    """The count that a loss returns for `labels` [N, h, w], before there are logits."""
+    # It does not depend on the logits, so the compiler drops the rest.
+    logits = jnp.zeros((*labels.shape, num_classes), jnp.float32)
+    return loss(logits, labels, options)[1]
 
-    That of :func:`bootstrapped_cross_entropy` with `bootstrap` pixels, or where that is
-    0 of :func:`cross_entropy`; float32 scalar.
+
+def auxiliary_weight(
+    step: jax.Array | int,
+    *,
+    initial: float = 1.0,
+    factor: float = 0.1,
+    every: int = 10_000,
+    floor: float = 0.01,
+) -> jax.Array:
+    """Weight of the auxiliary losses at `step`: divided step-wise down to `floor`.
+
+    The defaults are those of the Deep Contextual Network (Chen et al., AAAI 2016),
+    whose auxiliary classifiers fade from a weight of 1; the interval and the floor are
+    not known for certain. A `factor` of 1 keeps the weight constant.
     """
-    if bootstrap:
-        height, width = labels.shape[1:3]
-        return jnp.float32(len(labels) * min(bootstrap, height * width))
-    return jnp.sum(_weight(labels, class_weights))
+    decay = optax.exponential_decay(initial, every, factor, staircase=True)
+    return jnp.maximum(decay(jnp.asarray(step)), floor)

@@ -1,20 +1,19 @@
 """The training state and the training step: pure functions under ``jax.jit``."""
 
-import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from segjax import losses
 from segjax.errors import UserError
-from segjax.models import contextual, deeplab, dilation
+from segjax.models.network import CoarseScores, Network
 from segjax.ops import geometry, resize
 
 
@@ -31,12 +30,13 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(
-    model: nn.Module,
+    model: Network,
     optimizer_of: Callable[[dict], optax.GradientTransformation],
+    *,
     image_shape: tuple[int, int, int],
     seed: int,
 ) -> TrainState:
-    """A fresh state; call under ``jax.jit`` or ``jax.eval_shape``.
+    """A newly initialized state; call under ``jax.jit`` or ``jax.eval_shape``.
 
     Args:
       model: called as ``model(images, train=False)``.
@@ -67,74 +67,81 @@ class Term(NamedTuple):
     weight: jax.Array | float
 
 
-def first_label(model: nn.Module) -> int | None:
-    """Row and column of the label of the first cell; None: `model` has no ``scores``.
+def check_loss(model: Network, options: ConfigDict) -> None:
+    """Checks that a network has the scores that ``config.loss`` compares.
 
-    The first pixel at or behind the center of the cell. For DeepLab that is 0 and, with
-    2x2 poolings, 1: what its networks do. Dilation's programs put cell i on pixel 8i,
-    and so does its upsampling "interp", whatever its receptive field.
+    Raises:
+      UserError: ``resolution`` is "output_stride", and it has no such scores.
     """
-    if isinstance(model, deeplab.DeepLab):
-        return math.ceil(model.grid.start)
-    if isinstance(model, dilation.Dilation):
-        if model.upsampling == "interp":
-            return 0
-        return math.ceil(model.grid.start - model.margin)
-    return None
-
-
-def check_loss(model: nn.Module, options) -> None:
-    """Raises a UserError if `model` has not the scores that ``config.loss`` needs."""
-    if options.resolution == "cells" and first_label(model) is None:
+    if options.resolution == "output_stride" and model.coarse_scores is None:
         raise UserError(
-            f"config.loss.resolution is 'cells'; {type(model).__name__} has no scores "
-            "of its own cells to compare (DeepLab and Dilation have): expected 'full'"
+            "--config.loss.resolution is 'output_stride', but "
+            f"{type(model).__name__} has no scores at its output stride (DeepLab and "
+            "Dilation have); expected 'full'"
         )
 
 
 def loss_terms(
-    model: nn.Module,
+    model: Network,
     logits: jax.Array,
-    endpoints: dict,
-    options,
+    endpoints: dict[str, Any],
+    *,
+    options: ConfigDict,
     step: jax.Array | int,
 ) -> list[Term]:
     """All parts of the loss at a 0-based step; the first one is the main one.
 
-    The logits or, with ``resolution`` "cells", the endpoint ``scores`` that they are
-    interpolated from; DeepLab v2's ``scale_logits`` with a weight of 1 each; and every
-    ``aux_logits*`` (PSPNet, section 4.1; Deep Contextual Network).
+    The logits or, with ``resolution`` "output_stride", the endpoint ``scores`` that
+    they are interpolated from; DeepLab v2's ``scale_logits`` with a weight of 1 each;
+    and every ``aux_logits*`` (PSPNet, section 4.1; Deep Contextual Network).
+
+    Args:
+      model: the network that returned the next two.
+      logits: [N, h, w, K].
+      endpoints: a dict of maps.
+      options: ``config.loss``.
+      step: of the schedule of the auxiliary weight.
     """
     full = options.resolution == "full"
-    if full:
+    coarse = model.coarse_scores
+    if full or coarse is None:
         terms = [Term(logits, 1, 1.0)]
     else:
-        terms = [Term(endpoints["scores"], int(model.grid.step), 1.0)]
-    for i, scores in enumerate(endpoints.get("scale_logits", ())):
-        stride = model.scale_strides[i]
-        if full:
-            coarser = Fraction(stride) / model.grid.step
-            grid = geometry.Grid(Fraction(stride), model.grid.start * coarser)
-            size = logits.shape[1:3]
-            scores = resize.interpolate(scores, grid, geometry.Grid(), size)
-        terms.append(Term(scores, 1 if full else stride, 1.0))
-    weight = contextual.auxiliary_weight(
+        terms = [Term(endpoints["scores"], coarse.stride, 1.0)]
+    if coarse is not None:
+        for i, scores in enumerate(endpoints.get("scale_logits", ())):
+            stride = coarse.scale_strides[i]
+            if full:
+                size = logits.shape[1:3]
+                scores = _interpolate(scores, coarse, stride=stride, size=size)
+            terms.append(Term(scores, 1 if full else stride, 1.0))
+    weight = losses.auxiliary_weight(
         step,
-        options.aux_weight,
-        options.aux_factor,
-        options.aux_every,
-        options.aux_floor,
+        initial=options.aux_weight,
+        factor=options.aux_factor,
+        every=options.aux_every,
+        floor=options.aux_floor,
     )
     names = sorted(name for name in endpoints if name.startswith("aux_logits"))
     return terms + [Term(endpoints[name], 1, weight) for name in names]
 
 
+def _interpolate(
+    scores: jax.Array, coarse: CoarseScores, *, stride: int, size: tuple[int, int]
+) -> jax.Array:
+    """Scores of one scale of the image, interpolated to all of its pixels."""
+    start = coarse.start * Fraction(stride, coarse.stride)
+    grid = geometry.Grid(Fraction(stride), start)
+    return resize.interpolate(scores, grid, geometry.Grid(), size)
+
+
 def make_step(
-    model: nn.Module,
+    model: Network,
     optimizer: optax.GradientTransformation,
-    options,
+    *,
+    options: ConfigDict,
     seed: int,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """The training step, a pure function to be jitted with the state donated.
 
@@ -143,10 +150,10 @@ def make_step(
       optimizer: from ``optim.create``.
       options: ``config.loss``.
       seed: of the dropout masks; step k always draws the same ones.
-      accumulate: the batch is processed in so many parts, whose gradients are summed.
-        Each term of the loss is divided by the number of valid pixels of the whole
+      grad_accum_steps: number of micro-batches that the batch is split into; their
+        gradients are summed. Each term of the loss is divided by the count of the whole
         batch: the same step as with the whole batch at once, except for batch
-        statistics and dropout.
+        statistics, dropout, and losses over the regions of a batch.
 
     Returns:
       ``step(state, batch) -> (state, metrics)``; ``batch`` holds ``image``
@@ -155,78 +162,80 @@ def make_step(
       ``grad_norm``.
 
     Raises:
-      UserError: the model has not the scores that the loss needs.
+      UserError: the model does not have the scores that the loss needs.
     """
     check_loss(model, options)
-    first = first_label(model)
-    weights, bootstrap = tuple(options.class_weights), options.bootstrap
-    margin = model.tiling.margin
+    loss_function = losses.LOSSES[options.name]
+    loss_options = losses.options(options)
+    margin, coarse = model.tiling.margin, model.coarse_scores
 
     def targets(labels: jax.Array, stride: int) -> jax.Array:
-        """The labels that scores with cells every `stride` pixels are compared with."""
+        """The labels that scores of this stride in pixels are compared with."""
         sides = tuple(side - 2 * margin for side in labels.shape[1:3])
         labels = losses.center_crop(labels, sides)
-        return labels if stride == 1 else labels[:, first::stride, first::stride]
+        if stride == 1 or coarse is None:
+            return labels
+        first = coarse.label_offset
+        return labels[:, first::stride, first::stride]
 
     def divisor(labels: jax.Array, stride: int) -> jax.Array:
         if options.normalize == "images":
             return jnp.float32(len(labels))
-        count = losses.count(targets(labels, stride), weights, bootstrap)
-        return jnp.maximum(count, 1.0)  # a batch that is all void: loss 0
+        labels = targets(labels, stride)
+        count = losses.count(loss_function, labels, model.num_classes, loss_options)
+        return jnp.where(count > 0, count, 1.0)  # a batch that is all void: loss 0
 
     def mean(term: Term, labels: jax.Array, divisors: dict[int, jax.Array]):
         labels, scores = targets(labels, term.stride), term.scores
-        if term.stride > 1:  # cells beyond the image have no labels
+        if term.stride > 1:  # locations beyond the image have no labels
             scores = scores[:, : labels.shape[1], : labels.shape[2]]
-        if bootstrap:
-            total, _ = losses.bootstrapped_cross_entropy(scores, labels, bootstrap)
-        else:
-            total, _ = losses.cross_entropy(scores, labels, weights)
+        total, _ = loss_function(scores, labels, loss_options)
         return total / divisors[term.stride]
 
-    def loss(params, batch_stats, part, key, step, divisors):
-        """The loss of one part; auxiliary (the main term, statistics)."""
+    def loss(params, batch_stats, micro_batch, key, step, divisors):
+        """The loss of a micro-batch; auxiliary (the main term, statistics)."""
         variables = {"params": params, "batch_stats": batch_stats}
         (logits, endpoints), updated = model.apply(
             variables,
-            part["image"],
+            micro_batch["image"],
             train=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        terms = loss_terms(model, logits, endpoints, options, step)
-        means = [mean(term, part["label"], divisors) for term in terms]
+        terms = loss_terms(model, logits, endpoints, options=options, step=step)
+        means = [mean(term, micro_batch["label"], divisors) for term in terms]
         total = sum(term.weight * value for term, value in zip(terms, means))
         return total, (means[0], updated.get("batch_stats", {}))
 
     gradient = jax.value_and_grad(loss, has_aux=True)
-    strides = {1, *getattr(model, "scale_strides", ())}
-    if first is not None:
-        strides.add(int(model.grid.step))
+    strides = {1}
+    if coarse is not None:
+        strides |= {coarse.stride, *coarse.scale_strides}
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = {name: batch[name] for name in ("image", "label")}
-        # Of the whole batch, so that parts and devices may hold unlike numbers of them.
+        # Counts of the whole batch: void pixels may be spread unevenly over the
+        # micro-batches and devices.
         divisors = {stride: divisor(batch["label"], stride) for stride in strides}
 
-        def part_step(carry, inputs):
+        def accumulate(carry, inputs):
             stats, sums = carry
-            part, part_key = inputs
+            micro_batch, micro_key = inputs
             (total, (main, stats)), grads = gradient(
-                state.params, stats, part, part_key, state.step, divisors
+                state.params, stats, micro_batch, micro_key, state.step, divisors
             )
             sums = jax.tree.map(jnp.add, sums, (grads, total, main))
             return (stats, sums), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.params), 0.0, 0.0
         carry = state.batch_stats, zeros
-        if accumulate == 1:
-            carry, _ = part_step(carry, (batch, key))
+        if grad_accum_steps == 1:
+            carry, _ = accumulate(carry, (batch, key))
         else:
-            parts = jax.tree.map(lambda x: _split_parts(x, accumulate), batch)
-            keys = jax.random.split(key, accumulate)
-            carry, _ = jax.lax.scan(part_step, carry, (parts, keys))
+            micro_batches = jax.tree.map(lambda x: _split(x, grad_accum_steps), batch)
+            keys = jax.random.split(key, grad_accum_steps)
+            carry, _ = jax.lax.scan(accumulate, carry, (micro_batches, keys))
         batch_stats, (grads, total, main) = carry
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         state = TrainState(
@@ -245,7 +254,7 @@ def make_step(
     return step
 
 
-def _split_parts(x: jax.Array, parts: int) -> jax.Array:
+def _split(x: jax.Array, parts: int) -> jax.Array:
     """[N, ...] -> [parts, N / parts, ...] such that each part spans all devices.
 
     Row i goes to part i % parts: with N split contiguously over the devices, every

@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 from ml_collections import ConfigDict
 
-from segjax import config, losses, metrics, optim
+from segjax import compilation, config, losses, metrics, optim
 from segjax.errors import UserError
 
 
@@ -25,22 +25,34 @@ def test_cross_entropy_counts_valid_pixels_only():
     np.testing.assert_allclose(total, -truth[valid].sum(), rtol=1e-6)
 
     weights = (1.0, 2.0, 0.0, 0.5)
-    total, count = losses.cross_entropy(logits, labels, weights)
+    total, count = losses.cross_entropy(logits, labels, losses.Options(weights))
     w = np.array(weights)[labels[valid]]
     np.testing.assert_allclose(count, w.sum(), rtol=1e-6)
     np.testing.assert_allclose(total, -(w * truth[valid, 0]).sum(), rtol=1e-6)
 
 
-def test_count_is_what_the_losses_return():
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"class_weights": (1.0, 0.0, 2.5)}, {"hard_pixels": 4}, {"per_image": False}],
+    ids=str,
+)
+def test_count_of_the_labels_is_what_the_loss_returns(name, fields):
+    """Whatever the scores are: so it can be had before there are any."""
     rng = np.random.default_rng(1)
     labels = rng.choice([0, 1, 2, 255], (2, 3, 5)).astype(np.uint8)
-    logits = rng.normal(size=(2, 3, 5, 3)).astype(np.float32)
-    for weights in ((), (1.0, 0.0, 2.5)):
-        expected = losses.cross_entropy(logits, labels, weights)[1]
-        assert losses.count(labels, weights) == expected
+    options = losses.Options(**fields)
+    expected = losses.count(losses.LOSSES[name], labels, 3, options)
+    for scale in (0.1, 30.0):
+        logits = scale * rng.normal(size=(2, 3, 5, 3)).astype(np.float32)
+        assert losses.LOSSES[name](logits, labels, options)[1] == expected
+
+
+def test_count_of_hard_pixels():
+    labels = np.full((2, 3, 5), 255, np.uint8)
     for pixels, expected in ((4, 8), (100, 30)):
-        assert losses.bootstrapped_cross_entropy(logits, labels, pixels)[1] == expected
-        assert losses.count(labels, (), pixels) == expected
+        options = losses.Options(hard_pixels=pixels)
+        assert losses.count(losses.hard_pixels, labels, 3, options) == expected
 
 
 def test_all_void_is_zero_with_finite_gradient():
@@ -194,10 +206,10 @@ def test_multiplier_that_matches_nothing_is_an_error():
         ({"loss": {"aux_factor": 2.0}}, "loss.aux_factor is 2.0; expected above 0"),
         ({"loss": {"aux_every": 0}}, "loss.aux_every is 0; expected a positive"),
         ({"loss": {"aux_floor": 0.5}}, "from 0 to config.loss.aux_weight = 0.4"),
-        ({"loss": {"bootstrap": -1}}, "loss.bootstrap is -1; expected 0 or more"),
-        ({"loss": {"resolution": "half"}}, "expected one of full, cells"),
+        ({"loss": {"hard_pixels": 0}}, "loss.hard_pixels is 0; expected a positive"),
+        ({"loss": {"resolution": "half"}}, "expected one of full, output_stride"),
         (
-            {"loss": {"bootstrap": 9, "class_weights": (1.0, 2.0)}},
+            {"loss": {"name": "hard_pixels", "class_weights": (1.0, 2.0)}},
             r"loss.class_weights is \(1.0, 2.0\); expected \(\) with",
         ),
         ({"init_from": "nowhere"}, "a workdir of experiments.train or a file"),
@@ -214,3 +226,38 @@ def test_another_model_name_alone_is_explained():
     changed.model_name = "fcn"
     with pytest.raises(UserError, match="'fcn', but config.model has the fields of an"):
         config.check(changed)
+
+
+def test_earlier_names_of_fields_still_work(caplog):
+    """In config files, in saved configs and on the command line; each says so."""
+    old = config.make(accumulate=2, loss={"bootstrap": 9, "resolution": "cells"})
+    assert old == config.make(
+        grad_accum_steps=2,
+        loss={"name": "hard_pixels", "hard_pixels": 9, "resolution": "output_stride"},
+    )
+    assert config.make(loss={"bootstrap": 0}) == config.make()
+    assert "config.accumulate=2 is --config.grad_accum_steps=2 now" in caplog.text
+    flags = ["train", "--config.accumulate=2", "-config.loss.bootstrap", "9", "--x=1"]
+    assert config.rename_flags(flags) == [
+        "train",
+        "--config.grad_accum_steps=2",
+        "--config.loss.name=hard_pixels",
+        "--config.loss.hard_pixels=9",
+        "--x=1",
+    ]
+    new = ["--config.loss.resolution=full", "--config.loss.name=cross_entropy"]
+    assert config.rename_flags(new) == new
+
+
+def test_precision_of_what_is_traced():
+    x = jnp.ones((2, 2))
+    for name in compilation.PRECISIONS:
+        product = compilation.precision(name)(lambda x: x @ x)
+        (dot,) = jax.make_jaxpr(product)(x).eqns
+        found = dot.params["precision"]
+        if name == "default":
+            assert found is None
+        else:
+            wanted = {"tensorfloat32": "HIGH", "float32": "HIGHEST"}[name]
+            assert found == (jax.lax.Precision[wanted],) * 2
+    assert jax.make_jaxpr(lambda x: x @ x)(x).eqns[0].params["precision"] is None

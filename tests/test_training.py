@@ -35,7 +35,9 @@ class Net(nn.Module):
     """One convolution, one batch normalization, an auxiliary head."""
 
     norm: bool = True
+    num_classes = 3
     tiling = geometry.ANY_SIZE
+    coarse_scores = None
 
     @nn.compact
     def __call__(self, images, train):
@@ -71,7 +73,7 @@ def mesh_of(devices):
 OPTIONS = config.make(optim={"lr": 0.1, "weight_decay": 1e-3})
 
 
-def run(steps=3, devices=4, accumulate=1, norm=True, options=OPTIONS):
+def run(steps=3, devices=4, grad_accum_steps=1, norm=True, options=OPTIONS):
     """Trains ``Net`` on one batch per step; the losses and the final state."""
     model = Net(norm)
 
@@ -79,11 +81,15 @@ def run(steps=3, devices=4, accumulate=1, norm=True, options=OPTIONS):
         return optim.create(options.optim, params, 10)
 
     mesh = mesh_of(devices)
-    state = training.create_state(model, optimizer_of, (6, 6, 3), 0)
+    state = training.create_state(model, optimizer_of, image_shape=(6, 6, 3), seed=0)
     state = jax.device_put(state, sharding.replicated(mesh))
     step = jax.jit(
         training.make_step(
-            model, optimizer_of(state.params), options.loss, 0, accumulate
+            model,
+            optimizer_of(state.params),
+            options=options.loss,
+            seed=0,
+            grad_accum_steps=grad_accum_steps,
         ),
         out_shardings=sharding.replicated(mesh),
     )
@@ -114,7 +120,9 @@ def mean_loss(logits, labels):
 def test_loss_is_the_global_mean_over_valid_pixels(trained):
     """Unevenly spread void: per-device means, averaged, would give another number."""
     model, batch = Net(), batch_of()
-    state = training.create_state(model, lambda _: optax.identity(), (6, 6, 3), 0)
+    state = training.create_state(
+        model, lambda _: optax.identity(), image_shape=(6, 6, 3), seed=0
+    )
     (logits, ends), _ = model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
         batch["image"],
@@ -139,7 +147,7 @@ def test_one_device_equals_four(trained):
 
 def test_accumulation_equals_the_whole_batch():
     whole, _ = run(norm=False)
-    parts, _ = run(norm=False, accumulate=2)
+    parts, _ = run(norm=False, grad_accum_steps=2)
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
@@ -157,11 +165,13 @@ def test_loss_falls(trained):
     assert losses[-1] < losses[0]
 
 
-def test_bootstrapping_takes_the_worst_pixels_of_each_image(plain_net):
+def test_hard_pixels_are_the_worst_of_each_image(plain_net):
     """Whatever the devices and parts; void pixels are the best ones."""
     (logits, _), batch = plain_net
     ordered = np.sort(nll(logits, batch["label"]).reshape(8, -1))
-    options = config.make(loss={"bootstrap": 10, "aux_weight": 0.0})
+    options = config.make(
+        loss={"name": "hard_pixels", "hard_pixels": 10, "aux_weight": 0.0}
+    )
     expected = ordered[:, -10:].mean()
     for parts, devices in ((1, 4), (2, 4), (1, 1)):
         found = run(1, devices, parts, norm=False, options=options)[0][0]
@@ -173,7 +183,9 @@ def plain_net():
     """What `run(norm=False)` computes at first, and from what."""
     model, batch = Net(norm=False), batch_of()
     batch.pop("id")
-    state = training.create_state(model, lambda _: optax.identity(), (6, 6, 3), 0)
+    state = training.create_state(
+        model, lambda _: optax.identity(), image_shape=(6, 6, 3), seed=0
+    )
     return model.apply({"params": state.params}, batch["image"], train=True), batch
 
 
@@ -185,8 +197,12 @@ def test_auxiliary_weight_follows_the_step(plain_net):
     schedule = {"aux_weight": 1.0, "aux_factor": 0.1, "aux_every": 2, "aux_floor": 0.05}
     options = config.make(loss=schedule)
     model = Net(norm=False)
-    state = training.create_state(model, lambda _: optax.identity(), (6, 6, 3), 0)
-    step = jax.jit(training.make_step(model, optax.set_to_zero(), options.loss, 0))
+    state = training.create_state(
+        model, lambda _: optax.identity(), image_shape=(6, 6, 3), seed=0
+    )
+    step = jax.jit(
+        training.make_step(model, optax.set_to_zero(), options=options.loss, seed=0)
+    )
     for i, weight in ((0, 1), (1, 1), (2, 0.1), (3, 0.1), (4, 0.05), (9, 0.05)):
         _, metrics = step(state.replace(step=jnp.int32(i)), batch)
         assert metrics["loss"] == pytest.approx(main + weight * aux, rel=1e-5), i
@@ -205,15 +221,15 @@ def narrow(**fields):
     return dilation.Dilation(3, widths=widths, dropout=0.0, **fields)
 
 
-def coarse_loss(model, side, accumulate):
+def coarse_loss(model, side, grad_accum_steps):
     """Of two images with unlike numbers of void pixels: our loss on the cells, and
     what goes into it (logits, endpoints, labels)."""
-    options = config.make(loss={"resolution": "cells"}).loss
+    options = config.make(loss={"resolution": "output_stride"}).loss
     batch = batch_of(4, side, seed=3)
     batch = {key: batch[key][1:3] for key in ("image", "label")}
     state = jax.eval_shape(
         lambda: training.create_state(
-            model, lambda _: optax.identity(), (side, side, 3), 0
+            model, lambda _: optax.identity(), image_shape=(side, side, 3), seed=0
         )
     )
     rng = np.random.default_rng(0)
@@ -224,7 +240,13 @@ def coarse_loss(model, side, accumulate):
         ),
         state,
     )
-    step = training.make_step(model, optax.set_to_zero(), options, 0, accumulate)
+    step = training.make_step(
+        model,
+        optax.set_to_zero(),
+        options=options,
+        seed=0,
+        grad_accum_steps=grad_accum_steps,
+    )
     loss = jax.jit(lambda state, batch: step(state, batch)[1]["loss"])(state, batch)
     outputs = jax.jit(lambda p, x: model.apply({"params": p}, x, train=True))
     return loss, (*outputs(state.params, batch["image"]), batch["label"])
@@ -243,7 +265,7 @@ def enlarge(scores, stride, side):
 def test_deeplab_trains_every_scale_on_its_cells_or_on_all_pixels():
     """Four losses of weight 1; scale 0.5 on 16-pixel cells (papers' networks)."""
     model = narrow(name="deeplab", rates=(2,), scales=(1.0, 0.75, 0.5))
-    found, (logits, ends, labels) = coarse_loss(model, 49, accumulate=2)
+    found, (logits, ends, labels) = coarse_loss(model, 49, grad_accum_steps=2)
     one, other, half = ends["scale_logits"]
     assert (one.shape, other.shape, half.shape) == ((2, 7, 7, 3),) * 2 + ((2, 4, 4, 3),)
     eighth = [mean_loss(x, labels[:, ::8, ::8]) for x in (ends["scores"], one, other)]
@@ -251,7 +273,7 @@ def test_deeplab_trains_every_scale_on_its_cells_or_on_all_pixels():
     assert found == pytest.approx(sum(eighth) + sixteenth, rel=1e-5)
 
     options = config.make(loss={"resolution": "full"}).loss
-    terms = training.loss_terms(model, logits, ends, options, 0)
+    terms = training.loss_terms(model, logits, ends, options=options, step=0)
     scales = [enlarge(x, s, 49) for x, s in ((one, 8), (other, 8), (half, 16))]
     for term, scores in zip(terms, (logits, *scales), strict=True):
         assert (term.stride, term.weight) == (1, 1)
@@ -261,13 +283,13 @@ def test_deeplab_trains_every_scale_on_its_cells_or_on_all_pixels():
 def test_dilation_trains_on_the_pixels_8i_of_the_predicted_part():
     """As its data layer samples: from 186 in steps of 8 (the authors' code)."""
     model = narrow(name="dilation", padding="valid", upsampling="interp")
-    found, (_, ends, labels) = coarse_loss(model, 396, accumulate=1)
+    found, (_, ends, labels) = coarse_loss(model, 396, grad_accum_steps=1)
     sampled = labels[:, 186:-186:8, 186:-186:8]
     assert sampled.shape == ends["scores"].shape[:3] == (2, 3, 3)
     assert found == pytest.approx(mean_loss(ends["scores"], sampled), rel=1e-5)
 
 
-def test_which_label_belongs_to_the_first_cell():
+def test_which_label_belongs_to_the_first_location():
     """DeepLab's 2x2 poolings drop the first row; the others sample 8i."""
     cases = {
         (("name", "deeplab"),): 0,
@@ -276,11 +298,14 @@ def test_which_label_belongs_to_the_first_cell():
         (("name", "dilation"), ("upsampling", "deconv")): 4,
     }
     for fields, first in cases.items():
-        assert training.first_label(narrow(**dict(fields))) == first, fields
+        assert narrow(**dict(fields)).coarse_scores.label_offset == first, fields
     unet = models.UNet(2)
-    with pytest.raises(UserError, match="'cells'; UNet has no scores"):
+    with pytest.raises(UserError, match="'output_stride', but UNet has no scores"):
         training.make_step(
-            unet, optax.identity(), config.make(loss={"resolution": "cells"}).loss, 0
+            unet,
+            optax.identity(),
+            options=config.make(loss={"resolution": "output_stride"}).loss,
+            seed=0,
         )
 
 

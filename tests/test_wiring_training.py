@@ -191,7 +191,8 @@ def test_defaults_are_those_of_pspnet():
     assert optimizer["clip_norm"] == optimizer["warmup_steps"] == 0
     assert (loss["aux_weight"], loss["aux_factor"]) == (0.4, 1.0)
     assert (loss["normalize"], loss["resolution"]) == ("pixels", "full")
-    assert (loss["bootstrap"], loss["class_weights"]) == (0, ())
+    assert (loss["name"], loss["class_weights"]) == ("cross_entropy", ())
+    assert loss["hard_pixels"] == 512 * 64  # FRRN's
 
 
 # --- config.loss ----------------------------------------------------------------------
@@ -200,7 +201,9 @@ def test_defaults_are_those_of_pspnet():
 class Linear(nn.Module):
     """Scores of a pixel that are linear in its three channels, twice."""
 
+    num_classes = 4
     tiling = geometry.ANY_SIZE
+    coarse_scores = None
 
     @nn.compact
     def __call__(self, images, train):
@@ -221,14 +224,15 @@ def random_batch(n=4, height=3, width=5, classes=4, seed=0):
 
 
 LOSS = dict(config.DEFAULTS["loss"])
+HARD = {"name": "hard_pixels"}
 FADING = {"aux_weight": 0.9, "aux_factor": 0.5, "aux_every": 2}
 LOSS_CASES = [  # fields, what the auxiliary loss weighs at step 5
     ({}, 0.4),
     ({"normalize": "images"}, 0.4),
     ({"class_weights": (1.0, 0.0, 2.5, 0.5)}, 0.4),
     ({"class_weights": (1.0, 0.0, 2.5, 0.5), "normalize": "images"}, 0.4),
-    ({"bootstrap": 4}, 0.4),
-    ({"bootstrap": 4, "normalize": "images"}, 0.4),
+    (HARD | {"hard_pixels": 4}, 0.4),
+    (HARD | {"hard_pixels": 3, "normalize": "images"}, 0.4),
     ({"aux_weight": 0.8}, 0.8),
     ({"aux_weight": 0.0}, 0.0),
     (FADING, 0.225),
@@ -249,9 +253,9 @@ def weighed_loss(weights, batch, fields):
     if fields["class_weights"]:
         pixel_weights = truth @ np.array(fields["class_weights"])
     count = pixel_weights.sum()
-    if fields["bootstrap"]:
+    if fields["name"] == "hard_pixels":
         flat = nll.reshape(len(nll), -1)
-        worst = np.argsort(-flat, axis=1)[:, : fields["bootstrap"]]
+        worst = np.argsort(-flat, axis=1)[:, : fields["hard_pixels"]]
         kept = np.zeros_like(flat)
         np.put_along_axis(kept, worst, 1.0, axis=1)
         pixel_weights = pixel_weights * kept.reshape(nll.shape)
@@ -263,10 +267,12 @@ def weighed_loss(weights, batch, fields):
     return (nll * pixel_weights).sum() / count, gradient
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_every_field_of_loss_against_numpy(accumulate):
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+def test_every_field_of_loss_against_numpy(grad_accum_steps):
     model, batch = Linear(), random_batch()
-    state = training.create_state(model, lambda _: optax.identity(), (3, 5, 3), 0)
+    state = training.create_state(
+        model, lambda _: optax.identity(), image_shape=(3, 5, 3), seed=0
+    )
     state = state.replace(step=jnp.int32(5))
     before = jax.device_get(state.params)
     seen = set()
@@ -275,7 +281,13 @@ def test_every_field_of_loss_against_numpy(accumulate):
         main, main_slope = weighed_loss(before["main"], batch, fields)
         aux, aux_slope = weighed_loss(before["aux"], batch, fields)
         options = config.make(loss=change).loss
-        step = training.make_step(model, optax.scale(-1.0), options, 0, accumulate)
+        step = training.make_step(
+            model,
+            optax.scale(-1.0),
+            options=options,
+            seed=0,
+            grad_accum_steps=grad_accum_steps,
+        )
         after, values = step(state, batch)
         assert values["main_loss"] == pytest.approx(main, rel=1e-5), change
         assert values["loss"] == pytest.approx(main + weight * aux, rel=1e-5), change
@@ -288,7 +300,8 @@ def test_every_field_of_loss_against_numpy(accumulate):
         seen.add(round(main + weight * aux, 6))
     assert len(seen) == len(LOSS_CASES)
     varied = {field for change, _ in LOSS_CASES for field in change}
-    assert varied == set(LOSS) - {"resolution"}  # the next test's
+    # The next test varies the resolution, those of losses the regions.
+    assert varied == set(LOSS) - {"resolution", "per_image"}
 
 
 VGG = dict(widths=(2, 2, 2, 4, 4), dropout=0.0)
@@ -318,11 +331,13 @@ VGG = dict(widths=(2, 2, 2, 4, 4), dropout=0.0)
 )
 def test_cells_are_compared_with_the_labels_under_their_centers(model, side, first):
     batch = random_batch(3, side, side)
-    options = config.make(loss={"resolution": "cells"}).loss
+    options = config.make(loss={"resolution": "output_stride"}).loss
 
     def init():
         shape = (side, side, 3)
-        return training.create_state(model, lambda _: optax.identity(), shape, 0)
+        return training.create_state(
+            model, lambda _: optax.identity(), image_shape=shape, seed=0
+        )
 
     rng = np.random.default_rng(0)
     # Twice He's variance, so that scores differ from cell to cell.
@@ -332,7 +347,7 @@ def test_cells_are_compared_with_the_labels_under_their_centers(model, side, fir
         ),
         jax.eval_shape(init),
     )
-    step = training.make_step(model, optax.set_to_zero(), options, 0)
+    step = training.make_step(model, optax.set_to_zero(), options=options, seed=0)
 
     @jax.jit
     def run(state, batch):
@@ -355,7 +370,9 @@ def test_cells_are_compared_with_the_labels_under_their_centers(model, side, fir
 class Remembering(nn.Module):
     """Keeps the last four dropout masks that it drew, newest last."""
 
+    num_classes = 4
     tiling = geometry.ANY_SIZE
+    coarse_scores = None
 
     @nn.compact
     def __call__(self, images, train):
@@ -367,16 +384,24 @@ class Remembering(nn.Module):
         return images[..., :1] * 0.0 + bias, {}
 
 
-def masks(steps, accumulate, seed, first=0):
-    """The masks of so many steps [steps * accumulate, 256]."""
+def masks(steps, grad_accum_steps, seed, first=0):
+    """The masks of so many steps [steps * grad_accum_steps, 256]."""
     model, batch = Remembering(), random_batch()
-    state = training.create_state(model, lambda _: optax.identity(), (3, 5, 3), 0)
+    state = training.create_state(
+        model, lambda _: optax.identity(), image_shape=(3, 5, 3), seed=0
+    )
     state = state.replace(step=jnp.int32(first))
     options = config.make().loss
-    step = training.make_step(model, optax.identity(), options, seed, accumulate)
+    step = training.make_step(
+        model,
+        optax.identity(),
+        options=options,
+        seed=seed,
+        grad_accum_steps=grad_accum_steps,
+    )
     for _ in range(steps):
         state, _ = step(state, batch)
-    return np.asarray(state.batch_stats["masks"][-steps * accumulate :])
+    return np.asarray(state.batch_stats["masks"][-steps * grad_accum_steps :])
 
 
 def test_every_part_step_and_seed_has_its_own_dropout_mask():
@@ -400,7 +425,9 @@ def test_dropout_masks_depend_on_seed_and_step_only():
 class Normalized(nn.Module):
     """Batch normalization of the image itself."""
 
+    num_classes = 4
     tiling = geometry.ANY_SIZE
+    coarse_scores = None
 
     @nn.compact
     def __call__(self, images, train):
@@ -409,19 +436,27 @@ class Normalized(nn.Module):
         return x[..., :1] + bias, {}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_accumulation_updates_statistics_by_every_part(accumulate):
-    """Part k holds the images k, k + accumulate ..; each moves the running values."""
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 4])
+def test_accumulation_updates_statistics_by_every_part(grad_accum_steps):
+    """Part k of n holds the images k, k + n ..; each moves the running values."""
     model, batch = Normalized(), random_batch(8)
-    state = training.create_state(model, lambda _: optax.identity(), (3, 5, 3), 0)
+    state = training.create_state(
+        model, lambda _: optax.identity(), image_shape=(3, 5, 3), seed=0
+    )
     old = {"mean": np.array([0.3, 0.1, 0.9]), "var": np.array([0.5, 2.0, 1.0])}
     state = state.replace(batch_stats={"bn": jax.tree.map(jnp.float32, old)})
     options = config.make().loss
-    step = training.make_step(model, optax.identity(), options, 0, accumulate)
+    step = training.make_step(
+        model,
+        optax.identity(),
+        options=options,
+        seed=0,
+        grad_accum_steps=grad_accum_steps,
+    )
     found = step(state, batch)[0].batch_stats["bn"]
     mean, var = old["mean"], old["var"]
-    for part in range(accumulate):
-        x = batch["image"][part::accumulate] / 255
+    for part in range(grad_accum_steps):
+        x = batch["image"][part::grad_accum_steps] / 255
         mean = 0.8 * mean + 0.2 * x.mean((0, 1, 2))
         var = 0.8 * var + 0.2 * x.var((0, 1, 2))
     assert_trees_close(dict(found), {"mean": mean, "var": var}, rtol=1e-4)
@@ -430,7 +465,7 @@ def test_accumulation_updates_statistics_by_every_part(accumulate):
 def test_seed_changes_the_first_parameters():
     def first(seed):
         state = training.create_state(
-            Linear(), lambda _: optax.identity(), (3, 5, 3), seed
+            Linear(), lambda _: optax.identity(), image_shape=(3, 5, 3), seed=seed
         )
         return jax.device_get(state.params)
 
@@ -442,7 +477,9 @@ def test_seed_changes_the_first_parameters():
 class MaskedLinear(nn.Module):
     """:class:`Linear`'s main scores, and :class:`Remembering`'s masks."""
 
+    num_classes = 4
     tiling = geometry.ANY_SIZE
+    coarse_scores = None
 
     @nn.compact
     def __call__(self, images, train):
@@ -466,7 +503,7 @@ def two_steps(**fields):
 
 
 def test_fields_of_a_run_reach_its_programs():
-    """seed, accumulate, loss, optim and total_steps, each seen in what it changes."""
+    """seed, grad_accum_steps, loss, optim, total_steps: each shows in the result."""
     plain = {"momentum": 0.0, "weight_decay": 0.0, "lr": 2.0, "power": 0.5}
     per_image = {"normalize": "images"}
     weights, masks = two_steps(optim=plain, loss=per_image)
@@ -479,7 +516,7 @@ def test_fields_of_a_run_reach_its_programs():
     other, other_masks = two_steps(seed=1)
     assert not np.allclose(other[0], weights[0])
     assert ((other_masks != masks).mean(1)[-2:] > 0.3).all()
-    parts, part_masks = two_steps(accumulate=2, optim=plain, loss=per_image)
+    parts, part_masks = two_steps(grad_accum_steps=2, optim=plain, loss=per_image)
     for a, b in zip(parts, weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     # One mask of the initialization, and one for every part of the two steps.

@@ -103,7 +103,7 @@ def measure(network: published.Network, size: int, batch: int, repeats: int) -> 
         return model.apply(variables, examples["image"], train=False)[0]
 
     options = config_lib.make().loss
-    step = training.make_step(model, optax.sgd(1e-9), options, seed=0)
+    step = training.make_step(model, optax.sgd(1e-9), options=options, seed=0)
     programs, compile_seconds = {}, {}
     for name, program in (
         ("forward", jax.jit(forward)),

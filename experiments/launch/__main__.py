@@ -75,7 +75,10 @@ def make_job(values: flags.FlagValues) -> Job:
     config = values.config.copy_and_resolve_references()
     config.init_from = ""
     config_lib.check(config)
-    for field, parts in (("batch_size", config.accumulate), ("eval_batch_size", 1)):
+    for field, parts in (
+        ("batch_size", config.grad_accum_steps),
+        ("eval_batch_size", 1),
+    ):
         sharding.check_batch_size(config[field], field, parts, devices)
     extra = ["--distributed=on"] if on_tpu else []
     if on_tpu:

@@ -59,7 +59,7 @@ FCN_FROM_SCRATCH = {
 DEEPLAB = {
     "data": {"name": "camvid"},
     "workers": 8,
-    "loss": {"resolution": "cells"},
+    "loss": {"resolution": "output_stride"},
     "eval_batch_size": 4,
     "save_every": 500,
 }

@@ -9,8 +9,8 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.shared import cli
+from segjax import compilation, models, optim, sharding, training
 from segjax import config as config_lib
-from segjax import models, optim, sharding, training
 from segjax.data import datasets, folder, pipeline, transforms
 from segjax.errors import UserError
 
@@ -38,7 +38,7 @@ def build_run(config: ConfigDict) -> TrainingRun:
       UserError: a field of the config is wrong, or the data are not there.
     """
     config_lib.check(config)
-    sharding.check_batch_size(config.batch_size, "batch_size", config.accumulate)
+    sharding.check_batch_size(config.batch_size, "batch_size", config.grad_accum_steps)
     source, info = datasets.load(config.data, config.data.train_split)
     if config.data.name == "folder":
         cli.log(folder.report(datasets.scan_folder(config.data)))
@@ -146,7 +146,7 @@ def make_init(
 
     def init() -> training.TrainState:
         return training.create_state(
-            model, make_optimizer(config), image_shape, config.seed
+            model, make_optimizer(config), image_shape=image_shape, seed=config.seed
         )
 
     return jax.jit(init, out_shardings=sharding.replicated(mesh))
@@ -161,6 +161,11 @@ def make_train_step(
     """
     optimizer = make_optimizer(config)(params)
     step = training.make_step(
-        model, optimizer, config.loss, config.seed, config.accumulate
+        model,
+        optimizer,
+        options=config.loss,
+        seed=config.seed,
+        grad_accum_steps=config.grad_accum_steps,
     )
+    step = compilation.precision(config.precision)(step)
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))

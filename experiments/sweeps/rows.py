@@ -220,10 +220,16 @@ def check_row(row: Row, data: bool) -> None:
             return optim.create(config.optim, params, config.total_steps)
 
         state = jax.eval_shape(
-            lambda: training.create_state(model, optimizer_of, shape, config.seed)
+            lambda: training.create_state(
+                model, optimizer_of, image_shape=shape, seed=config.seed
+            )
         )
         step = training.make_step(
-            model, optimizer_of(state.params), config.loss, 0, config.accumulate
+            model,
+            optimizer_of(state.params),
+            options=config.loss,
+            seed=0,
+            grad_accum_steps=config.grad_accum_steps,
         )
         images = (config.batch_size, *shape)
         batch = {

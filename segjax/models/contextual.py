@@ -8,27 +8,11 @@ of stride s and kernel 2s to 64 maps, a 3x3 and a 1x1 convolution; fields change
 """
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import layers
 from segjax.ops import geometry, image, pool, resize
-
-
-def auxiliary_weight(
-    step: jax.Array | int,
-    initial: float = 1.0,
-    factor: float = 0.1,
-    every: int = 10_000,
-    floor: float = 0.01,
-) -> jax.Array:
-    """Weight of the auxiliary losses at `step`: divided step-wise down to `floor`.
-
-    The paper lets the auxiliary classifiers fade from a weight of 1; the interval and
-    the floor are not known for certain.
-    """
-    return jnp.maximum(initial * factor ** (jnp.asarray(step) // every), floor)
 
 
 class DeepContextual(nn.Module):
@@ -41,7 +25,7 @@ class DeepContextual(nn.Module):
 
     Each class map is also an auxiliary classifier, returned as aux_logits_1,
     aux_logits_2 ..: the paper minimizes the cross-entropy of the logits plus that of
-    every class map times :func:`auxiliary_weight`.
+    every class map times ``losses.auxiliary_weight``.
 
     Attributes:
       num_classes: K.
@@ -94,6 +78,8 @@ class DeepContextual(nn.Module):
         layers.check_choice(self, "upsampling", ("transposed", "bilinear"))
         layers.check_common(self)
         super().__post_init__()
+
+    coarse_scores = None
 
     @property
     def tiling(self) -> geometry.Tiling:

@@ -184,6 +184,8 @@ class CRFRNN(nn.Module):
             )
         super().__post_init__()
 
+    coarse_scores = None
+
     @property
     def tiling(self) -> geometry.Tiling:
         """That of the base network."""
@@ -208,6 +210,8 @@ class CRFRNN(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         unary, endpoints = self.network(images, train)
         endpoints = {**endpoints, "unary": unary}
+        # Losses on the scales of DeepLab v2 are its own; unary_loss is the one here.
+        endpoints.pop("scale_logits", None)
         if train and self.unary_loss:
             endpoints["aux_logits_unary"] = unary
         crf = MeanField(

@@ -60,6 +60,8 @@ class DeconvNet(nn.Module):
         layers.check_common(self)
         super().__post_init__()
 
+    coarse_scores = None
+
     @property
     def tiling(self) -> geometry.Tiling:
         """Multiples of 32 that leave fc6 at least one cell; the same size out."""

@@ -14,6 +14,7 @@ them apart. Choices where the papers and the authors' networks differ or are sil
   block too); its batch normalization was frozen in training (`frozen_bn`).
 """
 
+import math
 from fractions import Fraction
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models import layers, resnet, vgg
+from segjax.models import layers, network, resnet, vgg
 from segjax.ops import geometry, image, pool, resize
 
 _VGG = dict(backbone="vgg16", fc6_channels=1024)
@@ -268,6 +269,17 @@ class DeepLab(nn.Module):
             plan = vgg_plan(self.output_stride, self.pool_kernel)
             return vgg.dilated_grid(*plan, same=True)
         return geometry.Grid(Fraction(self.output_stride))
+
+    @property
+    def coarse_scores(self) -> network.CoarseScores:
+        """The labels of DeepLab's networks: those at or behind the locations' centers.
+
+        Multiples of the output stride and, with 2x2 poolings, one pixel further.
+        """
+        start = self.grid.start
+        return network.CoarseScores(
+            self.output_stride, start, math.ceil(start), self.scale_strides
+        )
 
     @property
     def scale_strides(self) -> tuple[int, ...]:

@@ -13,12 +13,15 @@ Where the paper and the authors' networks differ, or their networks among themse
 * The authors subtract the mean of each data set; here `image_stats` does.
 """
 
+import math
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from segjax.models import layers, vgg
+from segjax.models import layers, network, vgg
 from segjax.ops import conv, geometry, image, resize
 
 # Fields of the four released networks.
@@ -202,6 +205,17 @@ class Dilation(nn.Module):
             return geometry.ANY_SIZE
         step, lost = int(self.grid.step), 2 * self.margin
         return geometry.Tiling(step, lost % step, self.margin, lost + step)
+
+    @property
+    def coarse_scores(self) -> network.CoarseScores:
+        """With "deconv" the labels at or behind the centers of the receptive fields.
+
+        The authors' programs that interpolate ("interp") put location i on pixel 8i,
+        whatever its receptive field.
+        """
+        centered = self.upsampling == "deconv"
+        start = self.grid.start - self.margin if centered else Fraction(0)
+        return network.CoarseScores(int(self.grid.step), start, math.ceil(start))
 
     def _pad(self, x: jax.Array, step: int) -> jax.Array:
         """The margin, and at the bottom and right what is missing to whole cells."""

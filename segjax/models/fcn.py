@@ -166,6 +166,8 @@ class FCN(nn.Module):
         layers.check_common(self)
         super().__post_init__()
 
+    coarse_scores = None
+
     @property
     def tiling(self) -> geometry.Tiling:
         """Any size in, the same size out."""

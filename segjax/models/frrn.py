@@ -251,6 +251,8 @@ class FRRN(nn.Module):
             tuple(self.stage_scales) or default.scales,
         )
 
+    coarse_scores = None
+
     @property
     def tiling(self) -> geometry.Tiling:
         """Sides that all scales divide; the output is as large as the image."""

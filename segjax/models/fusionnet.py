@@ -104,6 +104,8 @@ class FusionNet(nn.Module):
         layers.check_common(self)
         super().__post_init__()
 
+    coarse_scores = None
+
     @property
     def tiling(self) -> geometry.Tiling:
         """Sides that every pooling halves; the output is as large as the image."""

@@ -92,6 +92,8 @@ class PSPNet(nn.Module):
         layers.check_common(self)
         super().__post_init__()
 
+    coarse_scores = None
+
     @property
     def tiling(self) -> geometry.Tiling:
         """Any size in, the same size out."""

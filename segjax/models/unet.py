@@ -132,6 +132,8 @@ class UNet(nn.Module):
         layers.check_common(self)
         super().__post_init__()
 
+    coarse_scores = None
+
     @property
     def tiling(self) -> geometry.Tiling:
         """The valid sides of an image and the margin lost on each side."""

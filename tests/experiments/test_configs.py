@@ -121,10 +121,16 @@ def test_model_builds_and_its_training_step_lowers(file, arg):
         return optim.create(config.optim, params, config.total_steps)
 
     state = jax.eval_shape(
-        lambda: training.create_state(model, optimizer_of, (*crop, channels), 0)
+        lambda: training.create_state(
+            model, optimizer_of, image_shape=(*crop, channels), seed=0
+        )
     )
     step = training.make_step(
-        model, optimizer_of(state.params), config.loss, 0, config.accumulate
+        model,
+        optimizer_of(state.params),
+        options=config.loss,
+        seed=0,
+        grad_accum_steps=config.grad_accum_steps,
     )
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, *crop, channels), jnp.uint8),

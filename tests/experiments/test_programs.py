@@ -507,7 +507,7 @@ def test_a_changed_learning_rate_is_refused_but_not_how_often_is_logged(config, 
 def test_bfloat16_and_accumulated_batches(config, tmp_path):
     """Half precision is for computing only: all that is learned stays float32."""
     half = changed(config, model__dtype="bfloat16", total_steps=2, eval_images=0)
-    half = changed(half, batch_size=8, accumulate=2)
+    half = changed(half, batch_size=8, grad_accum_steps=2)
     assert train.train(half, tmp_path) == 0
     losses = [row["loss"] for row in read_metrics(tmp_path) if "loss" in row]
     assert len(losses) == 2 and all(np.isfinite(losses))
@@ -515,9 +515,9 @@ def test_bfloat16_and_accumulated_batches(config, tmp_path):
     kinds = {a.dtype for name, a in arrays.items() if name.startswith("model")}
     assert kinds == {np.dtype(np.float32)} and len(arrays) > 10
     message = "batch_size=8 .*4 devices in 4 accumulated parts.*multiple of 16"
-    fails(message, train.train, changed(half, accumulate=4), tmp_path)
-    bad = changed(half, accumulate=3)
-    fails("accumulate is 3; expected a divisor of", train.train, bad, tmp_path)
+    fails(message, train.train, changed(half, grad_accum_steps=4), tmp_path)
+    bad = changed(half, grad_accum_steps=3)
+    fails("grad_accum_steps is 3; expected a divisor of", train.train, bad, tmp_path)
 
 
 # The command line.  One process imports everything once and forks a child per command.

@@ -110,7 +110,7 @@ def test_rows_are_named_by_what_differs_and_a_hash(base):
         [
             {"model.rates": (1,), "batch_size": 8},
             {"model.rates": [6, 12], "batch_size": 8, "model.output_stride": 16},
-            {"model.rates": (6, 12), "loss.resolution": "cells"},
+            {"model.rates": (6, 12), "loss.resolution": "output_stride"},
         ],
     )
     titles = [sweep_rows.title(row) for row in rows]

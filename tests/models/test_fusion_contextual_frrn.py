@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from segjax import losses, models
 from segjax.errors import UserError
-from segjax.models import contextual, frrn
+from segjax.models import frrn
 from segjax.models.contextual import DeepContextual
 from segjax.models.frrn import FRRN
 from segjax.models.fusionnet import FusionNet
@@ -460,9 +460,9 @@ def test_contextual_sum_and_alignment(fields):
 
 def test_auxiliary_weight():
     steps = [0, 9_999, 10_000, 19_999, 20_000, 90_000]
-    weights = jax.vmap(contextual.auxiliary_weight)(jnp.array(steps))
+    weights = jax.vmap(losses.auxiliary_weight)(jnp.array(steps))
     np.testing.assert_allclose(weights, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
-    weight = contextual.auxiliary_weight(7, initial=8.0, factor=0.5, every=2, floor=0.1)
+    weight = losses.auxiliary_weight(7, initial=8.0, factor=0.5, every=2, floor=0.1)
     assert weight == 1.0
 
 
@@ -672,7 +672,7 @@ def logits_of(nll):
     return np.stack([np.zeros_like(nll), np.log(np.expm1(nll))], -1)
 
 
-def test_bootstrapped_cross_entropy():
+def test_hard_pixels():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 4, 5, 3)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 6, 7)).astype(np.uint8)  # cropped by 1
@@ -684,38 +684,40 @@ def test_bootstrapped_cross_entropy():
     assert (nll[0] > 0).sum() == 10
     for kept in (1, 7, 15, 20, 99):  # 15: five zeros in the first image's mean
         worst = np.sort(nll.reshape(2, 20))[:, ::-1][:, :kept]
-        total, count = losses.bootstrapped_cross_entropy(logits, labels, kept)
+        total, count = losses.hard_pixels(
+            logits, labels, losses.Options(hard_pixels=kept)
+        )
         assert count == 2 * min(kept, 20)
         np.testing.assert_allclose(total, worst.sum(), rtol=1e-5)
         # Images weigh the same: the mean of the images' means.
         np.testing.assert_allclose(total / count, worst.mean(1).mean(), rtol=1e-5)
     with pytest.raises(ValueError, match="pixels is 0"):
-        losses.bootstrapped_cross_entropy(logits, labels, 0)
+        losses.hard_pixels(logits, labels, losses.Options(hard_pixels=0))
 
 
-def test_bootstrapped_cross_entropy_of_the_paper():
+def test_hard_pixels_of_the_paper():
     """K = 512 * 64: all losses equal; and K pixels of which the others are void."""
     labels = np.zeros((1, 256, 512), np.uint8)
     nll = np.full(labels.shape, 0.7, np.float32)
-    total, count = losses.bootstrapped_cross_entropy(logits_of(nll), labels)
+    total, count = losses.hard_pixels(logits_of(nll), labels)
     assert count == 32_768
     np.testing.assert_allclose(total / count, 0.7, rtol=1e-5)
 
     labels[:] = 255
     labels[0, ::2, ::2] = 0  # exactly 128 * 256 = K
     nll = np.random.default_rng(0).uniform(0.01, 3, labels.shape).astype(np.float32)
-    total, count = losses.bootstrapped_cross_entropy(logits_of(nll), labels)
+    total, count = losses.hard_pixels(logits_of(nll), labels)
     np.testing.assert_allclose(total / count, nll[0, ::2, ::2].mean(), rtol=1e-4)
 
 
-def test_bootstrapped_cross_entropy_gradient_and_sharding():
+def test_hard_pixels_gradient_and_sharding():
     rng = np.random.default_rng(0)
     nll = rng.permutation(np.arange(1, 33)).reshape(4, 2, 4) / 10
     labels = np.zeros((4, 2, 4), np.uint8)
     labels[3] = 255  # no valid pixel
 
     def loss(logits, labels):
-        total, count = losses.bootstrapped_cross_entropy(logits, labels, 3)
+        total, count = losses.hard_pixels(logits, labels, losses.Options(hard_pixels=3))
         return total / count
 
     step = jax.jit(jax.value_and_grad(loss))

@@ -99,9 +99,13 @@ def test_overfits_four_images(name):
         return optim.create(options.optim, params, 100)
 
     shape = (side, side, 3)
-    state = jax.jit(lambda: training.create_state(model, optimizer_of, shape, seed=0))()
+    state = jax.jit(
+        lambda: training.create_state(model, optimizer_of, image_shape=shape, seed=0)
+    )()
     step = jax.jit(
-        training.make_step(model, optimizer_of(state.params), options.loss, seed=0)
+        training.make_step(
+            model, optimizer_of(state.params), options=options.loss, seed=0
+        )
     )
     # The entropy of the class frequencies: what a constant guess can reach.
     counts = np.bincount(batch["label"].ravel(), minlength=256)[:9]
