@@ -182,3 +182,68 @@ def test_readers_without_their_packages(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=r"pip install 'segjax\[weights\]'"):
             weights.read(path)
+
+
+def test_keras_files_do_not_read_other_files(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    arrays, path, secret = keras_arrays(), tmp_path / "a.h5", tmp_path / "secret"
+    secret.write_bytes(np.arange(6, dtype=np.float32).tobytes())
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["secret"] = np.zeros((1, 1, 2, 3), np.float32)
+    kernel = "res2a_branch2a/res2a_branch2a/kernel:0"
+    layout = h5py.VirtualLayout((1, 1, 2, 3), "f4")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "secret", (1, 1, 2, 3))
+    external = [(str(secret), 0, 24)]
+    creations = {
+        "external": lambda file: file.create_dataset(
+            kernel, (1, 1, 2, 3), "f4", external=external
+        ),
+        "virtual": lambda file: file.create_virtual_dataset(kernel, layout),
+        "link": lambda file: file.__setitem__(
+            kernel, h5py.ExternalLink(str(tmp_path / "other.h5"), "secret")
+        ),
+        "soft": lambda file: file.__setitem__(kernel, h5py.SoftLink("/bn2a_branch2a")),
+    }
+    for name, create in creations.items():
+        write_keras(path, arrays, NEW, nested=True)
+        with h5py.File(path, "r+") as file:
+            del file[kernel]
+            create(file)
+            if name in ("external", "virtual", "link"):  # what h5py itself would give
+                assert file[kernel].shape == (1, 1, 2, 3)
+        with pytest.raises(UserError, match=r"a\.h5 is refused: ") as error:
+            weights.read(path)
+        assert "\n" not in str(error.value)
+    write_keras(path, arrays, NEW, nested=True)
+    with h5py.File(path, "r+") as file:
+        file["elsewhere"] = h5py.ExternalLink(str(path), "/")
+        file.attrs["layer_names"] = [b"elsewhere"]
+    with pytest.raises(UserError, match="'elsewhere' is missing or is a link"):
+        weights.read(path)
+    # One array under many names.
+    write_keras(path, arrays, NEW, nested=True)
+    with h5py.File(path, "r+") as file:
+        big = file.create_dataset("big", data=np.zeros((1, 1, 2, 3000), np.float32))
+        names = [f"l{i}" for i in range(100)]
+        for name in names:
+            group = file.create_group(name)
+            group["kernel:0"] = big
+            group.attrs["weight_names"] = [b"kernel:0"]
+        file.attrs["layer_names"] = [name.encode() for name in names]
+    with pytest.raises(UserError, match="announces 24,000 bytes"):
+        weights.read(path)
+
+
+@pytest.mark.parametrize(
+    "kind, shape, size", [("F8_E4M3", [4], 4), ("F32", [1] * 70, 4), ("F32", [0], 0)]
+)
+def test_safetensors_that_numpy_cannot_hold(tmp_path, kind, shape, size):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_bytes(entry(kind, shape, size), bytes(size)))
+    if size == 0:
+        assert weights.read(path)["w"].shape == (0,)
+        return
+    with pytest.raises(UserError, match=r"a\.safetensors") as error:
+        weights.read(path)
+    assert "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 """PyTorch's files: their tensors, and nothing else that they hold."""
 
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -248,3 +249,79 @@ assert len(weights.read({str(path)!r})) == 3
 assert not {{"torch", "jax"}} & sys.modules.keys(), "imported"
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def nested(depth, key):
+    """A dict whose key or value is a tuple in a tuple in a tuple, .."""
+    inner = b")" + b"\x85" * depth
+    if key:
+        return b"\x80\x02}" + inner + b"K\x01s."
+    return b"\x80\x02}X\x01\x00\x00\x00a" + inner + b"s."
+
+
+HOSTILE = {
+    "a deep key": (nested(300_000, key=True), "a key of type tuple"),
+    "a deep value": (nested(300_000, key=False), "'a' is a tuple|exhausted"),
+    "a deep storage type": (
+        b"\x80\x02(X\x07\x00\x00\x00storage)"
+        + b"\x85" * 300_000
+        + b"X\x01\x00\x00\x00aX\x03\x00\x00\x00cpuK\x01tQ.",
+        "a persistent object that is no storage",
+    ),
+    "a deep function": (b"\x80\x02)" + b"\x85" * 300_000 + b")R.", "a call"),
+    "a copy": (
+        b"\x80\x02ccollections\nOrderedDict\n}\x85R.",
+        "a copy of a dictionary",
+    ),
+    # A list of 1000 pairs, made into a dictionary again and again.
+    "copies": (
+        b"\x80\x02("
+        + b"".join(b"M" + struct.pack("<H", i) + b"K\x01\x86" for i in range(1000))
+        + b"tq\x00"
+        + b"ccollections\nOrderedDict\nq\x01"
+        + b"h\x01h\x00\x85R" * 100_000
+        + b".",
+        "copies",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("place", [in_zip, in_legacy])
+def test_programs_that_grow_are_refused(tmp_path, place, case):
+    """In another process: the first one would end this one by a segmentation fault."""
+    program, expected = HOSTILE[case]
+    path = tmp_path / "a.pth"
+    place(path, program)
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+from segjax import errors, weights
+try:
+    weights.read({str(path)!r})
+except errors.UserError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(expected, done.stdout) and done.stdout.count("\n") == 1
+
+
+def test_lists_of_pairs_and_mask_values(tmp_path):
+    """Python 2 wrote ordered dictionaries as lists; a U-Net keeps values of masks."""
+    path = tmp_path / "a.pth"
+    in_zip(
+        path,
+        b"\x80\x02ccollections\nOrderedDict\n](]q\x00(X\x01\x00\x00\x00aK\x01ee\x85R.",
+    )
+    with pytest.raises(UserError, match="'a' is a int"):
+        weights.read(path)
+    program = tensor(shape=(4,), strides=(1,))
+    assert program.endswith(b"s.")
+    values = b"X\x0b\x00\x00\x00mask_values](K\x00K\xffes."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", program[:-1] + values)
+        archive.writestr("x/data/0", np.arange(4, dtype=np.float32).tobytes())
+    assert list(weights.read(path)) == ["w"]

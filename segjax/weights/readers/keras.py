@@ -45,7 +45,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path, "r") as file:
             # A whole model was saved, or its weights only.
-            return _arrays(path, file.get("model_weights", file))
+            nested = file.get("model_weights", getlink=True) is not None
+            return _arrays(path, _member(file, "model_weights") if nested else file)
     except UserError:
         raise
     except Exception as error:  # h5py has many for damage and for another structure
@@ -62,8 +63,10 @@ def _arrays(path: Path, group) -> dict[str, np.ndarray]:
             "(.h5) in which the published weights are"
         )
     arrays = {}
+    left = path.stat().st_size
     for layer in map(_text, group.attrs["layer_names"]):
-        for name in map(_text, group[layer].attrs["weight_names"]):
+        members = _member(group, layer)
+        for name in map(_text, members.attrs["weight_names"]):
             # "conv1_conv/kernel:0", or "block1_conv1_W_1:0" in older files.
             match = re.fullmatch(
                 rf"(?:.*[/_])?({'|'.join(_KINDS)})(?:_\d+)?(?::0)?", name
@@ -75,12 +78,34 @@ def _arrays(path: Path, group) -> dict[str, np.ndarray]:
             target = f"{layer}/{_KINDS[match[1]]}"
             if target in arrays:
                 raise UserError(f"{path}: layer {layer!r} has two arrays like {name!r}")
-            array = group[layer][name]
-            # A few bytes of HDF5 can announce an array of any size.
-            if array.nbytes > path.stat().st_size:
+            array = _member(members, name)
+            # Its bytes may be those of another file.
+            if array.external or array.is_virtual:
+                raise UserError(f"{path} is refused: {name!r} is stored in other files")
+            # A few bytes of HDF5 can announce an array of any size, and any number of
+            # names can stand for one array.
+            left -= array.nbytes
+            if left < 0:
                 raise ValueError(f"{name} announces {array.nbytes:,} bytes")
             arrays[target] = array[()]
     return arrays
+
+
+def _member(group, name: str):
+    """What lies at a path in a group, without following links to other places.
+
+    Raises:
+      UserError: a soft or an external link.
+    """
+    import h5py
+
+    for part in name.split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise UserError(
+                f"{group.file.filename} is refused: {name!r} is missing or is a link"
+            )
+        group = group[part]
+    return group
 
 
 def _text(name: bytes | str) -> str:

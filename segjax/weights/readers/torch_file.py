@@ -38,6 +38,9 @@ _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
 }
+# Entries of a published state dict that are no tensors: milesial/Pytorch-UNet keeps the
+# values of the pixels of its masks there.
+_NO_TENSORS = ("mask_values",)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -65,8 +68,23 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
+def _ordered_dict(pairs: Any = ()) -> dict:
+    """The call that makes an ordered dictionary: of nothing, or of a list of pairs."""
+    if not isinstance(pairs, list | tuple):
+        raise _Refused("a copy of a dictionary")
+    return dict(_pair(pair) for pair in pairs)
+
+
+def _pair(pair: Any) -> tuple[Any, Any]:
+    """A key and its value; keys that hold others could take long to hash."""
+    key, value = pair
+    if not isinstance(key, str | int | float | None):
+        raise _Refused(f"a key of type {type(key).__name__}")
+    return key, value
+
+
 _CALLS: dict[str, Callable[..., Any]] = {
-    "collections OrderedDict": dict,
+    "collections OrderedDict": _ordered_dict,
     "torch._utils _rebuild_tensor": _View,
     "torch._utils _rebuild_tensor_v2": lambda *args: _View(*args[:4]),
     "torch._utils _rebuild_parameter": lambda data, *args: data,
@@ -113,6 +131,8 @@ def _state(path: Path, loaded: Any, load: Callable) -> dict[str, np.ndarray]:
     values: dict[str, np.ndarray] = {}  # tensors may share their storage
     arrays = {}
     for name, view in loaded.items():
+        if name in _NO_TENSORS and not isinstance(view, _View):
+            continue
         if not isinstance(view, _View):
             raise UserError(
                 f"{path}: {name!r} is a {type(view).__name__}, expected a state dict "
@@ -211,7 +231,9 @@ def _run(file: Any, storages: dict[str, _Storage]) -> Any:
             raise _Refused(f"Python code ({name.replace(' ', '.')!r})")
         stack.append(_Name(name))
 
-    for opcode, value, _ in pickletools.genops(file):
+    copied = 0  # by calls; all else makes one item per byte of the pickle at most
+    start = file.tell()
+    for opcode, value, position in pickletools.genops(file):
         op = opcode.name
         if op in _LITERALS:
             stack.append(value)
@@ -244,7 +266,8 @@ def _run(file: Any, storages: dict[str, _Storage]) -> Any:
             if op == "SETITEM":
                 marks.append(len(stack) - 2)
             items = pop_to_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            pairs = zip(items[::2], items[1::2], strict=True)
+            stack[-1].update(_pair(pair) for pair in pairs)
         elif op == "GLOBAL":
             push_name(value)
         elif op == "STACK_GLOBAL":
@@ -253,7 +276,10 @@ def _run(file: Any, storages: dict[str, _Storage]) -> Any:
         elif op == "REDUCE":
             args, function = stack.pop(), stack.pop()
             if not isinstance(function, _Name) or function not in _CALLS:
-                raise _Refused(f"a call of {str(function)[:50]!r}")
+                raise _Refused("a call of something else")
+            copied += sum(len(arg) for arg in args if isinstance(arg, list | tuple))
+            if copied > position - start:
+                raise _Refused("copies of copies")
             stack.append(_CALLS[function](*args))
         elif op == "BUILD":
             stack.pop()  # attributes of an ordered dictionary: versions of the layers
@@ -261,8 +287,12 @@ def _run(file: Any, storages: dict[str, _Storage]) -> Any:
                 raise _Refused("an object with attributes")
         elif op == "BINPERSID":
             what, kind, key, _, count, *view = stack.pop()
-            if what != "storage" or kind not in _TYPES or any(view):
-                raise _Refused(f"a {what!r}")
+            if what != "storage" or not isinstance(kind, str) or kind not in _TYPES:
+                raise _Refused("a persistent object that is no storage")
+            if any(view):
+                raise _Refused("a view of a storage")
+            if not isinstance(key, str | int) or type(count) is not int:
+                raise ValueError("a storage has no name or no size")
             if count < 0:
                 raise ValueError(f"storage {key} has {count} elements")
             stack.append(_Storage(str(kind), str(key), count))
