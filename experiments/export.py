@@ -234,7 +234,7 @@ def main(argv) -> int:
     method = predict_flags.method(values.config)
     sizes = parse_sizes(values.sizes)
     if argv[1:]:
-        files = image_files.list_images(argv[1:])
+        files = image_files.list_images(argv[1:]).images
         found = [image_files.image_header(file)[0] for file in files]
         sizes += batching.frames(found, values.padding).values()
     cli.start()

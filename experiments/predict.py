@@ -71,7 +71,7 @@ def predict(
     if padding < 0 or max_pixels < 1:
         raise UserError("--padding must be 0 or more, --max_pixels 1 or more")
     # a.png and ./a.png are one image.
-    listed = image_files.list_images(paths)
+    listed = image_files.list_images(paths).images
     files = list({Path(file).absolute(): file for file in listed}.values())
     names = prediction_files.output_names(files)
     model = inference.load(

@@ -214,7 +214,7 @@ def main(argv) -> None:
     if output:
         cli.make_folder(output)
     if len(argv) == 2:
-        (file,) = image_files.list_images(argv[1:])
+        (file,) = image_files.list_images(argv[1:]).images
         image = image_files.resize_image(image_files.decode_image(file, 3), size)
     else:
         image = scenes.scene(0, 0, size)["image"]

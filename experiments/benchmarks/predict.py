@@ -114,7 +114,7 @@ def table(found: dict[str, dict], count: int) -> str:
 def main(argv) -> None:
     values = flags.FLAGS
     method = predict_flags.method(values.config)
-    files = image_files.list_images(argv[1:])
+    files = image_files.list_images(argv[1:]).images
     if not files:
         raise UserError("no images given: name files, folders, globs or @lists")
     if "probabilities" in values.outputs:

@@ -23,14 +23,13 @@ from typing import NamedTuple
 import numpy as np
 
 from segjax.data.images import (
-    IMAGE_SUFFIXES,
     VOID,
     decode_image,
     decode_mask,
     image_header,
-    image_names,
     voc_palette,
 )
+from segjax.data.listing import IMAGE_SUFFIXES, split_folder
 from segjax.errors import UserError
 
 LAYOUT = "ROOT/images/STEM.png (or jpg, tif, bmp) and ROOT/masks/STEM.png"
@@ -278,7 +277,7 @@ def _pairs(folder: Path) -> tuple[tuple[str, str, str], ...]:
         if not (folder / name).is_dir():
             raise UserError(f"folder: {folder / name} is missing; expected {LAYOUT}")
     images: dict[str, str] = {}
-    for name in image_names(folder / "images"):
+    for name in split_folder(folder / "images")[0]:
         stem = os.path.splitext(name)[0]
         if stem in images:
             raise UserError(
@@ -288,7 +287,7 @@ def _pairs(folder: Path) -> tuple[tuple[str, str, str], ...]:
         images[stem] = name
     masks = {
         os.path.splitext(name)[0]: name
-        for name in image_names(folder / "masks")
+        for name in split_folder(folder / "masks")[0]
         if name.lower().endswith(".png")
     }
     if not images:

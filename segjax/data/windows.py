@@ -1,11 +1,12 @@
-"""Windows of images too large to be decoded and held carelessly."""
+"""Windows of images that are too large to be held several times."""
 
 import os
 from collections.abc import Callable
 
 import numpy as np
-import tifffile
 
+from segjax.data.decoding import open_file, read_header, sniff
+from segjax.data.formats import tiff
 from segjax.data.images import decode_image, to_pixels
 
 ReadWindow = Callable[[slice, slice], np.ndarray]
@@ -21,7 +22,7 @@ def open_windows(
 
     Returns:
       (height, width) and a function of a slice of rows and a slice of columns, inside
-      the image, that returns uint8 [h, w, channels] as of ``decode_image``.
+      the image, that returns uint8 [h, w, channels] as ``decode_image`` does.
 
     Raises:
       UserError: as ``decode_image``.
@@ -33,7 +34,7 @@ def open_windows(
 
 
 def array_windows(image: np.ndarray, channels: int) -> ReadWindow:
-    """Reads windows of an array, perhaps one on disk, as of ``to_pixels``."""
+    """Reads windows of an array, perhaps one on disk, converted as by ``to_pixels``."""
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         window = np.asarray(image[rows, columns])
@@ -46,19 +47,8 @@ def array_windows(image: np.ndarray, channels: int) -> ReadWindow:
 
 def _map_tiff(source: str | os.PathLike) -> np.ndarray | None:
     """The first page of a plain TIFF, [H, W] or [H, W, 3], or None for other files."""
-    if not os.fspath(source).lower().endswith((".tif", ".tiff")):
-        return None
-    try:
-        with tifffile.TiffFile(source) as file:
-            page = file.pages[0]
-            plain = (
-                page.is_memmappable
-                and page.dtype in (np.uint8, np.uint16)
-                and page.axes in ("YX", "YXS")
-                and page.shape[2:] in ((), (3,))
-                and page.photometric.name in ("MINISBLACK", "RGB")
-                and page.tags.valueof("Orientation", 1) == 1
-            )
-        return tifffile.memmap(source, page=0, mode="r") if plain else None
-    except Exception:  # a damaged file raises anything; decoding it says so
-        return None
+    with open_file(source) as file:
+        if sniff(file.read(8)) != "TIFF":
+            return None
+    read_header(source)  # says what is wrong with the file
+    return tiff.map_pixels(source)
