@@ -100,9 +100,7 @@ def _results(sweep: dict, folder: Path, erf: bool) -> list[Result]:
 def _scores(
     config: Any, results: list[Result], classes: list[str], pair: list[str]
 ) -> list[Score]:
-    info = datasets.DATASETS.get(config.data.name)
-    if info is None:
-        _, info = datasets.load(config.data, config.data.train_split)
+    info = datasets.describe(config.data)
     known = list(info.classes)
     classes = known if classes == ["all"] else classes
     for flag, names in (("classes", classes), ("pair", pair)):

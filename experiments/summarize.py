@@ -237,10 +237,10 @@ def image_size(config: ConfigDict, size: list[str]) -> tuple[int, int]:
 
 def dataset(config: ConfigDict, classes: int) -> tuple[int, int]:
     """Number of classes (`classes`, unless 0) and of image channels of the data set."""
-    info = datasets.DATASETS.get(config.data.name)
-    if info is None and not classes:
-        _, info = datasets.load(config.data, config.data.train_split)
-    return classes or len(info.classes), info.channels if info else 3
+    if classes and config.data.name == "folder":
+        return classes, 3  # without a look at the folder
+    info = datasets.describe(config.data)
+    return classes or len(info.classes), info.channels
 
 
 def random_variables(model: nn.Module, image: tuple[int, int, int]) -> dict:

@@ -80,7 +80,8 @@ _VALIDATION_SCHEMA = {
 
 def write_dataset(workdir: Path, info: datasets.Dataset) -> None:
     """Writes what programs need to know of the data set when it is not there."""
-    values = info._asdict() | {"palette": np.asarray(info.palette).tolist()}
+    values = {key: getattr(info, key) for key in _DATASET_SCHEMA["required"]}
+    values["palette"] = np.asarray(info.palette).tolist()
     files.write_json(workdir / DATASET, values)
 
 

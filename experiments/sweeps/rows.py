@@ -30,8 +30,6 @@ from segjax.workdir import read_metrics
 
 # Fields that do not make another experiment: a changed one continues the same run.
 _FREE = (train.FREE_FIELDS - {"total_steps"}) | {"seed"}
-# Sizes of the images of data sets that are not read in order to check a row.
-_SIZES = {"camvid": (360, 480), "isbi2012": (512, 512)}
 
 
 class Row(NamedTuple):
@@ -185,14 +183,11 @@ def example(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
     Raises:
       UserError: one's own data are not there, or differ in size and are not cropped.
     """
-    info = datasets.DATASETS.get(config.data.name)
-    size = config.data.scenes_size if config.data.name == "scenes" else (0, 0)
-    size = _SIZES.get(config.data.name, size)
-    for chosen in (config.data.resize, config.augment.crop):
-        size = chosen if any(chosen) else size
-    if info is None:
-        source, info = datasets.load(config.data, config.data.train_split)
-        size = size if any(size) else training_run.common_size(source)
+    info = datasets.describe(config.data)
+    size = config.augment.crop if any(config.augment.crop) else info.size
+    if not any(size):
+        source, _ = datasets.load(config.data, config.data.train_split)
+        size = training_run.common_size(source)
     return len(info.classes), (*size, info.channels)
 
 

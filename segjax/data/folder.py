@@ -30,6 +30,7 @@ from segjax.data.images import (
     voc_palette,
 )
 from segjax.data.listing import IMAGE_SUFFIXES, split_folder
+from segjax.data.source import Example
 from segjax.errors import UserError
 
 LAYOUT = "ROOT/images/STEM.png (or jpg, tif, bmp) and ROOT/masks/STEM.png"
@@ -255,7 +256,15 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> dict:
+    @property
+    def identities(self) -> list[str]:
+        """Stem, size, and the bytes that the files of image and mask take."""
+        return [
+            f"{stem} {size} {os.path.getsize(image)} {os.path.getsize(mask)}"
+            for (stem, image, mask), size in zip(self._files, self.sizes)
+        ]
+
+    def __getitem__(self, index: int) -> Example:
         stem, image_path, mask_path = self._files[index]
         values, kind = decode_mask(mask_path)
         label = _to_ids(_codes(values, kind), kind, self._rule)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from image_folders import H, W, cut, error_of, rgb, write
 
-from segjax.data import datasets, images, prepare
-from segjax.data.datasets import camvid, isbi2012
+from segjax.data import datasets, images
+from segjax.data.datasets import camvid
 
 # PASCAL VOC development kit, ids 0..21.
 VOC_COLORS = [
@@ -50,26 +50,27 @@ def test_voc_palette_is_the_published_one():
 
 
 def test_table_of_datasets():
-    for name, dataset in datasets.DATASETS.items():
+    for name in set(datasets.NAMES) - {"folder"}:
+        dataset = datasets.describe({"name": name})
         k = len(dataset.classes)
         assert dataset.name == name
         assert dataset.palette.shape == (k, 3) and dataset.palette.dtype == np.uint8
         assert len(np.unique(dataset.palette, axis=0)) == k
         assert len(dataset.mean) == dataset.channels
-    camvid_classes = datasets.DATASETS["camvid"].classes
+    camvid_classes = datasets.describe({"name": "camvid"}).classes
     assert camvid_classes[:3] == ("Sky", "Building", "Pole")
     assert camvid_classes[10] == "Bicyclist" and len(camvid_classes) == 11
-    assert datasets.DATASETS["camvid"].palette[4].tolist() == [60, 40, 222]
-    assert datasets.DATASETS["camvid"].mean == (105.033, 108.409, 110.331)
-    assert datasets.DATASETS["isbi2012"].classes == ("membrane", "interior")
+    assert datasets.describe({"name": "camvid"}).palette[4].tolist() == [60, 40, 222]
+    assert datasets.describe({"name": "camvid"}).mean == (105.033, 108.409, 110.331)
+    assert datasets.describe({"name": "isbi2012"}).classes == ("membrane", "interior")
 
 
 def test_unknown_name_and_bad_resize():
     message = error_of(datasets.load, {"name": "camvit"}, "train")
-    assert "data.name" in message and "did you mean camvid?" in message
+    assert message.startswith("--config.data.name: ") and "'camvid'?" in message
     for size in ((0, 4), (4,), 4, (4.0, 4.0), (-4, 4)):
         message = error_of(datasets.load, {"name": "camvid", "resize": size}, "train")
-        assert message.startswith("data.resize: found")
+        assert message.startswith("--config.data.resize: found")
 
 
 def test_scenes_are_read_like_the_others(tmp_path):
@@ -88,7 +89,8 @@ def test_scenes_are_read_like_the_others(tmp_path):
         assert example.keys() == {"image", "label", "id"}
         assert example["image"].shape == (32, 40, 3)
         assert set(np.unique(example["label"])) <= {*range(len(dataset.classes)), 255}
-    assert "it has train, validation" in error_of(datasets.load, data, "test")
+    message = error_of(datasets.load, data, "test")
+    assert "no split 'test'; it has train, validation" in message
 
 
 # --- CamVid
@@ -124,7 +126,7 @@ def test_camvid(tmp_path, capsys, caplog):
     home = make_camvid(tmp_path)
     for root in (tmp_path, home):
         source, dataset = datasets.load(camvid_data(root, tmp_path), "train")
-        assert dataset is datasets.DATASETS["camvid"]
+        assert len(dataset.classes) == 11
         assert [source[i]["id"] for i in range(len(source))] == ["c", "a", "b"]
     example = source[1]
     bgr = cv2.imread(str(home / "train" / "a.jpg"))
@@ -227,9 +229,10 @@ def test_camvid_errors(tmp_path, how, expected):
 
 
 def test_camvid_without_root(tmp_path):
-    assert "data.root is empty" in error_of(camvid.build, str(tmp_path), "")
-    message = error_of(camvid.build, str(tmp_path), str(tmp_path / "nowhere"))
-    assert "nowhere is not a folder" in message and "{train,val}annot" in message
+    message = error_of(datasets.load, camvid_data("", tmp_path), "train")
+    assert message.startswith("--config.data.root: '' is empty")
+    message = error_of(datasets.load, camvid_data(tmp_path / "no", tmp_path), "train")
+    assert "no' is not a folder" in message and "{train,val}annot" in message
 
 
 def test_preparing_once_per_content(tmp_path, monkeypatch):
@@ -256,21 +259,21 @@ def test_preparing_once_per_content(tmp_path, monkeypatch):
 def test_killed_and_overtaken_preparations(tmp_path, monkeypatch):
     make_camvid(tmp_path)
     data = camvid_data(tmp_path, tmp_path)
-    original = prepare.Pairs._generate_examples
+    original = camvid._records
 
-    def killed(self, made):
-        yield 0, next(iter(made))
+    def killed(frames):
+        yield next(original(frames))
         raise KeyboardInterrupt
 
-    def overtaken(self, made):
-        monkeypatch.setattr(prepare.Pairs, "_generate_examples", original)
+    def overtaken(frames):
+        monkeypatch.setattr(camvid, "_records", original)
         datasets.load(data, "train")  # another process, faster
-        return original(self, made)
+        return original(frames)
 
-    monkeypatch.setattr(prepare.Pairs, "_generate_examples", killed)
+    monkeypatch.setattr(camvid, "_records", killed)
     with pytest.raises(KeyboardInterrupt):
         datasets.load(data, "train")
-    monkeypatch.setattr(prepare.Pairs, "_generate_examples", overtaken)
+    monkeypatch.setattr(camvid, "_records", overtaken)
     source, _ = datasets.load(data, "train")
     assert [source[i]["id"] for i in range(3)] == ["c", "a", "b"]
     (key,) = (tmp_path / "d" / "camvid").iterdir()
@@ -282,7 +285,9 @@ def test_data_dir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     data = camvid_data(tmp_path, tmp_path, data_dir=str(tmp_path / "file"))
     message = error_of(datasets.load, data, "train")
-    assert message.startswith("data.data_dir: ") and "Not a directory" in message
+    assert (
+        message.startswith("--config.data.data_dir: ") and "Not a directory" in message
+    )
 
 
 # --- ISBI 2012
@@ -336,9 +341,10 @@ def test_isbi2012(tmp_path, form):
 
 def test_isbi2012_errors(tmp_path):
     def message(root) -> str:
-        return error_of(isbi2012.build, str(tmp_path / "d"), str(root))
+        data = {"name": "isbi2012", "root": str(root), "data_dir": str(tmp_path / "d")}
+        return error_of(datasets.load, data, "train")
 
-    assert "data.root is empty" in message("")
+    assert message("").startswith("--config.data.root: '' is empty")
     (tmp_path / "empty").mkdir()
     assert "membrane/train/image/N.png" in message(tmp_path / "empty")
 

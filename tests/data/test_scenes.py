@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from scipy import ndimage
 
 from segjax.data.datasets import scenes as builder
@@ -197,10 +198,21 @@ def test_bad_arguments(arguments, message):
         scene(*arguments)
 
 
+def scenes_data(data_dir, size, train, validation=2, seed=0):
+    return {
+        "data_dir": str(data_dir),
+        "scenes_size": size,
+        "scenes_train": train,
+        "scenes_validation": validation,
+        "scenes_seed": seed,
+    }
+
+
 def test_builder_writes_the_scenes_in_order(tmp_path):
     # What a preparation killed half way leaves behind.
     (tmp_path / "scenes/48x64-5-2-s3/incomplete.ABCDEF_1.0.0").mkdir(parents=True)
-    made = builder.build(tmp_path, (48, 64), train=5, validation=2, seed=3)
+    data = scenes_data(tmp_path, (48, 64), train=5, validation=2, seed=3)
+    made = tfds.builder_from_directory(builder.draw(data))
     written = sorted(made.data_path.iterdir())
     times = [os.stat(path).st_mtime_ns for path in written]
     for split, seed, count in (("train", 6, 5), ("validation", 7, 2)):
@@ -214,13 +226,12 @@ def test_builder_writes_the_scenes_in_order(tmp_path):
                 assert record[key].dtype == expected[key].dtype
                 assert (record[key][:, :, 0] == expected[key]).all()
             assert record["id"].decode() == f"{split}_{index:05d}"
-    again = builder.build(tmp_path, (48, 64), train=5, validation=2, seed=3)
-    assert len(again.as_data_source("train")) == 5
+    assert len(builder.build(data, "train")) == 5
     assert [os.stat(path).st_mtime_ns for path in written] == times
 
 
 def test_builder_rejects_bad_counts_and_sizes_before_writing(tmp_path):
     for size, train, match in (((48, 48), 0, "train"), ((48, 8), 4, "size")):
         with pytest.raises(UserError, match=match):
-            builder.build(tmp_path, size, train=train, validation=2, seed=0)
+            builder.draw(scenes_data(tmp_path, size, train=train))
     assert not list(tmp_path.iterdir())

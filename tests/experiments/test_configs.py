@@ -64,13 +64,11 @@ def load(file: Path, arg: str) -> ConfigDict:
 
 def dataset(config: ConfigDict) -> tuple[int, int, tuple[int, int]]:
     """Number of classes and channels, and the image size, without reading data."""
-    info = datasets.DATASETS.get(config.data.name)
-    size = SIZES.get(config.data.name, config.data.scenes_size)
-    if any(config.data.resize):
-        size = config.data.resize
-    if info is None:
+    if config.data.name == "folder":
+        size = config.data.resize if any(config.data.resize) else SIZES["folder"]
         return FOLDER_CLASSES, 3, size
-    return len(info.classes), info.channels, size
+    info = datasets.describe(config.data)
+    return len(info.classes), info.channels, info.size
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -169,7 +169,7 @@ def test_the_workdir_describes_the_run(config, trained):
     saved = json.loads((trained / "config.json").read_text())
     assert config_lib.make(**config_lib.json_like(saved)) == config
     info = json.loads((trained / "dataset.json").read_text())
-    scenes = datasets.DATASETS["scenes"]
+    scenes = datasets.describe({"name": "scenes"})
     assert info["classes"] == list(scenes.classes) and info["channels"] == 3
     assert info["palette"] == scenes.palette.tolist()
     versions = json.loads((trained / "versions.json").read_text())
@@ -274,7 +274,7 @@ def test_predictions_have_the_size_of_each_image(config, trained, tmp_path):
     output = tmp_path / "out"
     summary = predict.predict(config, trained, [str(tmp_path)], output)
     assert (summary["written"], summary["failures"]) == (len(images), {})
-    palette = datasets.DATASETS["scenes"].palette
+    palette = datasets.describe({"name": "scenes"}).palette
     for name, image in images.items():
         stem = name.partition(".")[0]
         file = Image.open(output / "labels" / f"{stem}.png")

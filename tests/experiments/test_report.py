@@ -46,7 +46,7 @@ def write_run(folder, h=None, steps=STEPS, log="", code=0):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "log.txt").write_text(log)
     (folder / "exit.json").write_text(str(code))
-    workdir_lib.write_dataset(folder, datasets.DATASETS["scenes"])
+    workdir_lib.write_dataset(folder, datasets.describe({"name": "scenes"}))
     if h is not None:
         values = {"step": steps, "confusion": h.tolist(), "images_per_second": 80.0}
         values |= {"compile_seconds": 7.5, "peak_bytes": 2e9, "peak_of": "process"}

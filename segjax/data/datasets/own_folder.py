@@ -1,0 +1,43 @@
+"""The user's own images and masks as a data set; see ``segjax.data.folder``."""
+
+from segjax.data import folder
+from segjax.data.source import DataConfig, Dataset, Source, check_split
+from segjax.labels import VOID
+
+_IMAGENET_MEAN = (122.67892, 116.66877, 104.00699)
+"""RGB; serves as padding color, since the mean of the folder is not known."""
+
+
+def describe(data: DataConfig) -> Dataset:
+    """Scans the folder; everything follows from what is in it."""
+    found = scan(data)
+    sizes = set(found.sizes)
+    return Dataset(
+        name="folder",
+        classes=found.classes,
+        palette=found.palette,
+        mean=_IMAGENET_MEAN if found.channels == 3 else (127.5,),
+        channels=found.channels,
+        size=sizes.pop() if len(sizes) == 1 else (0, 0),
+        build=build,
+    )
+
+
+def build(data: DataConfig, split: str) -> Source:
+    """Opens a split, which is read in place.
+
+    Raises:
+      UserError: as of ``folder.scan``, or there is no such split.
+    """
+    found = scan(data)
+    check_split("folder", split, found.splits)
+    return folder.FolderSource(found, split)
+
+
+def scan(data: DataConfig) -> folder.Scan:
+    """Checks the folder and counts its classes; see ``folder.scan``."""
+    return folder.scan(
+        data.get("root", ""),
+        data.get("classes", ""),
+        tuple(data.get("void_values", (VOID,))),
+    )

@@ -1,0 +1,126 @@
+"""Prepared records as a source of examples."""
+
+import functools
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from segjax.data.images import decode_image
+from segjax.data.source import Example, Size, check_split
+from segjax.errors import UserError
+
+
+class _Head(NamedTuple):
+    """What is known of a record without decoding its image."""
+
+    id: str
+    size: Size
+    checksum: int
+
+
+class RecordSource:
+    """One split of prepared records, see ``prepare.prepare``.
+
+    Unlike the data source of TFDS it decodes through ``decode_image``, leaves out
+    features that are not needed, and pickles as a path (a builder would be made
+    again, with its log messages, in every worker).
+    """
+
+    def __init__(self, directory: str, split: str, channels: int):
+        """Opens a split.
+
+        Args:
+          directory: of the records: DATA_DIR/NAME/KEY/VERSION.
+          split: its name.
+          channels: 3 (RGB) or 1 (gray).
+
+        Raises:
+          UserError: there is no such split, or the records are damaged.
+        """
+        self._state = (str(directory), split, channels)
+        self._open()
+
+    def _open(self) -> None:
+        # Imported on demand: TFDS takes a second.
+        import tensorflow_datasets as tfds
+
+        directory, split, self._channels = self._state
+        with self._reading():
+            builder = tfds.builder_from_directory(directory)
+            features = builder.info.features
+        check_split(builder.name, split, builder.info.splits)
+        images = [k for k in features if isinstance(features[k], tfds.features.Image)]
+        with self._reading():
+            self._records = builder.as_data_source(
+                split, decoders={key: tfds.decode.SkipDecoding() for key in images}
+            )
+            self._length = len(self._records)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turns whatever damaged records raise into one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).split("\n")[0] or type(error).__name__)[:200]
+            raise UserError(
+                f"{self._state[0]}: the prepared records are damaged ({reason}); "
+                "remove this folder: the next start prepares them again"
+            ) from error
+
+    def _record(self, index: int) -> dict[str, bytes]:
+        with self._reading():
+            record = self._records[index]
+            # Of a file cut short, records come back without their features.
+            if not all(record.get(key) for key in ("image", "label", "id")):
+                raise ValueError(f"record {index} is empty")
+        return record
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._record(index)
+        name = record["id"].decode()
+        return {
+            "image": decode_image(record["image"], self._channels, name),
+            "label": decode_image(record["label"], 1, name)[:, :, 0],
+            "id": name,
+        }
+
+    @functools.cached_property
+    def _heads(self) -> list[_Head]:
+        """Ids, sizes and checksums of the labels, which are decoded."""
+        heads = []
+        for index in range(len(self)):
+            record = self._record(index)
+            name = record["id"].decode()
+            # Of decoded labels: encoders of PNG differ between versions.
+            label = decode_image(record["label"], 1, name)
+            heads.append(_Head(name, label.shape[:2], zlib.crc32(label)))
+        return heads
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(H, W) of every example, from the headers of the labels."""
+        # Labels are PNGs: width and height are big-endian at bytes 16 and 20.
+        heads = [self._record(i)["label"][16:24] for i in range(len(self))]
+        sides = [(int.from_bytes(head[4:]), int.from_bytes(head[:4])) for head in heads]
+        return sides
+
+    @property
+    def identities(self) -> list[str]:
+        """See ``Source``: id, size and a checksum of the labels."""
+        return [json.dumps(head) for head in self._heads]
+
+    def __getstate__(self) -> tuple[str, str, int]:
+        return self._state
+
+    def __setstate__(self, state: tuple[str, str, int]) -> None:
+        self._state = state
+        self._open()
+
+    def __repr__(self) -> str:
+        return f"RecordSource{self._state}"

@@ -1,0 +1,120 @@
+"""What every data set looks like to the programs that read it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+import numpy as np
+
+from segjax.data.images import resize_image, resize_label
+from segjax.errors import UserError
+
+DataConfig = Mapping[str, Any]
+"""The ``data`` section of a config; docs/data.md explains its fields."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+class Example(TypedDict):
+    """One image with its labels."""
+
+    image: np.ndarray
+    """uint8 [H, W, C], RGB or gray."""
+    label: np.ndarray
+    """uint8 [H, W], train ids 0..K-1, 255 = void."""
+    id: str
+
+
+class Source(Protocol):
+    """Random access to the examples of one split.
+
+    Sources are picklable (reading workers are processes) and may be read from several
+    threads.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(H, W) of every example; reads no pixels of images."""
+        ...
+
+    @property
+    def identities(self) -> list[str]:
+        """A text per example that changes with its id, size or content.
+
+        It says nothing of where the files are.  Content is compared as far as that is
+        cheap: no image is decoded.
+        """
+        ...
+
+
+class Dataset(NamedTuple):
+    """What is known of a data set before its images are read."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Name of class k at position k."""
+    palette: np.ndarray
+    """Color of class k, uint8 [K, 3] RGB."""
+    mean: tuple[float, ...]
+    """Mean value of each channel over the training images, 0..255."""
+    channels: int
+    """3 (RGB) or 1 (gray)."""
+    size: Size = (0, 0)
+    """(H, W) of all its images; (0, 0) if they differ or are not known."""
+    build: Callable[[DataConfig, str], Source] | None = None
+    """Opens a split, which is prepared on first use; None for descriptions that were
+    read from a workdir."""
+
+
+def check_split(name: str, split: str, splits: Iterable[str]) -> None:
+    """Raises UserError if a data set has no such split."""
+    if split not in splits:
+        raise UserError(
+            f"--config.data: {name} has no split {split!r}; it has {', '.join(splits)}"
+        )
+
+
+class Resized:
+    """A source with every image (``INTER_AREA``) and label (nearest) resized."""
+
+    def __init__(self, source: Source, size: Size):
+        self._source, self._size = source, size
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return {
+            "image": resize_image(example["image"], self._size),
+            "label": resize_label(example["label"], self._size),
+            "id": example["id"],
+        }
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(H, W) of every example."""
+        return [self._size] * len(self)
+
+    @property
+    def identities(self) -> list[str]:
+        """See ``Source``; with the size to which all are resized."""
+        return [f"{text} {self._size}" for text in self._source.identities]
+
+    def __repr__(self) -> str:
+        return f"Resized({self._source!r}, {self._size})"
+
+
+def fingerprint(source: Source) -> str:
+    """24 hex digits that differ where two splits hold other examples or another order.
+
+    Two copies of the same data have the same fingerprint, wherever they are stored.
+    """
+    text = json.dumps(list(source.identities), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
