@@ -7,21 +7,24 @@ Uses configs/quickstart.py: procedural scenes, nothing is downloaded.  The repor
 WORKDIR/report.html, one file with everything in it.
 """
 
-import base64
-import html
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from PIL import Image
 
 from experiments import evaluate, predict, train
-from experiments.shared import cli
-from segjax import viz
+from experiments.shared import cli, html
+from segjax import files, labels, viz
 from segjax.data import datasets
 from segjax.workdir import read_metrics
+
+IMAGES = 8  # of the validation split that are predicted from files and shown
 
 
 def quickstart(config: ConfigDict, workdir: Path) -> int:
@@ -38,14 +41,14 @@ def quickstart(config: ConfigDict, workdir: Path) -> int:
     source, info = datasets.load(config.data, config.data.eval_split)
     images = workdir / "images"
     images.mkdir(exist_ok=True)
-    for i in range(8):
+    for i in range(min(IMAGES, len(source))):
         example = source[i]
         cv2.imwrite(str(images / f"{i}.png"), example["image"][..., ::-1])
     predictions = workdir / "predictions"
     predict.predict(config, workdir, [str(images)], predictions, overwrite=True)
     cli.log("4/4 report")
     report = workdir / "report.html"
-    report.write_text(_report(config, workdir, results, info))
+    files.write_text(report, _page(config, workdir, results, info=info, source=source))
     scores, baseline = results["scores"], results["majority_baseline"]
     print(
         f"validation mIoU {scores['miou']:.3f} (always the majority class: "
@@ -55,45 +58,101 @@ def quickstart(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def _report(config: ConfigDict, workdir: Path, results: dict, info) -> str:
-    """One self-contained page: curves, pictures, the table, the commands."""
+def _page(
+    config: ConfigDict,
+    workdir: Path,
+    results: dict,
+    *,
+    info: datasets.Dataset,
+    source: Sequence[dict],
+) -> str:
+    """One self-contained page: scores, curves, pictures, the confusion, the commands.
 
-    def picture(data: bytes, kind: str = "png", style: str = "") -> str:
-        code = base64.b64encode(data).decode()
-        return f'<img style="{style}" src="data:image/{kind};base64,{code}">'
-
-    panels = sorted((workdir / "evaluation").glob("*_[0-9]*.png"))
-    overlays = sorted((workdir / "predictions" / "overlays").glob("*.jpg"))
-    wide = "width:100%;image-rendering:pixelated"
-    small = "width:24%;image-rendering:pixelated"
-    legend = viz.legend(info.classes, info.palette)
-    legend = cv2.imencode(".png", legend[..., ::-1])[1].tobytes()
+    Args:
+      config: of the run.
+      workdir: of the run.
+      results: of evaluate.
+      info: of the data set.
+      source: of the split that was predicted.
+    """
+    scores, baseline = results["scores"], results["majority_baseline"]
     confusion = workdir / "evaluation" / f"{results['split']}_confusion.png"
-    parts = [
-        "<!doctype html><meta charset=utf-8><title>segjax quickstart</title>",
-        "<body style='font:15px sans-serif;max-width:60em;margin:2em auto'>",
-        f"<h1>{html.escape(config.model_name)} on {html.escape(info.name)}</h1>",
-        f"<pre>{html.escape(evaluate.table(results))}</pre>",
-        "<h2>Training</h2>",
-        picture(viz.curves_figure(read_metrics(workdir)), style="width:100%"),
-        "<h2>Validation: image, truth, prediction</h2>",
-        picture(legend),
-        *(picture(path.read_bytes(), style=wide) for path in panels),
-        "<h2>Confusion (rows: truth)</h2>",
-        picture(confusion.read_bytes(), style="width:100%"),
-        "<h2>Predicted folder</h2>",
-        *(picture(path.read_bytes(), "jpeg", small) for path in overlays),
-        "<h2>The same by hand</h2><pre>",
-        html.escape(
-            f"python -m experiments.train --config configs/quickstart.py "
-            f"--workdir {workdir}\n"
-            f"python -m experiments.evaluate --workdir {workdir}\n"
-            f"python -m experiments.predict --workdir {workdir} "
-            f"--output {workdir}/predictions {workdir}/images"
-        ),
-        "</pre>",
-    ]
-    return "\n".join(parts)
+    return html.page(
+        f"{config.model_name} on {info.name}",
+        [
+            html.paragraph(
+                f"Step {results['step']}, {results['images']} images of the "
+                f"{results['split']} split.",
+                "lead",
+            ),
+            html.facts(
+                {
+                    "mIoU": _percent(scores["miou"]),
+                    "pixel accuracy": _percent(scores["pixel_accuracy"]),
+                    "mIoU of always the majority class": _percent(baseline["miou"]),
+                }
+            ),
+            html.heading("Image, truth, prediction, wrong pixels"),
+            html.legend(info.classes, info.palette),
+            *_predictions(workdir, info, source),
+            html.heading("Classes"),
+            _class_table(results, info),
+            html.heading("Training"),
+            html.image(viz.curves_figure(read_metrics(workdir))),
+            html.heading("Confusion"),
+            html.image_file(confusion),
+            html.heading("Files"),
+            html.links(
+                {
+                    "config.json": "every field of the config",
+                    "metrics.jsonl": "what was logged, one line per entry",
+                    f"evaluation/{results['split']}.json": "scores, confusion matrix",
+                    "predictions/labels/0.png": "class ids, with the palette",
+                    "predictions/overlays/0.jpg": "prediction over the image",
+                }
+            ),
+            html.heading("The same by hand"),
+            html.commands(
+                f"python -m experiments.train --config configs/quickstart.py "
+                f"--workdir {workdir}\n"
+                f"python -m experiments.evaluate --workdir {workdir}\n"
+                f"python -m experiments.predict --workdir {workdir} "
+                f"--output {workdir}/predictions {workdir}/images"
+            ),
+        ],
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _class_table(results: dict, info: datasets.Dataset) -> html.Markup:
+    rows = [("class", "IoU", "accuracy", "share of pixels")]
+    for name, values in results["classes"].items():
+        cells = (_percent(values[key]) for key in ("iou", "accuracy", "frequency"))
+        rows.append((name, *cells))
+    numbers = [False, True, True, True]
+    return html.table(rows, numbers=numbers, swatches=info.palette)
+
+
+def _predictions(
+    workdir: Path, info: datasets.Dataset, source: Sequence[dict]
+) -> Iterator[html.Markup]:
+    """Every pixel of the predicted images, enlarged by a whole factor."""
+    for i in range(min(IMAGES, len(source))):
+        example = source[i]
+        image, truth = example["image"], example["label"]
+        label = np.asarray(Image.open(workdir / "predictions" / "labels" / f"{i}.png"))
+        gray = np.uint8(image.mean(axis=2, keepdims=True) / 2 + 110)
+        wrong = (label != truth) & (truth != labels.VOID)
+        errors = np.where(wrong[..., None], np.uint8([216, 27, 27]), gray)
+        colored = (viz.colorize(x, info.palette) for x in (truth, label))
+        columns = [np.broadcast_to(image, errors.shape), *colored, errors]
+        zoom = max(1, 290 // image.shape[1])
+        share = wrong.sum() / max(1, (truth != labels.VOID).sum())
+        captions = ["image", "truth", "prediction", f"{100 * share:.1f} % wrong"]
+        yield html.pictures([html.image(x, zoom=zoom) for x in columns], captions)
 
 
 def main(argv) -> int:

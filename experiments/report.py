@@ -31,6 +31,7 @@ from absl import flags
 from experiments.shared import cli, tables
 from experiments.sweeps import report_page, report_rows
 from experiments.sweeps import rows as sweep_rows
+from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps.report_rows import Result, Run
 from segjax import workdir as workdir_lib
 from segjax.analysis.receptive_field import Field
@@ -49,9 +50,9 @@ def report(
     folder: Path, output: Path, classes: list[str], pair: list[str], erf: bool
 ) -> bool:
     """Prints and writes the table of one sweep; whether all its runs are finished."""
-    sweep = sweep_rows.load(folder / "sweep.json")
+    sweep = sweep_runs.load(folder)
     results = _results(sweep, folder, erf)
-    scores = _scores(sweep["rows"][0].config, results, classes, pair)
+    scores = _scores(sweep.rows[0].config, results, classes, pair)
     rows = _table(results, scores)
     problems = _problems(results)
     facts = _facts(sweep, results)
@@ -59,7 +60,15 @@ def report(
     commands = {result.row.name: result.command for result in results}
     # One plotted score besides the mIoU.
     plot = report_page.plot(results, scores[:2])
-    page = report_page.page(facts, rows, problems, commands, results, len(scores), plot)
+    page = report_page.page(
+        facts,
+        rows,
+        problems=problems,
+        commands=commands,
+        results=results,
+        scores=len(scores),
+        plots=plot,
+    )
     files = {
         "report.md": _markdown(facts, rows, problems, commands).encode(),
         "report.csv": _csv(results, scores).encode(),
@@ -71,21 +80,24 @@ def report(
     return not problems
 
 
-def _results(sweep: dict, folder: Path, erf: bool) -> list[Result]:
+def _results(sweep: sweep_runs.Sweep, folder: Path, erf: bool) -> list[Result]:
     def progress(items: list, text: str = "tracing models", unit: str = "row"):
         return tqdm.tqdm(items, text, unit=unit, disable=not items)
 
-    numbers = report_rows.numbers(sweep["rows"], folder, progress)
+    numbers = report_rows.numbers(sweep.rows, folder, progress)
     runs: dict[str, list[Run]] = {}
-    for row, seed, workdir in sweep_rows.runs_of(sweep, folder):
-        run = report_rows.read_run(workdir, seed, row.config.total_steps)
-        runs.setdefault(row.hash, []).append(run)
-    results = []
-    for row in sweep["rows"]:
-        first, *_ = found = runs[row.hash]
-        command = sweep_rows.run_command(sweep, row, first.seed, first.folder, "python")
-        text = sweep_rows.shell(command)
-        results.append(Result(row, text, tuple(found), numbers[row.hash], math.nan))
+    commands: dict[str, str] = {}  # of the first seeds
+    for run in sweep_runs.runs_of(sweep, folder):
+        read = report_rows.read_run(run.folder, run.seed, run.row.config.total_steps)
+        runs.setdefault(run.row.hash, []).append(read)
+        command = sweep_runs.command(sweep, run, "python")
+        commands.setdefault(run.row.hash, sweep_runs.shell(command))
+    results = [
+        Result(
+            row, commands[row.hash], tuple(runs[row.hash]), numbers[row.hash], math.nan
+        )
+        for row in sweep.rows
+    ]
     if not erf:
         return results
     with_fields = []
@@ -199,17 +211,17 @@ def _problems(results: list[Result]) -> list[str]:
 
 
 def _problem(run: Run) -> str:
-    text = sweep_rows.state_text(run.state)
+    text = sweep_runs.state_text(run.state)
     last = workdir_lib.log_tail(run.folder, 1)
     return f"{text}: {last[0]}" if last and run.state.kind == "failed" else text
 
 
-def _facts(sweep: dict, results: list[Result]) -> str:
+def _facts(sweep: sweep_runs.Sweep, results: list[Result]) -> str:
     """One line over the table."""
     config = results[0].row.config
     height, width, _ = results[0].numbers.image
     return (
-        f"{sweep['config_file']}: {len(results)} rows x {sweep['seeds']} seeds, "
+        f"{sweep.config_file}: {len(results)} rows x {sweep.seeds} seeds, "
         f"{config.model_name} on {config.data.name}, examples of {height}x{width}, "
         f"scores on {config.data.eval_split}: mean ± sample standard deviation over "
         "seeds"

@@ -41,15 +41,17 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.shared import cli
 from experiments.sweeps import rows as sweep_rows
+from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps import worker as sweep_worker
+from experiments.sweeps.runs import Sweep
 from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 
 _FOREVER = 60 * 24 * 365  # minutes
 
 
-class Run(NamedTuple):
-    """One row with one seed, to be run."""
+class Job(NamedTuple):
+    """What trains one row with one seed."""
 
     command: list[str]
     steps: int
@@ -58,6 +60,7 @@ class Run(NamedTuple):
 def sweep(
     config_file: str,
     config: ConfigDict,
+    *,
     workdir: Path,
     engine: str,
     seeds: int,
@@ -81,49 +84,41 @@ def sweep(
     for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2):
         sweep_rows.check_row(row, data=engine != "print")
 
-    described = {
-        "config_file": config_file,
-        "overrides": overrides,
-        "options": options,
-        "seeds": seeds,
-        "rows": rows,
-    }
+    description = Sweep(config_file, rows, overrides, options, seeds)
     python = "python" if engine == "print" else sys.executable
     runs = {
-        folder: Run(
-            sweep_rows.run_command(described, row, seed, folder, python),
-            row.config.total_steps,
+        run.folder: Job(
+            sweep_runs.command(description, run, python), run.row.config.total_steps
         )
-        for row, seed, folder in sweep_rows.runs_of(described, workdir)
+        for run in sweep_runs.runs_of(description, workdir)
     }
     if engine == "print":
         for run in runs.values():
-            print(sweep_rows.shell(run.command))
+            print(sweep_runs.shell(run.command))
         return 0
-    _describe(workdir, described)
+    _describe(workdir, description)
     if engine == "slurm":
-        return _submit(workdir, runs, jobs, slurm)
+        return _submit(workdir, runs, jobs=jobs, parameters=slurm)
     return _run_here(workdir, runs, jobs or 1)
 
 
-def _describe(workdir: Path, sweep: dict) -> None:
+def _describe(workdir: Path, sweep: Sweep) -> None:
     """Writes sweep.json; refuses to mix two sweeps."""
-    path = workdir / "sweep.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror}") from error
-    if path.exists():
-        before, now = sweep_rows.load(path)["config_file"], sweep["config_file"]
-        if before != now:
+    if (workdir / sweep_runs.DESCRIPTION).exists():
+        before = sweep_runs.load(workdir).config_file
+        if before != sweep.config_file:
             raise UserError(
-                f"{workdir} holds the sweep of {before}, this command has {now}: use "
-                "another --workdir"
+                f"--workdir {workdir} holds the sweep of {before}, this command has "
+                f"{sweep.config_file}: use another --workdir"
             )
-    sweep_rows.save(path, **sweep)
+    sweep_runs.save(workdir, sweep)
 
 
-def _run_here(workdir: Path, runs: dict[Path, Run], jobs: int) -> int:
+def _run_here(workdir: Path, runs: dict[Path, Job], jobs: int) -> int:
     """Keeps ``jobs`` of the runs going until all have ended; returns the exit code.
 
     submitit's local executor starts whatever it is given at once, so that the number of
@@ -131,7 +126,7 @@ def _run_here(workdir: Path, runs: dict[Path, Run], jobs: int) -> int:
     (sweep_worker.lock) keeps two of them from training in the same folder.
     """
     executor = _executor(workdir, "local", timeout_min=_FOREVER, stderr_to_stdout=True)
-    at = {folder: sweep_rows.state(folder, run.steps) for folder, run in runs.items()}
+    at = {folder: sweep_runs.state(folder, run.steps) for folder, run in runs.items()}
     waiting = collections.deque(x for x in runs if at[x].kind != "finished")
     skipped = len(runs) - len(waiting)
     cli.log(f"{len(runs)} runs, {skipped} of them finished before", everywhere=True)
@@ -152,7 +147,7 @@ def _run_here(workdir: Path, runs: dict[Path, Run], jobs: int) -> int:
         time.sleep(1)
         for folder, (job, slot) in list(running.items()):
             ended = job.done()
-            at[folder] = sweep_rows.state(folder, runs[folder].steps)
+            at[folder] = sweep_runs.state(folder, runs[folder].steps)
             if not ended:
                 continue
             del running[folder]
@@ -177,10 +172,10 @@ def _run_here(workdir: Path, runs: dict[Path, Run], jobs: int) -> int:
     return 1 if failed else 0
 
 
-def _failure(folder: Path, state: sweep_rows.State) -> str:
+def _failure(folder: Path, state: sweep_runs.State) -> str:
     """Why a run ended, in a few lines."""
     tail = workdir_lib.log_tail(folder) or ["it has no log; jobs/ has submitit's"]
-    return "\n    ".join([f"{folder} {sweep_rows.state_text(state)}:", *tail])
+    return "\n    ".join([f"{folder} {sweep_runs.state_text(state)}:", *tail])
 
 
 def _devices(slot: int, jobs: int) -> dict[str, str | None]:
@@ -197,10 +192,12 @@ def _devices(slot: int, jobs: int) -> dict[str, str | None]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(devices[slot * share :][:share])}
 
 
-def _submit(workdir: Path, runs: dict[Path, Run], jobs: int, parameters: dict) -> int:
+def _submit(
+    workdir: Path, runs: dict[Path, Job], *, jobs: int, parameters: dict
+) -> int:
     """Submits one job array to SLURM; does not wait for it."""
     kinds = {
-        folder: sweep_rows.state(folder, run.steps) for folder, run in runs.items()
+        folder: sweep_runs.state(folder, run.steps) for folder, run in runs.items()
     }
     left = [x for x in runs if kinds[x].kind not in ("finished", "running")]
     if not left:
@@ -248,13 +245,13 @@ def _executor(workdir: Path, engine: str, **parameters):
 
 def _slurm_parameters(pairs: list[str]) -> dict:
     """["partition=gpu", "time=600"] -> {"partition": "gpu", "time": 600}."""
-    found = {}
+    parameters = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise UserError(f"--slurm={pair}: expected NAME=VALUE, such as time=600")
-        found[key] = int(value) if value.isdigit() else value
-    return found
+        parameters[key] = int(value) if value.isdecimal() else value
+    return parameters
 
 
 def main(argv) -> int:
@@ -272,12 +269,12 @@ def main(argv) -> int:
     return sweep(
         cli.flag_value("config"),
         values.config,
-        Path(values.workdir).expanduser().absolute(),
-        values.engine,
-        values.seeds,
-        values.jobs,
-        _slurm_parameters(values.slurm),
-        [f"--compilation_cache={cache.value}"] if cache.present else [],
+        workdir=Path(values.workdir).expanduser().absolute(),
+        engine=values.engine,
+        seeds=values.seeds,
+        jobs=values.jobs,
+        slurm=_slurm_parameters(values.slurm),
+        options=[f"--compilation_cache={cache.value}"] if cache.present else [],
     )
 
 

@@ -42,7 +42,7 @@ LOCK = "lock"
 EXIT = "exit.json"
 LOG = "log.txt"
 
-_COUNT = {"type": "integer", "minimum": 0}
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**62}
 _NUMBER = {"type": "number"}
 _DATASET_SCHEMA = {
     "type": "object",
@@ -73,7 +73,11 @@ _VALIDATION_SCHEMA = {
         "compile_seconds": _NUMBER,
         "peak_bytes": _COUNT,
         "peak_of": {"type": "string"},
-        "confusion": {"type": "array", "items": {"type": "array", "items": _COUNT}},
+        "confusion": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "array", "items": _COUNT},
+        },
     },
 }
 
@@ -104,6 +108,17 @@ def write_versions(workdir: Path, versions: dict[str, Any]) -> None:
     files.write_json(workdir / VERSIONS, versions)
 
 
+def read_versions(workdir: Path) -> dict[str, Any]:
+    """Reads what :func:`write_versions` wrote; {} before the run has started.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    if not (workdir / VERSIONS).is_file():
+        return {}
+    return files.read_json(workdir / VERSIONS, "the versions of a training run")
+
+
 def write_validation(workdir: Path, values: dict[str, Any]) -> None:
     """Writes the newest evaluation during training.
 
@@ -126,8 +141,14 @@ def read_validation(workdir: Path) -> dict[str, Any]:
     """
     if not (workdir / VALIDATION).is_file():
         return {}
-    what = "the newest evaluation of a run"
-    return files.read_json(workdir / VALIDATION, what, _VALIDATION_SCHEMA)
+    path, what = workdir / VALIDATION, "the newest evaluation of a run"
+    values = files.read_json(path, what, _VALIDATION_SCHEMA)
+    if any(len(row) != len(values["confusion"]) for row in values["confusion"]):
+        raise UserError(
+            f"{path}: the confusion matrix is not square; expected {what}: restore or "
+            "remove the file"
+        )
+    return values
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -145,10 +166,16 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not _is_log_entry(row):
             break
         rows.append(row)
     return rows
+
+
+def _is_log_entry(row: Any) -> bool:
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    return all(type(value) in (int, float) for value in row.values())
 
 
 def write_exit(workdir: Path, code: int) -> None:

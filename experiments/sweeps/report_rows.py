@@ -5,7 +5,6 @@ beside sweep.json (delete it after changing a model); effective receptive fields
 measured on the first finished run of a row and kept in its folder.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ import jax
 import numpy as np
 
 from experiments.sweeps import rows as sweep_rows
-from experiments.sweeps.rows import Row, State
-from segjax import metrics, models, sharding
+from experiments.sweeps import runs as sweep_runs
+from experiments.sweeps.rows import Row
+from experiments.sweeps.runs import State
+from segjax import files, metrics, models, sharding
 from segjax import workdir as workdir_lib
 from segjax.analysis import receptive_field, tracing
 from segjax.analysis.summary import summary
@@ -28,6 +29,29 @@ from segjax.inference.trained import load_model
 from segjax.workdir import read_metrics
 
 _ERF_IMAGES = 8
+_NUMBER = {"type": "number"}
+_SIDE = {"type": "integer", "minimum": 1}
+_NUMBERS_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {  # by hash
+        "type": "object",
+        "required": ["image", "parameters", "flops", "stride", "field", "seen"],
+        "properties": {
+            "image": {"type": "array", "items": _SIDE, "minItems": 3, "maxItems": 3},
+            "parameters": _NUMBER,
+            "flops": _NUMBER,
+            "stride": _NUMBER,
+            "field": {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2},
+            "seen": _NUMBER,
+        },
+        "additionalProperties": False,
+    },
+}
+_FIELD_SCHEMA = {
+    "type": "object",
+    "required": ["step", "side"],
+    "properties": {"step": {"type": "integer"}, "side": _NUMBER},
+}
 
 
 class Run(NamedTuple):
@@ -94,7 +118,7 @@ def told_apart(confusion: np.ndarray, pair: Sequence[int]) -> float:
 
 def read_run(folder: Path, seed: int, total_steps: int) -> Run:
     """What a run has written so far."""
-    state = sweep_rows.state(folder, total_steps)
+    state = sweep_runs.state(folder, total_steps)
     found = workdir_lib.read_validation(folder)
     rates = [
         row["images_per_second"]
@@ -106,7 +130,7 @@ def read_run(folder: Path, seed: int, total_steps: int) -> Run:
         seed,
         folder,
         state,
-        np.array(found["confusion"]) if done else None,
+        np.array(found["confusion"], np.int64) if done else None,
         # The median, because the first steps include compilation.
         statistics.median(rates) if rates else math.nan,
         found.get("images_per_second", math.nan),
@@ -118,17 +142,18 @@ def read_run(folder: Path, seed: int, total_steps: int) -> Run:
 
 def numbers(rows: Sequence[Row], folder: Path, progress: Any) -> dict[str, Numbers]:
     """By hash; traces those that numbers.json in ``folder`` does not have."""
-    path = folder / "numbers.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    path, known = folder / "numbers.json", {}
+    if path.is_file():
+        known = files.read_json(path, "what a report has traced", _NUMBERS_SCHEMA)
     for row in progress([row for row in rows if row.hash not in known]):
         known[row.hash] = _trace(row)._asdict()
-        path.write_text(json.dumps(known, indent=1) + "\n")
-    found = {}
+        files.write_json(path, known)
+    numbers = {}
     for row in rows:
         values = known[row.hash]
         image, field = tuple(values["image"]), tuple(values["field"])
-        found[row.hash] = Numbers(**values | {"image": image, "field": field})
-    return found
+        numbers[row.hash] = Numbers(**values | {"image": image, "field": field})
+    return numbers
 
 
 def _trace(row: Row) -> Numbers:
@@ -159,9 +184,10 @@ def effective_field(row: Row, run: Run) -> float:
     """
     path = run.folder / "effective_field.json"
     if path.is_file():
-        found = json.loads(path.read_text())
-        if found["step"] == run.state.step:
-            return found["side"]
+        what = "the effective receptive field that a report has measured"
+        measured = files.read_json(path, what, _FIELD_SCHEMA)
+        if measured["step"] == run.state.step:
+            return measured["side"]
     config = row.config
     try:
         source, info = datasets.load(config.data, config.data.eval_split)
@@ -175,5 +201,5 @@ def effective_field(row: Row, run: Run) -> float:
     model, variables, _ = load_model(config, run.folder, info, "latest", mesh)
     influence = receptive_field.effective(model, variables, images)
     side = receptive_field.effective_side(influence)
-    path.write_text(json.dumps({"step": run.state.step, "side": side}) + "\n")
+    files.write_json(path, {"step": run.state.step, "side": side}, indent=None)
     return side

@@ -1,7 +1,6 @@
-"""The rows of a sweep: their configs, names, checks and commands, and how far each is.
+"""The rows of a sweep: their configs, names and checks.
 
-A row is a dict of overrides such as {"model.rates": (6, 12)}.  The folder of a sweep
-holds sweep.json, which describes its rows, and ROW/seedN, the workdirs of their runs.
+A row is a dict of overrides such as {"model.rates": (6, 12)}.
 """
 
 import hashlib
@@ -9,9 +8,7 @@ import inspect
 import json
 import re
 import runpy
-import shlex
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +17,10 @@ from ml_collections import ConfigDict
 
 from experiments import train
 from experiments.shared import training_run
-from experiments.sweeps import worker as sweep_worker
 from segjax import config as config_lib
-from segjax import files, models, optim, training
-from segjax import workdir as workdir_lib
+from segjax import models, optim, training
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.workdir import read_metrics
 
 # Fields that do not make another experiment: a changed one continues the same run.
 _FREE = (train.FREE_FIELDS - {"total_steps"}) | {"seed"}
@@ -39,14 +33,6 @@ class Row(NamedTuple):
     hash: str  # of the resolved config without what does not make another experiment
     overrides: dict[str, Any]
     config: ConfigDict  # resolved, of the first seed
-
-
-class State(NamedTuple):
-    """How far a run is."""
-
-    kind: str  # "finished", "running", "failed", "interrupted" or "missing"
-    step: int = 0
-    exit: int = 0  # of a failed one; negative: the signal that ended it
 
 
 # Rows
@@ -117,6 +103,10 @@ def _resolve(base: ConfigDict, overrides: Mapping[str, Any], number: int) -> Con
     values = config_lib.json_like(base)
     try:
         for path, value in overrides.items():
+            if not isinstance(path, str):
+                raise UserError(
+                    f"the key {path!r} is no name of a field, such as 'model.rates'"
+                )
             *groups, key = path.split(".")
             group = values
             for name in groups:
@@ -171,7 +161,7 @@ def value_text(value: Any) -> str:
 
 
 def _file_safe(value: Any) -> str:
-    return re.sub(r"[^\w.,=+-]+", "_", value_text(value))
+    return re.sub(r"[^\w.,=+-]+", "_", value_text(value), flags=re.ASCII)
 
 
 # Checks
@@ -234,132 +224,3 @@ def check_row(row: Row, data: bool) -> None:
         jax.eval_shape(step, state, batch)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"row {row.name}: {error}") from error
-
-
-# Commands
-
-
-def command(
-    config_file: str,
-    workdir: Path,
-    overrides: Mapping[str, Any],
-    seed: int,
-    options: list[str],
-    python: str,
-) -> list[str]:
-    """What runs one row with one seed, on every engine.
-
-    Args:
-      config_file: FILE or FILE:ARG.
-      workdir: of the run.
-      overrides: fields of the config.
-      seed: of the run.
-      options: other flags of experiments.train.
-      python: the interpreter.
-    """
-    flags = [config_flag(key, value) for key, value in overrides.items()]
-    return [
-        *(python, "-m", "experiments.train", "--config", config_file),
-        *("--workdir", str(workdir), *options, *flags, f"--config.seed={seed}"),
-    ]
-
-
-def shell(command: list[str]) -> str:
-    """The command as it is typed."""
-    return shlex.join(command)
-
-
-def config_flag(key: str, value: Any) -> str:
-    """The override as ml_collections reads it: --config.model.rates=6,12."""
-    if isinstance(value, tuple):
-        numbers = all(isinstance(x, int | float) for x in value) and len(value) > 1
-        value = ",".join(map(str, value)) if numbers else repr(value)
-    return f"--config.{key}={value}"
-
-
-# Files
-
-
-def save(path: Path, rows: list[Row], **others: Any) -> None:
-    """Writes sweep.json: all that a report needs besides the runs.
-
-    Args:
-      path: of the file.
-      rows: of the sweep.
-      others: "config_file", "overrides" (of all rows), "options" and "seeds".
-    """
-    listed = [
-        row._asdict() | {"config": config_lib.json_like(row.config)} for row in rows
-    ]
-    files.write_json(path, others | {"rows": listed})
-
-
-def load(path: Path) -> dict:
-    """Reads what ``save`` wrote, the rows as a list of Row."""
-    values = json.loads(path.read_text())
-    for row in values["rows"]:
-        row["config"] = config_lib.make(**config_lib.json_like(row["config"]))
-        row["overrides"] = config_lib.json_like(row["overrides"])
-    values["overrides"] = config_lib.json_like(values["overrides"])
-    return values | {"rows": [Row(**row) for row in values["rows"]]}
-
-
-def runs_of(sweep: Mapping[str, Any], folder: Path) -> list[tuple[Row, int, Path]]:
-    """Row, seed and workdir of each run of what ``load`` returns.
-
-    All rows have their first seed before any has its second: tables fill evenly.  A row
-    that has run stays in its folder when its name changes, as it does when rows with
-    other fields are added to the sweep; its hash stays.
-    """
-    folders = {}
-    for row in sweep["rows"]:
-        there = sorted(folder.glob(f"*-{row.hash}"))
-        named = folder / row.name
-        folders[row.hash] = named if named in there or not there else there[0]
-    return [
-        (row, seed, folders[row.hash] / f"seed{seed}")
-        for i in range(sweep["seeds"])
-        for row in sweep["rows"]
-        for seed in [row.config.seed + i]
-    ]
-
-
-def run_command(
-    sweep: Mapping[str, Any], row: Row, seed: int, workdir: Path, python: str
-) -> list[str]:
-    """The command of one of ``runs_of``."""
-    fields = sweep["overrides"] | row.overrides
-    fields.pop("seed", None)
-    options = sweep["options"]
-    return command(sweep["config_file"], workdir, fields, seed, options, python)
-
-
-def state(workdir: Path, total_steps: int) -> State:
-    """How far the run in ``workdir`` is."""
-    steps = [row["step"] for row in read_metrics(workdir)]
-    step = max(steps, default=0)
-    # The last checkpoint appears, at once, after the last evaluation.
-    done = (workdir / "checkpoints" / str(total_steps)).is_dir()
-    if done and workdir_lib.read_validation(workdir).get("step") == total_steps:
-        return State("finished", total_steps)
-    if not workdir.is_dir():
-        return State("missing")
-    with sweep_worker.lock(workdir, wait=False) as ours:
-        if not ours:
-            return State("running", step)
-    code = workdir_lib.read_exit(workdir)
-    if code not in (0, sweep_worker.STOPPED):
-        return State("failed", step, code)
-    return State("interrupted", step)
-
-
-def state_text(state: State) -> str:
-    """ "failed at step 40 with exit code 3"."""
-    text = state.kind
-    if state.kind not in ("finished", "missing"):
-        text += f" at step {state.step}"
-    if state.exit < 0:
-        text += f", killed by signal {-state.exit}"
-    elif state.exit:
-        text += f" with exit code {state.exit}"
-    return text

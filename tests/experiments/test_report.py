@@ -17,6 +17,7 @@ import pytest
 from experiments import report
 from experiments.sweeps import report_rows
 from experiments.sweeps import rows as sweep_rows
+from experiments.sweeps import runs as sweep_runs
 from segjax import config as config_lib
 from segjax import viz
 from segjax import workdir as workdir_lib
@@ -67,13 +68,8 @@ def folder(tmp_path_factory):
         total_steps=STEPS,
     )
     rows = sweep_rows.make_rows(base, [{"model.widths": widths} for widths in WIDTHS])
-    sweep_rows.save(
-        folder / "sweep.json",
-        rows,
-        config_file="configs/x.py:quick",
-        overrides={"batch_size": 2},
-        options=[],
-        seeds=2,
+    sweep_runs.save(
+        folder, sweep_runs.Sweep("configs/x.py:quick", rows, {"batch_size": 2}, [], 2)
     )
     first, second = (folder / row.name for row in rows[:2])
     write_run(first / "seed0", confusion([[90, 10], [30, 70]]))
@@ -172,7 +168,7 @@ def test_the_page_holds_everything_in_itself(reported):
     Parser().feed(text)
     assert open_tags == []
     images = [attrs["src"] for tag, attrs in found if tag == "img"]
-    assert len(images) == 3  # plot, legend, and of the only row with a finished run
+    assert len(images) == 2  # the plot, and of the only row with a finished run
     for image in images:
         kind, _, code = image.partition("base64,")
         assert kind == "data:image/png;"

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from experiments import sweep
 from experiments.sweeps import report_rows
 from experiments.sweeps import rows as sweep_rows
+from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps import worker as sweep_worker
 from segjax import config as config_lib
 from segjax import models
@@ -178,7 +179,7 @@ def test_overrides_survive_the_command_line(base):
         "optim.lr": 1e-5,
         "init_from": "a b",
     }
-    argv = ["program", *(sweep_rows.config_flag(k, v) for k, v in values.items())]
+    argv = ["program", *(sweep_runs.config_flag(k, v) for k, v in values.items())]
     found = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", base, flag_values=found, sys_argv=argv)
     found(argv)
@@ -247,16 +248,17 @@ def config_file(tmp_path):
 def run_sweep(config: str, workdir: Path, jobs: int = 1, seeds: int = 1, **options):
     made = runpy.run_path(config)["get_config"]()
     options = {"engine": "local", "slurm": {}, "options": []} | options
-    return sweep.sweep(config, made, workdir, seeds=seeds, jobs=jobs, **options)
+    options |= {"workdir": workdir, "seeds": seeds, "jobs": jobs}
+    return sweep.sweep(config, made, **options)
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    def command(config_file, workdir, overrides, seed, options, python):
-        rate = str(overrides["optim.lr"])
-        return [python, "-c", STAND_IN, str(workdir), "12", rate, "0.01"]
+    def command(description, run, python):
+        rate = str(run.row.overrides["optim.lr"])
+        return [python, "-c", STAND_IN, str(run.folder), "12", rate, "0.01"]
 
-    monkeypatch.setattr(sweep_rows, "command", command)
+    monkeypatch.setattr(sweep_runs, "command", command)
 
 
 def test_a_failing_row_is_reported_and_the_others_are_done(
@@ -268,12 +270,12 @@ def test_a_failing_row_is_reported_and_the_others_are_done(
     assert "2 of 3 runs finished" in said.out
     assert "failed at step 6 with exit code 1" in said.err
     assert "error: the loss became NaN" in said.err
-    rows = sweep_rows.load(folder / "sweep.json")["rows"]
-    kinds = [sweep_rows.state(folder / r.name / "seed0", 12) for r in rows]
+    rows = sweep_runs.load(folder).rows
+    kinds = [sweep_runs.state(folder / r.name / "seed0", 12) for r in rows]
     assert kinds == [
-        sweep_rows.State("finished", 12),
-        sweep_rows.State("failed", 6, 1),
-        sweep_rows.State("finished", 12),
+        sweep_runs.State("finished", 12),
+        sweep_runs.State("failed", 6, 1),
+        sweep_runs.State("finished", 12),
     ]
     # Again: finished runs are left alone, the failed one is tried once more.
     assert run_sweep(config, folder) == 1
@@ -306,18 +308,20 @@ def test_printed_commands_may_start_from_what_only_the_workers_have(
     path = config_file((0.1, 0.2))
     config = runpy.run_path(path)["get_config"]()
     config.init_from = "gs://bucket/vgg16.safetensors"
-    assert sweep.sweep(path, config, tmp_path / "s", "print", 1, 1, {}, []) == 0
+    options = dict(workdir=tmp_path / "s", seeds=1, jobs=1, slurm={}, options=[])
+    assert sweep.sweep(path, config, engine="print", **options) == 0
     assert "--config.init_from=gs://bucket/vgg16.saf" in capsys.readouterr().out
     with pytest.raises(UserError, match="config.init_from is 'gs:"):
-        sweep.sweep(path, config, tmp_path / "s", "local", 1, 1, {}, [])
+        sweep.sweep(path, config, engine="local", **options)
 
 
 def test_a_field_of_the_rows_cannot_be_overridden(config_file, tmp_path):
     path = config_file((0.1, 0.2))
     config = runpy.run_path(path)["get_config"]()
     config.optim.lr = 0.5
+    options = dict(workdir=tmp_path / "s", seeds=1, jobs=1, slurm={}, options=[])
     with pytest.raises(UserError, match="--config.optim.lr: the sweep chooses"):
-        sweep.sweep(path, config, tmp_path / "s", "print", 1, 1, {}, [])
+        sweep.sweep(path, config, engine="print", **options)
 
 
 def test_rows_that_are_added_later_leave_the_others_finished(
@@ -330,11 +334,12 @@ def test_rows_that_are_added_later_leave_the_others_finished(
     path.write_text(path.read_text() + more)
     assert run_sweep(str(path), folder) == 0
     assert "3 runs, 2 of them finished before" in capfd.readouterr().err
-    found = sweep_rows.load(folder / "sweep.json")
-    runs = sweep_rows.runs_of(found, folder)
+    found = sweep_runs.load(folder)
+    runs = sweep_runs.runs_of(found, folder)
     names = "lr=0.1,power=0.9", "lr=0.2,power=0.9", "lr=0.1,power=0.5"
-    assert tuple(sweep_rows.title(row) for row, *_ in runs) == names
-    assert [sweep_rows.state(run, 12).kind for *_, run in runs] == ["finished"] * 3
+    assert tuple(sweep_rows.title(run.row) for run in runs) == names
+    kinds = [sweep_runs.state(run.folder, 12).kind for run in runs]
+    assert kinds == ["finished"] * 3
     assert len(list(folder.glob("lr=*"))) == 3
 
 
@@ -376,14 +381,14 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path):
         f"open({str(order)!r}, 'a').write('first ')\n"
     )
     code = (
-        "from experiments import sweep_worker; "
-        f"sweep_worker.work({[sys.executable, '-c', first]!r}, {str(tmp_path)!r}, {{}})"
+        "from experiments.sweeps import worker; "
+        f"worker.work({[sys.executable, '-c', first]!r}, {str(tmp_path)!r}, {{}})"
     )
     job = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_until(lambda: said(tmp_path / "log.txt", "ready"))
     job.kill()
     job.wait()
-    assert sweep_rows.state(tmp_path, 12).kind == "running"
+    assert sweep_runs.state(tmp_path, 12).kind == "running"
     # The second one has time to start, if it did not wait.
     timer = threading.Timer(1, release.touch)
     timer.start()
@@ -391,7 +396,7 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path):
     assert sweep_worker.work(second, str(tmp_path), {}) == 0
     timer.join()
     assert order.read_text() == "first second"
-    assert sweep_rows.state(tmp_path, 12).kind == "interrupted"
+    assert sweep_runs.state(tmp_path, 12).kind == "interrupted"
 
 
 def test_signals_of_slurm_save_and_requeue(tmp_path):
@@ -420,7 +425,7 @@ def test_signals_of_slurm_save_and_requeue(tmp_path):
         assert sweep_worker.work(process, str(tmp_path), {}) == 75
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert sweep_rows.state(tmp_path, 12).kind == "interrupted"
+    assert sweep_runs.state(tmp_path, 12).kind == "interrupted"
 
 
 def test_slurm_gets_one_array_of_what_is_left(
@@ -463,7 +468,7 @@ def start_sweep(config: str, workdir: Path, cache: Path) -> subprocess.Popen:
 
 def table(folder: Path) -> list[tuple]:
     """What a report shows of the scores."""
-    rows = sweep_rows.load(folder / "sweep.json")["rows"]
+    rows = sweep_runs.load(folder).rows
     runs = [report_rows.read_run(folder / r.name / "seed0", 0, 12) for r in rows]
     return [(run.state, np.asarray(run.confusion).tolist()) for run in runs]
 
@@ -495,7 +500,7 @@ def test_a_sweep_killed_twice_gives_the_same_table(config_file, tmp_path):
         assert [state.kind for state, _ in table(killed)] == kinds
     kill.finish(start_sweep(config, killed, cache))
     assert table(killed) == table(tmp_path / "whole")
-    for row in sweep_rows.load(killed / "sweep.json")["rows"]:
+    for row in sweep_runs.load(killed).rows:
         a, b = (folder / row.name / "seed0" for folder in (killed, tmp_path / "whole"))
         kill.assert_same_run(a, b, 12)
     assert json.loads((killed / "sweep.json").read_text())["seeds"] == 1

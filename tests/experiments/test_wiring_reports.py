@@ -22,7 +22,8 @@ from experiments import plan, report, summarize, sweep
 from experiments.shared import cli
 from experiments.sweeps import report_page
 from experiments.sweeps import rows as sweep_rows
-from segjax import checkpoint, training, viz
+from experiments.sweeps import runs as sweep_runs
+from segjax import checkpoint, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.analysis.published import Number
@@ -76,14 +77,7 @@ def write_sweep(folder, run):
     )
     changes = [{"optim.lr_mult": WORST}, {"optim.lr_mult": ("c=1",)}]
     rows = sweep_rows.make_rows(base, changes)
-    sweep_rows.save(
-        folder / "sweep.json",
-        rows,
-        config_file="configs/<b>x.py",
-        overrides={},
-        options=[],
-        seeds=1,
-    )
+    sweep_runs.save(folder, sweep_runs.Sweep("configs/<b>x.py", rows, {}, [], 1))
     first, second = (folder / row.name / "seed0" for row in rows)
     if run == "finished":
         write_run(first)
@@ -121,18 +115,19 @@ def test_the_page_escapes_names_and_shows_the_pictures_of_the_last_step(
     folder = write_sweep(tmp_path / "sweep", "failed")
     assert not report.report(folder, tmp_path, [], [], erf=False)
     page = Page((tmp_path / "report.html").read_text())
-    known = {"html", "meta", "title", "style", "h1", "h2", "h3", "p", "small", "div"}
-    known |= {"table", "tr", "th", "td", "ul", "li", "pre", "img"}
+    known = {"html", "meta", "title", "style", "h1", "h2", "h3", "p", "div", "span"}
+    known |= {"table", "tr", "th", "td", "ul", "li", "pre", "img", "figure"}
     assert page.tags <= known
     for text in ("configs/<b>x.py", "<b>=2", "a&b=3", "<u>device", "<i>1.2"):
         assert text in page.text
     assert "<script>alert(1)</script>" in page.text
     assert "<s>secret" not in page.text
-    names = datasets.describe({"name": "scenes"})
-    _, legend, picture = page.images
-    expected = viz.legend(names.classes, names.palette)
-    np.testing.assert_array_equal(legend, expected)
+    _, picture = page.images
     np.testing.assert_array_equal(picture, PICTURE)
+    info = datasets.describe({"name": "scenes"})
+    for name, (r, g, b) in zip(info.classes, info.palette, strict=True):
+        text = f'background:rgb({r},{g},{b})"></span>{name}</span>'
+        assert text in (tmp_path / "report.html").read_text()
     plots = np.frombuffer((tmp_path / "report.png").read_bytes(), np.uint8)
     plots = cv2.imdecode(plots, cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_array_equal(page.images[0], plots)
@@ -143,9 +138,8 @@ def test_the_page_escapes_names_and_shows_the_pictures_of_the_last_step(
 def test_cells_of_the_page_are_escaped():
     rows = [("<q>row", "runs", "mIoU %"), ("<b>x", "1 & <u>2", "-")]
     result = SimpleNamespace(finished=[], runs=[])
-    page = Page(
-        report_page.page("facts", rows, ["<a>"], {"<em>": "<i>"}, [result], 1, b"")
-    )
+    parts = dict(problems=["<a>"], commands={"<em>": "<i>"}, results=[result])
+    page = Page(report_page.page("facts", rows, **parts, scores=1, plots=b""))
     assert page.tags.isdisjoint({"q", "b", "u", "a", "em", "i"})
     for text in ("<q>row", "<b>x", "1 & <u>2", "<a>", "<em>", "<i>"):
         assert text in page.text
@@ -476,8 +470,8 @@ def test_summarize_says_1_if_a_number_differs_unexplained(monkeypatch, capsys):
 def test_sweep_passes_its_flags_and_returns_the_code(monkeypatch, tmp_path):
     calls = []
 
-    def run(*arguments):
-        calls.append(arguments)
+    def run(*arguments, **options):
+        calls.append((*arguments, options))
         return 1
 
     class Values(SimpleNamespace):
@@ -498,9 +492,10 @@ def test_sweep_passes_its_flags_and_returns_the_code(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep.jax.config, "update", lambda *_: None)
     monkeypatch.setattr(sweep.absl.logging, "set_verbosity", lambda *_: None)
     assert sweep.main([]) == 1
-    slurm = {"time": 600, "partition": "gpu"}
-    options = ["--compilation_cache=/cache"]
-    assert calls == [("the config", "CONFIG", tmp_path, "slurm", 4, 5, slurm, options)]
+    options = {"workdir": tmp_path, "engine": "slurm", "seeds": 4, "jobs": 5}
+    options["slurm"] = {"time": 600, "partition": "gpu"}
+    options["options"] = ["--compilation_cache=/cache"]
+    assert calls == [("the config", "CONFIG", options)]
 
 
 def test_ctrl_c_and_a_full_disk_have_codes_of_their_own(capsys, monkeypatch):
