@@ -118,7 +118,7 @@ def test_rows_are_named_by_what_differs_and_a_hash(base):
     assert titles == [
         "rates=1,output_stride=8,resolution=full",
         "rates=6,12,output_stride=16,resolution=full",
-        "rates=6,12,output_stride=8,resolution=cells",
+        "rates=6,12,output_stride=8,resolution=output_stride",
     ]
     assert rows[1].config.model.rates == (6, 12)
     assert rows[1].config.model.output_stride == 16
