@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import layers
+from segjax.models.backbone import Backbone
 from segjax.ops import geometry, norm
 
 
@@ -123,3 +124,8 @@ class AlexNet(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             endpoints[name] = x
         return endpoints
+
+
+BACKBONE = Backbone(
+    module=AlexNet, crop=227, widths=WIDTHS, top="fc7", score="fc8", grids=grids
+)

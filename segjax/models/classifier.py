@@ -6,7 +6,6 @@ that section: fully-connected kernels as convolutions, and shift-and-stitch.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,70 +13,19 @@ import numpy as np
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models import alexnet, googlenet, layers, resnet, vgg
+from segjax.models import backbones, googlenet, layers
 from segjax.ops import geometry, image, pool
 
-
-class Backbone(NamedTuple):
-    """What is particular to the classifier on one backbone."""
-
-    crop: int  # side of the images it was trained on
-    widths: tuple[int, ...]  # published channels
-    top: str  # the endpoint that the head reads
-    score: str  # name of the class-score layer
-
-
-BACKBONES: dict[str, Backbone] = {
-    "alexnet": Backbone(227, alexnet.WIDTHS, "fc7", "fc8"),
-    "vgg16": Backbone(224, vgg.WIDTHS, "fc7", "fc8"),
-    "googlenet": Backbone(224, (googlenet.WIDTH,), "inception_5b", "loss3_classifier"),
-    "resnet50": Backbone(224, (64,), "block4", "fc"),
-    "resnet101": Backbone(224, (64,), "block4", "fc"),
-}
 # GoogLeNet's auxiliary heads: name and the endpoint they read.
 _AUX = (("loss1", "inception_4a"), ("loss2", "inception_4d"))
-
-
-def check_widths(model: nn.Module) -> None:
-    """Raises a UserError unless `model.widths` is () or as long as its backbone's."""
-    if model.widths:
-        length = len(BACKBONES[model.backbone].widths)
-        layers.check_positive(model, "widths", length=length)
-
-
-def trunk(model: nn.Module, **more: Any) -> nn.Module:
-    """The backbone that the fields of `model` describe, a submodule "backbone".
-
-    `model` is a Classifier or another module with those fields of it that its
-    backbones read; `more` are further fields of the backbone.
-    """
-    widths = model.widths or BACKBONES[model.backbone].widths
-    fields = dict(
-        bn_momentum=model.bn_momentum, dtype=model.dtype, name="backbone", **more
-    )
-    if model.backbone in resnet.STAGE_SIZES:
-        return resnet.ResNet(
-            stage_sizes=model.stage_sizes or resnet.STAGE_SIZES[model.backbone],
-            width=widths[0],
-            stem=model.stem,
-            stride_in_1x1=model.stride_in_1x1,
-            **fields,
-        )
-    fields["norm"] = model.norm
-    if model.backbone == "googlenet":
-        return googlenet.GoogLeNet(width=widths[0], **fields)
-    fields.update(widths=widths, fc_channels=model.fc_channels, dropout=model.dropout)
-    if model.backbone == "alexnet":
-        return alexnet.AlexNet(lrn_first=model.lrn_first, **fields)
-    return vgg.VGG16(**fields)
 
 
 class Classifier(nn.Module):
     """Images [N, H, W, 3] -> class scores [N, h, w, K], float32.
 
-    h = w = 1 for the image side of training, ``BACKBONES[backbone].crop``. The
-    average poolings of GoogLeNet and the ResNets are 7x7 with stride 1, so that they
-    give maps too. With padded convolutions a cell of a map is not exactly what its
+    h = w = 1 for the image side of training, ``BACKBONES[backbone].crop``. Average
+    poolings (7x7 in GoogLeNet and the ResNets) have stride 1, so that they give maps
+    too. With padded convolutions a cell of a map is not exactly what its
     window alone would give; without, it is.
 
     The parameters of the trunk are those of ``params["backbone"]`` in FCN with the same
@@ -85,12 +33,12 @@ class Classifier(nn.Module):
 
     Attributes:
       num_classes: K, 1000 for ImageNet.
-      backbone: a key of BACKBONES.
+      backbone: a key of backbones.BACKBONES.
       widths: channels: of the five stages of VGG16, the five convolutions of AlexNet,
         or of the first layer of the others; () takes the published ones.
       fc_channels: of fc6 and fc7 of AlexNet and VGG16.
-      dropout: rate after fc6 and fc7, or before GoogLeNet's scores (published: 0.4);
-        the ResNets have none.
+      dropout: rate after fc6 and fc7, or before the scores of GoogLeNet (published:
+        0.4) and SqueezeNet (0.5); the ResNets have none.
       norm: "none" (as published) or "batch"; no effect on the ResNets.
       lrn_first: see alexnet.AlexNet; no effect on the others.
       aux: GoogLeNet's two auxiliary heads (published: True, their losses weighing
@@ -127,40 +75,33 @@ class Classifier(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        layers.check_choice(self, "backbone", tuple(BACKBONES))
-        layers.check_choice(self, "stem", resnet.STEMS)
-        check_widths(self)
+        backbones.check(self)
         layers.check_integers(self, "fc_channels")
-        if self.stage_sizes:
-            layers.check_positive(self, "stage_sizes", length=4)
         layers.check_common(self)
         super().__post_init__()
 
     @property
     def tiling(self) -> geometry.Tiling:
         """Any side from that of training; the output is a coarse map, not an image."""
-        side = BACKBONES[self.backbone].crop
+        side = backbones.BACKBONES[self.backbone].crop
         return geometry.Tiling(step=1, offset=0, margin=0, minimum=side)
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        _, _, top, score = BACKBONES[self.backbone]
-        endpoints = trunk(self)(
-            image.normalize(images, self.image_stats, self.dtype), train
-        )
-        x = endpoints[top]
-        average = self.backbone not in ("alexnet", "vgg16")
-        if 0 in x.shape or (average and min(x.shape[1:3]) < 7):
+        entry = backbones.BACKBONES[self.backbone]
+        trunk = backbones.build(self)
+        endpoints = trunk(image.normalize(images, self.image_stats, self.dtype), train)
+        x = endpoints[entry.top]
+        if 0 in x.shape or min(x.shape[1:3]) < entry.average:
             height, width = images.shape[1:3]
-            side = BACKBONES[self.backbone].crop
             raise UserError(
                 f"Classifier: an image of {height} x {width} is too small for "
-                f"{self.backbone!r}; resize it to {side} x {side} or more"
+                f"{self.backbone!r}; resize it to {entry.crop} x {entry.crop} or more"
             )
-        if average:
-            x = endpoints["pool5"] = pool.avg_pool(x, 7, 1)
+        if entry.average and not entry.average_scores:
+            x = endpoints["pool5"] = pool.avg_pool(x, entry.average, 1)
 
         def dropped(x, rate):
             return nn.Dropout(rate, deterministic=not train)(x)
@@ -171,22 +112,26 @@ class Classifier(nn.Module):
             endpoints[name] = x
             return x
 
-        if self.backbone == "googlenet":
+        if entry.dropout:
             x = dropped(x, self.dropout)
-            if self.aux and (train or self.is_initializing()):
-                width = (self.widths or (googlenet.WIDTH,))[0]
-                for name, source in _AUX:
-                    y = pool.avg_pool(endpoints[source], 5, 3, ceil=True)
-                    for layer, features, size in (("conv", 128, 1), ("fc", 1024, 4)):
-                        y = layers.Conv(
-                            googlenet.scaled(features, width),
-                            size,
-                            dtype=self.dtype,
-                            name=f"{name}_{layer}",
-                        )(y)
-                        y = nn.relu(y)
-                    classify(dropped(y, 0.7), f"{name}_classifier")
-        return classify(x, score), endpoints
+        aux = self.aux and self.backbone == "googlenet"
+        if aux and (train or self.is_initializing()):
+            width = (self.widths or (googlenet.WIDTH,))[0]
+            for name, source in _AUX:
+                y = pool.avg_pool(endpoints[source], 5, 3, ceil=True)
+                for layer, features, size in (("conv", 128, 1), ("fc", 1024, 4)):
+                    y = layers.Conv(
+                        googlenet.scaled(features, width),
+                        size,
+                        dtype=self.dtype,
+                        name=f"{name}_{layer}",
+                    )(y)
+                    y = nn.relu(y)
+                classify(dropped(y, 0.7), f"{name}_classifier")
+        x = classify(x, entry.score)
+        if entry.average_scores:
+            x = endpoints["pool10"] = pool.avg_pool(nn.relu(x), entry.average, 1)
+        return x, endpoints
 
 
 def dense_to_conv(

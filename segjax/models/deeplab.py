@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models import layers, network, resnet, vgg
+from segjax.models import backbones, layers, network, vgg
 from segjax.ops import geometry, image, pool, resize
 
 _VGG = dict(backbone="vgg16", fc6_channels=1024)
@@ -51,29 +51,6 @@ VARIANTS = {
 }
 # Where the multi-scale features branch off.
 _SIDES = ("image", "pool1", "pool2", "pool3", "pool4")
-
-
-def vgg_plan(
-    output_stride: int, pool_kernel: int
-) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
-    """Rates of the five stages, and (kernel, stride, padding) of the five poolings.
-
-    Once `output_stride` is reached a pooling's stride becomes 1 and the rate of the
-    stages behind it multiplies by the stride it lost. With `pool_kernel` 2 an unstrided
-    pool4 is not padded; pool5 is always 3x3.
-    """
-    rates, pools, current, rate = [], [], 1, 1
-    for stage in range(1, 6):
-        rates.append(rate)
-        strided = current < output_stride
-        if strided:
-            current *= 2
-        else:
-            rate *= 2
-        kernel = pool_kernel if stage < 5 else 3
-        padding = 0 if kernel == 2 and not strided else 1
-        pools.append((kernel, 2 if strided else 1, padding))
-    return tuple(rates), tuple(pools)
 
 
 # Gaussian of deviation 0.01, for class scores.
@@ -167,9 +144,10 @@ class DeepLab(nn.Module):
 
     Attributes:
       num_classes: K.
-      backbone: "resnet101", "resnet50" or "vgg16".
+      backbone: "resnet101" or another of backbones.DILATED.
       stage_sizes: blocks per stage of the ResNet, 0 for none; () takes the backbone's.
-      width, stem, stride_in_1x1, first_block_dilation: see resnet.ResNet.
+      width: channels of the backbone's first layer (64); not of VGG16.
+      stem, stride_in_1x1, first_block_dilation: see resnet.ResNet.
       widths: channels of the five stages of VGG16.
       pool_kernel: of VGG16's first four poolings: 3, or 2 (the first network).
       average_pool: adds the 3x3 average pooling pool5a behind VGG16's pool5.
@@ -185,8 +163,8 @@ class DeepLab(nn.Module):
       scales: of the image; all go through the network, their scores are fused by the
         maximum. Must contain 1.0.
       dropout: rate after fc6 and fc7.
-      norm: "none" (the papers) or "batch", for training VGG16 from scratch; with a
-        ResNet, in fc6, fc7 and side branches only.
+      norm: "none" (the papers) or "batch", for training from scratch; with a ResNet,
+        in fc6 and fc7 only.
       bn_momentum: fraction of the old running statistics kept at a step.
       frozen_bn: training uses and keeps the running statistics, as the papers do with
         their pretrained ResNet. To keep scale and offset too, set their learning rate
@@ -229,14 +207,11 @@ class DeepLab(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        layers.check_choice(self, "backbone", ("vgg16", *resnet.STAGE_SIZES))
-        layers.check_choice(self, "stem", resnet.STEMS)
+        backbones.check(self, backbones.DILATED)
         layers.check_choice(self, "pool_kernel", (2, 3))
-        layers.check_choice(self, "output_stride", resnet.OUTPUT_STRIDES)
         layers.check_positive(self, "rates", minimum=1)
         layers.check_positive(self, "widths", length=len(vgg.STAGES))
-        resnet.check_stage_sizes(self)
-        layers.check_integers(self, "width", "fc6_kernel", "side_channels")
+        layers.check_integers(self, "fc6_kernel", "side_channels")
         layers.check_integers(self, "fc6_channels", minimum=0)
         odd = [rate for rate in self.rates if rate * (self.fc6_kernel - 1) % 2]
         if odd:
@@ -254,6 +229,11 @@ class DeepLab(nn.Module):
                 f"DeepLab.side_branches: backbone {self.backbone!r} with pool_kernel "
                 f"{self.pool_kernel}, expected 'vgg16' with 3"
             )
+        if self.average_pool and self.backbone != "vgg16":
+            raise UserError(
+                f"DeepLab.average_pool is for the backbone 'vgg16', not "
+                f"{self.backbone!r}"
+            )
         layers.check_common(self)
         super().__post_init__()
 
@@ -265,10 +245,7 @@ class DeepLab(nn.Module):
     @property
     def grid(self) -> geometry.Grid:
         """Where the cells of the scores sit in the image."""
-        if self.backbone == "vgg16":
-            plan = vgg_plan(self.output_stride, self.pool_kernel)
-            return vgg.dilated_grid(*plan, same=True)
-        return geometry.Grid(Fraction(self.output_stride))
+        return backbones.build_dilated(self, parent=None).grid
 
     @property
     def coarse_scores(self) -> network.CoarseScores:
@@ -301,31 +278,8 @@ class DeepLab(nn.Module):
         train_norm = train and not self.frozen_bn
         norms = dict(bn_momentum=self.bn_momentum, dtype=self.dtype)
         step = self.output_stride
-        if self.backbone == "vgg16":
-            # Sides 8k + 1 with 3x3 poolings, 8k + 2 with 2x2 ones that pad.
-            last = 4 - self.pool_kernel
-            rates, pools = vgg_plan(step, self.pool_kernel)
-            backbone = vgg.DilatedVGG(
-                rates=rates,
-                pools=pools,
-                same=True,
-                widths=self.widths,
-                norm=self.norm,
-                **norms,
-                name="backbone",
-            )
-        else:
-            last = 1
-            backbone = resnet.ResNet(
-                stage_sizes=self.stage_sizes or resnet.STAGE_SIZES[self.backbone],
-                width=self.width,
-                stem=self.stem,
-                output_stride=step,
-                stride_in_1x1=self.stride_in_1x1,
-                first_block_dilation=self.first_block_dilation,
-                **norms,
-                name="backbone",
-            )
+        backbone = backbones.build_dilated(self)
+        last = backbone.remainder
         head = Head(
             num_classes=self.num_classes,
             rates=self.rates,
@@ -348,13 +302,10 @@ class DeepLab(nn.Module):
             missing = [(last - side) % step for side in x.shape[1:3]]
             x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
             endpoints = backbone(x, train_norm)
-            if self.backbone == "vgg16":
-                features = endpoints["pool5"]
-                if self.average_pool:
-                    features = pool.avg_pool(features, 3, 1, padding=1)
-                    endpoints["pool5a"] = features
-            else:
-                features = endpoints["block4"]
+            features = endpoints[backbones.features(self)]
+            if self.average_pool:
+                features = pool.avg_pool(features, 3, 1, padding=1)
+                endpoints["pool5a"] = features
             scores = head(features, train, train_norm)
             if self.side_branches:
                 maps = {"image": x, **endpoints}

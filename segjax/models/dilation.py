@@ -22,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 
 from segjax.models import layers, network, vgg
+from segjax.models.backbone import dilate
 from segjax.ops import conv, geometry, image, resize
 
 # Fields of the four released networks.
@@ -44,7 +45,7 @@ RELEASED = {
     ),
 }
 # Poolings 4 and 5 are removed; what follows them dilates by the strides it lost.
-RATES = (1, 1, 1, 1, 2)
+RATES = tuple(step.rate_before for step in dilate((2,) * 5, output_stride=8))
 POOLS = ((2, 2, 0), (2, 2, 0), (2, 2, 0), (), ())
 # Below this a probability counts as this much: its logarithm has a finite gradient.
 _SMALLEST = 1e-20
@@ -186,8 +187,8 @@ class Dilation(nn.Module):
     @property
     def grid(self) -> geometry.Grid:
         """Where the cells of the scores sit in the padded image."""
-        trunk = vgg.dilated_grid(RATES, POOLS, same=False)
-        return geometry.conv(trunk, kernel=7, dilation=self.fc6_rate)
+        trunk = vgg.DilatedVGG(RATES, POOLS, same=False, parent=None)
+        return geometry.conv(trunk.grid, kernel=7, dilation=self.fc6_rate)
 
     @property
     def margin(self) -> int:

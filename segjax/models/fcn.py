@@ -1,7 +1,7 @@
 """FCN-32s, 16s and 8s (Long, Shelhamer, Darrell, CVPR 2015; PAMI 2017).
 
-On VGG16; AlexNet and GoogLeNet were published as 32s only. Where the papers and the
-authors' networks differ, or are silent:
+Published on VGG16, and on AlexNet and GoogLeNet as 32s only; here on every backbone.
+Where the papers and the authors' networks differ, or are silent:
 
 * CVPR learns the 2x upsamplings, from bilinear; the released networks fix them, and
   report no difference. Field `learn_upsampling`; the default is fixed.
@@ -22,13 +22,12 @@ from flax import linen as nn
 from flax import traverse_util
 
 from segjax.errors import UserError
-from segjax.models import alexnet, classifier, googlenet, layers, vgg
+from segjax.models import backbones, layers
 from segjax.ops import conv, geometry, image
 
-_GRIDS = {"vgg16": vgg.grids, "alexnet": alexnet.grids, "googlenet": googlenet.grids}
-
-# The skips from coarse to fine: (2x upsampling, pool layer, all-at-once scale).
-_SKIPS = (("upscore2", "pool4", 0.01), ("upscore_pool4", "pool3", 0.0001))
+_PIXELS = geometry.Grid()
+# Scales of the skips, from coarse to fine, in all-at-once training.
+_AT_ONCE = (0.01, 0.0001)
 
 
 def _bilinear_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
@@ -38,30 +37,54 @@ def _bilinear_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
     return taps[:, :, None, None] * jnp.eye(shape[2], shape[3], dtype=dtype)
 
 
-def _crop(x: jax.Array, offset: int, height: int, width: int, name: str) -> jax.Array:
-    _check_covers(x.shape[1], x.shape[2], offset, height, width, name)
-    return x[:, offset : offset + height, offset : offset + width]
-
-
 def _check_covers(
-    rows: int, columns: int, offset: int, height: int, width: int, name: str
+    rows: int, columns: int, offset: int, size: tuple[int, int], name: str
 ) -> None:
+    height, width = size
     if rows < offset + height or columns < offset + width:
         raise UserError(
-            f"FCN: {name} has {rows} x {columns} cells, a crop of {height} x {width} "
+            f"FCN: {name} has {rows} x {columns} pixels, a crop of {height} x {width} "
             f"at {offset} does not fit; increase FCN.pad"
         )
 
 
-def upsampling_size(grid: geometry.Grid, stride: int) -> int:
-    """Kernel side of the upsampling by `stride` of scores on `grid` to pixels.
+def upsampling_size(
+    grid: geometry.Grid, stride: int, target: geometry.Grid = _PIXELS
+) -> int:
+    """Kernel side of the upsampling by `stride` of scores on `grid` to `target`.
 
     Twice the stride, as in FCN-VGG16, or one less where that would put the upsampled
-    cells between the pixels (AlexNet, GoogLeNet).
+    scores between the pixels of `target`, by default the image (AlexNet, GoogLeNet).
     """
     size = 2 * stride
-    between = geometry.deconv(grid, size, stride).start.denominator > 1
-    return size - 1 if between else size
+    distance = geometry.deconv(grid, size, stride).start - target.start
+    return size - 1 if (distance / target.step).denominator > 1 else size
+
+
+def _align(
+    up: jax.Array, up_grid: geometry.Grid, skip: jax.Array, skip_grid: geometry.Grid
+) -> tuple[jax.Array, jax.Array, geometry.Grid]:
+    """Crops both maps to what they have in common, and the grid of that.
+
+    With unpadded layers behind `skip` it is the larger one (VGG16); a network of padded
+    layers is upsampled to one row beyond its own map.
+    """
+    late = (up_grid.start - skip_grid.start) / up_grid.step
+    if up_grid.step != skip_grid.step or late.denominator != 1:
+        raise UserError(
+            f"FCN: scores at {up_grid} cannot be added to those at {skip_grid}"
+        )
+    late = int(late)
+    starts = max(-late, 0), max(late, 0)
+    grid = geometry.Grid(up_grid.step, max(up_grid.start, skip_grid.start))
+    height, width = (
+        min(up.shape[axis] - starts[0], skip.shape[axis] - starts[1]) for axis in (1, 2)
+    )
+    up, skip = (
+        x[:, start : start + height, start : start + width]
+        for x, start in zip((up, skip), starts, strict=True)
+    )
+    return up, skip, grid
 
 
 def stage_from(
@@ -109,8 +132,9 @@ class FCN(nn.Module):
 
     Attributes:
       num_classes: K.
-      skips: 32, 16 (adds pool4) or 8 (adds pool4 and pool3), the output stride; 32
-        with another backbone than VGG16.
+      skips: the output stride: 32, 16 (adds pool4) or 8 (adds pool4 and pool3). The
+        ResNets add block3 and block2; SqueezeNet has 16 and 8 (adds fire5), AlexNet
+        and GoogLeNet 32.
       at_once: scales the skipped features by 0.01 and 0.0001, for training FCN-8s in
         one go from ImageNet weights; no effect with 32.
       learn_upsampling: the 2x upsamplings are dense learned kernels that start
@@ -118,14 +142,17 @@ class FCN(nn.Module):
         parameters. The last upsampling is always fixed, so no effect with 32.
       pad: padding of the first layer in pixels; with VGG16 at least 81 for 32 (73 and
         69 for 16 and 8), with AlexNet 82 and with GoogLeNet 2, or the final crop would
-        be negative.
-      backbone: "vgg16", "alexnet" or "googlenet".
+        be negative. The ResNets, whose layers are padded, need 3.
+      backbone: "vgg16" or another of backbones.BACKBONES.
       widths: channels of the five stages of VGG16, the five convolutions of AlexNet, or
-        of the first layer of GoogLeNet; () takes the published ones.
-      fc_channels: channels of fc6 and fc7; no effect with GoogLeNet.
+        of the first layer of the others; () takes the published ones.
+      fc_channels: channels of fc6 and fc7 of VGG16 and AlexNet.
+      stage_sizes, stride_in_1x1: of the ResNets, see resnet.ResNet; () takes the
+        backbone's blocks.
       lrn_first: see alexnet.AlexNet; no effect with the others.
-      dropout: rate after fc6 and fc7, or before GoogLeNet's scores.
-      norm: "none" (the paper) or "batch", in the trunk.
+      dropout: rate after fc6 and fc7, or before the scores of GoogLeNet and SqueezeNet;
+        the ResNets have none.
+      norm: "none" (the paper) or "batch", in the trunk; no effect on the ResNets.
       bn_momentum: fraction of the old running statistics kept at a step.
       image_stats: see ops/image.py.
       dtype: of the trunk; scores are computed in float32.
@@ -145,6 +172,8 @@ class FCN(nn.Module):
     backbone: str = "vgg16"
     widths: tuple[int, ...] = ()
     fc_channels: int = 4096
+    stage_sizes: tuple[int, ...] = ()
+    stride_in_1x1: bool = False
     lrn_first: bool = False
     dropout: float = 0.5
     norm: str = "none"
@@ -154,13 +183,15 @@ class FCN(nn.Module):
 
     def __post_init__(self) -> None:
         layers.check_choice(self, "skips", (32, 16, 8))
-        layers.check_choice(self, "backbone", tuple(_GRIDS))
-        if self.skips != 32 and self.backbone != "vgg16":
+        backbones.check(self)
+        entry = backbones.BACKBONES[self.backbone]
+        strides = (entry.stride, *entry.skips)
+        if self.skips not in strides:
             raise UserError(
-                f"FCN.skips is {self.skips}, expected 32 with the backbone "
-                f"{self.backbone!r}; set skips to 32 or backbone to 'vgg16'"
+                f"FCN.skips is {self.skips}, expected "
+                f"{' or '.join(map(str, strides))} with the backbone "
+                f"{self.backbone!r}; set skips to {strides[0]} or backbone to 'vgg16'"
             )
-        classifier.check_widths(self)
         layers.check_integers(self, "fc_channels")
         layers.check_integers(self, "pad", minimum=0)
         layers.check_common(self)
@@ -178,18 +209,18 @@ class FCN(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         height, width = images.shape[1:3]
-        trunk = classifier.trunk(self, pad_first=self.pad)
+        entry = backbones.BACKBONES[self.backbone]
+        trunk = backbones.build(self, pad_first=self.pad)
         endpoints = trunk(image.normalize(images, self.image_stats, self.dtype), train)
-        top = classifier.BACKBONES[self.backbone].top
-        features = endpoints[top]
+        features = endpoints[entry.top]
         if 0 in features.shape:
             raise UserError(
                 f"FCN: an image of {height} x {width} with a padding of {self.pad} is "
-                f"too small for fc6; increase FCN.pad"
+                f"too small for {entry.top}; increase FCN.pad"
             )
-        if self.backbone == "googlenet":
+        if entry.dropout:
             features = nn.Dropout(self.dropout, deterministic=not train)(features)
-        grids = _GRIDS[self.backbone](self.pad)
+        grids = entry.grids(self.pad)
 
         def score(features, name):
             zeros = nn.initializers.zeros
@@ -197,38 +228,41 @@ class FCN(nn.Module):
                 features
             )
 
+        def upsample(scores, size, name):
+            if not self.learn_upsampling:
+                return conv.bilinear_upsample(scores, size=size, stride=2)
+            return layers.ConvTranspose(
+                self.num_classes,
+                size=size,
+                stride=2,
+                use_bias=False,
+                kernel_init=_bilinear_init,
+                name=name,
+            )(scores)
+
         scores = endpoints["score_fr"] = score(features, "score_fr")
-        grid, stride = grids[top], 32
-        for up, skip, scale in _SKIPS:
-            if stride == self.skips:
+        grid, up = grids[entry.top], "upscore2"
+        for (stride, skip), scale in zip(entry.skips.items(), _AT_ONCE):
+            if stride < self.skips:
                 break
-            if self.learn_upsampling:
-                scores = layers.ConvTranspose(
-                    self.num_classes,
-                    size=4,
-                    stride=2,
-                    use_bias=False,
-                    kernel_init=_bilinear_init,
-                    name=up,
-                )(scores)
-            else:
-                scores = conv.bilinear_upsample(scores, size=4, stride=2)
-            endpoints[up] = scores
-            grid, stride = geometry.deconv(grid, kernel=4, stride=2), stride // 2
-            offset = geometry.crop_offset(grids[skip], grid, skip, up)
-            # Cropped before the 1x1 score layer: the same numbers from fewer cells.
-            features = _crop(endpoints[skip], offset, *scores.shape[1:3], skip)
+            size = upsampling_size(grid, 2, grids[skip])
+            scores = endpoints[up] = upsample(scores, size, up)
+            grid = geometry.deconv(grid, size, stride=2)
+            # Cropped before the 1x1 score layer: the same numbers from fewer pixels.
+            scores, features, grid = _align(scores, grid, endpoints[skip], grids[skip])
             if self.at_once:
                 features = features * scale
             scores = scores + score(features, f"score_{skip}")
             endpoints[f"fuse_{skip}"] = scores
+            up = f"upscore_{skip}"
 
+        stride = int(grid.step)
         size = upsampling_size(grid, stride)
         grid = geometry.deconv(grid, size, stride)
-        offset = geometry.crop_offset(grid, geometry.Grid(), "the logits", "the image")
+        offset = geometry.crop_offset(grid, _PIXELS, "the logits", "the image")
         rows, columns = (
             geometry.deconv_size(side, size, stride) for side in scores.shape[1:3]
         )
-        _check_covers(rows, columns, offset, height, width, "the map of logits")
+        _check_covers(rows, columns, offset, (height, width), "the map of logits")
         logits = conv.bilinear_upsample(scores, size, stride, offset, (height, width))
         return logits, endpoints

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import layers
+from segjax.models.backbone import Backbone
 from segjax.ops import geometry, norm, pool
 
 WIDTH = 64
@@ -112,3 +113,15 @@ class GoogLeNet(nn.Module):
             if block in POOLS:
                 x = endpoints[POOLS[block]] = layers.overlapping_pool(x, POOLS[block])
         return endpoints
+
+
+BACKBONE = Backbone(
+    module=GoogLeNet,
+    crop=224,
+    widths=(WIDTH,),
+    top="inception_5b",
+    score="loss3_classifier",
+    grids=grids,
+    dropout=True,
+    average=7,
+)

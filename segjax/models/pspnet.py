@@ -13,12 +13,14 @@ Where the authors' networks (Caffe, and semseg, their later PyTorch) differ:
   compared scores with labels at an eighth of it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models import layers, resnet
+from segjax.models import backbones, layers
 from segjax.ops import geometry, image, pool, resize
 
 
@@ -31,9 +33,9 @@ class PSPNet(nn.Module):
 
     Attributes:
       num_classes: K.
-      backbone: "resnet50" or "resnet101".
+      backbone: "resnet50" or another of backbones.PYRAMID.
       stage_sizes: blocks per stage, 0 for none; () takes the backbone's.
-      width: of the backbone, 64.
+      width: channels of the backbone's first layer, 64.
       stem: "deep" (the paper) or "plain".
       output_stride: of the backbone: 8 (the paper), 16 or 32.
       stride_in_1x1, first_block_dilation: see resnet.ResNet.
@@ -42,9 +44,11 @@ class PSPNet(nn.Module):
       reduce: 1x1 convolution (with batch normalization, ReLU) of every level to
         `pyramid_channels` (the paper's DR); otherwise levels are concatenated raw.
       pyramid_channels, head_channels: 512 both.
-      aux: auxiliary head on block3 (section 4.1). Its parameters are always made; it
-        is computed in training only.
+      aux: auxiliary head on block3 of a ResNet, fire7 of SqueezeNet (section 4.1). Its
+        parameters are always made; it is computed in training only.
       dropout: rate before the classifiers, element-wise.
+      norm: of a backbone that was published without batch normalization: "none" or
+        "batch"; no effect on the ResNets.
       bn_momentum: fraction of the old running statistics kept at a step.
       image_stats: see ops/image.py.
       dtype: compute type; class scores are computed in float32.
@@ -75,20 +79,18 @@ class PSPNet(nn.Module):
     head_channels: int = 512
     aux: bool = True
     dropout: float = 0.1
+    norm: str = "none"
     bn_momentum: float = 0.9
     image_stats: str = "imagenet"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        layers.check_choice(self, "backbone", tuple(resnet.STAGE_SIZES))
-        layers.check_choice(self, "stem", resnet.STEMS)
-        layers.check_choice(self, "output_stride", resnet.OUTPUT_STRIDES)
+        backbones.check(self, backbones.PYRAMID)
         layers.check_choice(self, "pool", ("avg", "max"))
         layers.check_positive(self, "bins")
-        layers.check_integers(self, "width", "pyramid_channels", "head_channels")
+        layers.check_integers(self, "pyramid_channels", "head_channels")
         if len(set(self.bins)) != len(self.bins):
             raise UserError(f"PSPNet.bins is {self.bins}, expected different values")
-        resnet.check_stage_sizes(self)
         layers.check_common(self)
         super().__post_init__()
 
@@ -103,7 +105,8 @@ class PSPNet(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        unit = layers.conv_units(self, train)
+        # The head always normalizes, whatever the backbone does.
+        unit = functools.partial(layers.conv_units(self, train), batch=True)
 
         def classify(x, name):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -111,18 +114,11 @@ class PSPNet(nn.Module):
                 self.num_classes, 1, kernel_init=layers.score_normal, name=name
             )(x)
 
-        endpoints = resnet.ResNet(
-            stage_sizes=self.stage_sizes or resnet.STAGE_SIZES[self.backbone],
-            width=self.width,
-            stem=self.stem,
-            output_stride=self.output_stride,
-            stride_in_1x1=self.stride_in_1x1,
-            first_block_dilation=self.first_block_dilation,
-            bn_momentum=self.bn_momentum,
-            dtype=self.dtype,
-            name="backbone",
-        )(image.normalize(images, self.image_stats, self.dtype), train)
-        features = endpoints["block4"]
+        entry = backbones.BACKBONES[self.backbone].dilated
+        backbone = backbones.build_dilated(self)
+        x = image.normalize(images, self.image_stats, self.dtype)
+        endpoints = backbone(x, train)
+        features = endpoints[entry.features]
         size = features.shape[1:3]
 
         levels = [features]
@@ -139,7 +135,7 @@ class PSPNet(nn.Module):
         scores = endpoints["conv6"] = classify(x, "conv6")
         full = images.shape[1:3]
         if self.aux and (train or self.is_initializing()):
-            x = endpoints["block3"]
+            x = endpoints[entry.aux]
             x = unit(x, "aux_conv", x.shape[-1] // 4, padding=1)
             aux = classify(x, "aux_score")
             endpoints["aux_logits"] = resize.resize_bilinear(aux, full, True)

@@ -11,59 +11,39 @@ The released networks differ among themselves; fields choose, and one choice is 
   authors' has no padding and is ceil-mode, which puts cells between the pixels.
 """
 
-from typing import NamedTuple
+from fractions import Fraction
 
 import jax
 from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import layers
-from segjax.ops import pool
+from segjax.models.backbone import Backbone, Dilated, DilatedStep, dilate
+from segjax.ops import geometry, pool
 
-# Bottleneck blocks per stage.
+# Blocks per stage.
 STAGE_SIZES: dict[str, tuple[int, ...]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
 }
+# The networks of basic blocks; those of the others are bottlenecks.
+BASIC = ("resnet18", "resnet34")
 OUTPUT_STRIDES = (32, 16, 8)
 STEMS = ("plain", "deep")
 
 
-class Stage(NamedTuple):
-    """How one stage moves through the image."""
+def stage_plan(output_stride: int) -> tuple[DilatedStep, ...]:
+    """Stride of the first block of each stage, and the rates before and behind it.
 
-    stride: int  # of the first block
-    first_rate: int  # dilation of the first block's 3x3 convolution
-    rate: int  # dilation of the others
-
-
-def stage_plan(output_stride: int, first_block_dilation: bool) -> tuple[Stage, ...]:
-    """Turns the strides beyond `output_stride` into dilation.
-
-    Stages stride by 1, 2, 2, 2 behind a stem of stride 4. Once the budget is spent a
-    stage's stride becomes 1 and the rate of what follows multiplies by the stride it
-    lost.
-
-    Args:
-      output_stride: 32, 16 or 8.
-      first_block_dilation: what the first block of a dilated stage does, whose 3x3
-        convolution sees the undilated map in the strided network if that convolution
-        carried the stride. True takes the new rate there too (DeepLab, PSPNet, their
-        Caffe nets with the stride in the 1x1), False the rate of the stage before
-        (torchvision). Same weights, different features.
+    Stages stride by 1, 2, 2, 2 behind a stem of stride 4; see backbone.dilate.
     """
-    stages, current, rate = [], 4, 1
-    for stride in (1, 2, 2, 2):
-        before = rate
-        if current * stride > output_stride:
-            rate, stride = rate * stride, 1
-        current *= stride
-        stages.append(Stage(stride, rate if first_block_dilation else before, rate))
-    return tuple(stages)
+    return dilate((1, 2, 2, 2), output_stride, start=4)
 
 
-def check_stage_sizes(model: nn.Module) -> None:
-    """Checks `model.stage_sizes`, beside its `output_stride`.
+def check_stage_sizes(model: nn.Module, output_stride: int) -> None:
+    """Checks `model.stage_sizes` of a ResNet of this `output_stride`.
 
     A stage without blocks (0) passes its input on, which makes a shallower backbone;
     it must not be one that strides.
@@ -74,15 +54,50 @@ def check_stage_sizes(model: nn.Module) -> None:
     sizes = model.stage_sizes
     if not sizes:
         return
-    strided = [stage.stride > 1 for stage in stage_plan(model.output_stride, False)]
+    strided = [stage.stride > 1 for stage in stage_plan(output_stride)]
     if len(sizes) != 4 or any(
         not isinstance(size, int) or size < must
         for size, must in zip(sizes, strided, strict=True)
     ):
         raise UserError(
             f"{type(model).__name__}.stage_sizes is {sizes}, expected 4 values, 0 only "
-            f"for stages that do not stride (output_stride {model.output_stride})"
+            f"for stages that do not stride (output_stride {output_stride})"
         )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions to `channels` and an identity or 1x1 shortcut.
+
+    Attributes:
+      channels: of both convolutions.
+      stride: of the first convolution, and of the block.
+      first_rate: dilation of the first convolution.
+      rate: dilation of the second one.
+      bn_momentum, dtype: see ResNet.
+    """
+
+    channels: int
+    stride: int = 1
+    first_rate: int = 1
+    rate: int = 1
+    bn_momentum: float = 0.9
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def conv_bn(x, index, size, **options):
+            names = dict(name=f"conv{index}", norm_name=f"bn{index}")
+            conv_unit = layers.conv_units(self, train)
+            return conv_unit(x, features=self.channels, size=size, **names, **options)
+
+        first = dict(padding=self.first_rate, dilation=self.first_rate)
+        second = dict(padding=self.rate, dilation=self.rate)
+        y = conv_bn(x, 1, 3, stride=self.stride, **first)
+        y = conv_bn(y, 2, 3, relu=False, **second)
+        if self.stride > 1 or x.shape[-1] != self.channels:
+            # "conv0", "bn0": the projection shortcut.
+            x = conv_bn(x, 0, 1, stride=self.stride, relu=False)
+        return nn.relu(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -92,14 +107,12 @@ class Bottleneck(nn.Module):
       channels: of the first two convolutions.
       stride: of the block.
       rate: dilation of the 3x3 convolution.
-      project: a 1x1 shortcut; needed where the stride or the channels change.
       stride_in_1x1, bn_momentum, dtype: see ResNet.
     """
 
     channels: int
     stride: int = 1
     rate: int = 1
-    project: bool = False
     stride_in_1x1: bool = False
     bn_momentum: float = 0.9
     dtype: str = "float32"
@@ -117,7 +130,7 @@ class Bottleneck(nn.Module):
         y = unit(x, 1, self.channels, 1, stride=in_1x1)
         y = unit(y, 2, self.channels, 3, stride=in_3x3, **wide)
         y = unit(y, 3, 4 * self.channels, 1, relu=False)
-        if self.project:
+        if self.stride > 1 or x.shape[-1] != 4 * self.channels:
             # "conv0", "bn0": the projection shortcut.
             x = unit(x, 0, 4 * self.channels, 1, stride=self.stride, relu=False)
         return nn.relu(x + y)
@@ -138,16 +151,25 @@ class ResNet(nn.Module):
     Attributes:
       stage_sizes: blocks per stage, see STAGE_SIZES; 0 leaves a stage out, which is
         possible where it does not stride.
+      block: "bottleneck" (from ResNet-50 on) or "basic" (ResNet-18 and 34).
+      pad_first: padding of the first convolution; 3, in a deep stem 1, if it is None.
       width: channels of the stem and the first stage (64); stages double it.
       stem: "plain" 7x7 convolution, or "deep" three 3x3 ones ending in 2 * width.
       output_stride: 32, 16 or 8.
-      stride_in_1x1: a block's stride in its first 1x1 (Caffe) or its 3x3 convolution.
-      first_block_dilation: see stage_plan.
+      stride_in_1x1: the stride of a bottleneck in its first 1x1 (Caffe) or its 3x3
+        convolution; no effect on basic blocks.
+      first_block_dilation: whether the first 3x3 convolution of a dilated stage takes
+        the new rate, too (DeepLab, PSPNet, their Caffe networks with the stride in the
+        1x1), or that of the stage before (torchvision), which is what it saw in the
+        strided network if it carried the stride there. The same parameters, other
+        features.
       bn_momentum: fraction of the old running statistics kept at a step.
       dtype: compute type.
     """
 
     stage_sizes: tuple[int, ...] = STAGE_SIZES["resnet50"]
+    block: str = "bottleneck"
+    pad_first: int | None = None
     width: int = 64
     stem: str = "plain"
     output_stride: int = 32
@@ -167,28 +189,76 @@ class ResNet(nn.Module):
                 ("1_2", self.width, 3, 1),
                 ("1_3", 2 * self.width, 3, 1),
             )
+        padding = self.pad_first
         for suffix, features, size, stride in stem:
-            window = dict(stride=stride, padding=size // 2)
+            padding = size // 2 if padding is None else padding
+            window = dict(stride=stride, padding=padding)
             name, norm_name = f"conv{suffix}", f"bn{suffix}"
             x = unit(x, name, features, size, norm_name=norm_name, **window)
+            padding = None
         endpoints = {"conv1": x}
         x = endpoints["pool1"] = pool.max_pool(x, 3, 2, padding=1)
 
-        plan = stage_plan(self.output_stride, self.first_block_dilation)
         for number, (stage, blocks) in enumerate(
-            zip(plan, self.stage_sizes, strict=True), start=1
+            zip(stage_plan(self.output_stride), self.stage_sizes, strict=True), start=1
         ):
+            first_rate = stage.rate if self.first_block_dilation else stage.rate_before
             for index in range(1, blocks + 1):
-                first = index == 1
-                x = Bottleneck(
+                x = self._block(
                     channels=self.width * 2 ** (number - 1),
-                    stride=stage.stride if first else 1,
-                    rate=stage.first_rate if first else stage.rate,
-                    project=first,
-                    stride_in_1x1=self.stride_in_1x1,
-                    bn_momentum=self.bn_momentum,
-                    dtype=self.dtype,
+                    stride=stage.stride if index == 1 else 1,
+                    first_rate=first_rate if index == 1 else stage.rate,
+                    rate=stage.rate,
                     name=f"block{number}_{index}",
                 )(x, train)
             endpoints[f"block{number}"] = x
         return endpoints
+
+    def _block(self, *, first_rate: int, rate: int, **fields) -> nn.Module:
+        fields.update(bn_momentum=self.bn_momentum, dtype=self.dtype)
+        if self.block == "basic":
+            return BasicBlock(first_rate=first_rate, rate=rate, **fields)
+        # The only 3x3 convolution of a bottleneck is its first one.
+        in_1x1 = self.stride_in_1x1
+        return Bottleneck(rate=first_rate, stride_in_1x1=in_1x1, **fields)
+
+    @property
+    def grid(self) -> geometry.Grid:
+        """Where the pixels of the last map sit in the image."""
+        return geometry.Grid(Fraction(self.output_stride))
+
+    @property
+    def remainder(self) -> int:
+        """See backbone.Dilated."""
+        return 1
+
+
+def grids(pad_first: int = 3) -> dict[str, geometry.Grid]:
+    """Where the pixels of conv1, pool1 and block1 .. block4 sit; of the plain stem."""
+    grid = geometry.conv(geometry.Grid(), kernel=7, stride=2, padding=pad_first)
+    named = {"conv1": grid}
+    grid = named["pool1"] = geometry.conv(grid, kernel=3, stride=2, padding=1)
+    for number, stage in enumerate(stage_plan(32), start=1):
+        grid = geometry.conv(grid, kernel=3, stride=stage.stride, padding=1)
+        named[f"block{number}"] = grid
+    return named
+
+
+def _backbone(name: str) -> Backbone:
+    block = "basic" if name in BASIC else "bottleneck"
+    fixed = dict(stage_sizes=STAGE_SIZES[name], block=block)
+    return Backbone(
+        module=ResNet,
+        fixed=fixed,
+        crop=224,
+        widths=(64,),
+        top="block4",
+        score="fc",
+        grids=grids,
+        skips={16: "block3", 8: "block2"},
+        average=7,
+        dilated=Dilated(ResNet, OUTPUT_STRIDES, "block4", aux="block3", fixed=fixed),
+    )
+
+
+BACKBONES = {name: _backbone(name) for name in STAGE_SIZES}

@@ -8,10 +8,13 @@ instead, and without those it trains only with ``norm="batch"``, a batch normali
 after every convolution in place of its bias.
 """
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
 from segjax.models import layers
+from segjax.models.backbone import Backbone, Dilated, dilate
 from segjax.ops import geometry, pool
 
 # Number of 3x3 convolutions in each of the five stages.
@@ -73,21 +76,6 @@ class VGG16(nn.Module):
         return endpoints
 
 
-def dilated_grid(
-    rates: tuple[int, ...], pools: tuple[tuple[int, ...], ...], same: bool
-) -> geometry.Grid:
-    """Where the cells of the last map of a :class:`DilatedVGG` sit in the image."""
-    grid = geometry.Grid()
-    for count, rate, window in zip(STAGES, rates, pools, strict=True):
-        for _ in range(count):
-            padding = rate if same else 0
-            grid = geometry.conv(grid, kernel=3, padding=padding, dilation=rate)
-        if window:
-            kernel, stride, padding = window
-            grid = geometry.conv(grid, kernel, stride, padding)
-    return grid
-
-
 class DilatedVGG(nn.Module):
     """The 13 convolutions with rates and poolings to choose (Dilation, DeepLab).
 
@@ -124,3 +112,71 @@ class DilatedVGG(nn.Module):
             if window:
                 x = endpoints[f"pool{stage}"] = pool.max_pool(x, *window, ceil=True)
         return endpoints
+
+    @property
+    def grid(self) -> geometry.Grid:
+        """Where the pixels of the last map sit in the image."""
+        grid = geometry.Grid()
+        for count, rate, window in zip(STAGES, self.rates, self.pools, strict=True):
+            for _ in range(count):
+                padding = rate if self.same else 0
+                grid = geometry.conv(grid, kernel=3, padding=padding, dilation=rate)
+            if window:
+                kernel, stride, padding = window
+                grid = geometry.conv(grid, kernel, stride, padding)
+        return grid
+
+    @property
+    def remainder(self) -> int:
+        """Sides 8k + 1 with 3x3 poolings, 8k + 2 with 2x2 ones that pad."""
+        return 4 - self.pools[0][0]
+
+
+def dilated(
+    output_stride: int,
+    pool_kernel: int = 3,
+    *,
+    widths: tuple[int, ...] = WIDTHS,
+    norm: str = "none",
+    bn_momentum: float = 0.9,
+    dtype: str = "float32",
+    **where: Any,
+) -> DilatedVGG:
+    """DeepLab's VGG16: all poolings are there, the unstrided ones do not dilate.
+
+    Args:
+      output_stride: 8, 16 or 32.
+      pool_kernel: of the first four poolings: 3, or 2, and then an unstrided pool4 is
+        not padded; pool5 is always 3x3.
+      widths, norm, bn_momentum, dtype: see :class:`DilatedVGG`.
+      where: name and parent of the module.
+    """
+    steps = dilate((2,) * len(STAGES), output_stride)
+    pools = []
+    for stage, step in enumerate(steps, start=1):
+        kernel = pool_kernel if stage < len(STAGES) else 3
+        padding = 0 if kernel == 2 and step.stride == 1 else 1
+        pools.append((kernel, step.stride, padding))
+    rates = tuple(step.rate_before for step in steps)
+    return DilatedVGG(
+        rates=rates,
+        pools=tuple(pools),
+        same=True,
+        widths=widths,
+        norm=norm,
+        bn_momentum=bn_momentum,
+        dtype=dtype,
+        **where,
+    )
+
+
+BACKBONE = Backbone(
+    module=VGG16,
+    crop=224,
+    widths=WIDTHS,
+    top="fc7",
+    score="fc8",
+    grids=grids,
+    skips={16: "pool4", 8: "pool3"},
+    dilated=Dilated(dilated, (8, 16, 32), "pool5"),
+)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from segjax.errors import UserError
-from segjax.models import alexnet, classifier, fcn, googlenet, vgg
+from segjax.models import alexnet, backbones, classifier, fcn, googlenet, vgg
 from segjax.models.classifier import Classifier
 from segjax.models.fcn import FCN
 from segjax.ops import conv, geometry, norm, pool
@@ -248,7 +248,7 @@ def test_sizes_of_the_training_crop():
         logits, ends = abstract_outputs(tiny(backbone), (2, side, side, 3))
         assert logits.shape == (2, 1, 1, 5)
         assert {name: ends[name].shape[1] for name in expected} == expected
-        assert ends[classifier.BACKBONES[backbone].score].shape == logits.shape
+        assert ends[backbones.BACKBONES[backbone].score].shape == logits.shape
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_classifier_contract(backbone):
     variables = abstract_variables(model)
     assert set(variables) == {"params", "batch_stats"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.float32.dtype}
-    top = classifier.BACKBONES[backbone].top
+    top = backbones.BACKBONES[backbone].top
     for train in (True, False):
         logits, ends = abstract_outputs(model, (2, 256, 230, 3), train)
         assert logits.shape[:1] + logits.shape[3:] == (2, 5)
@@ -406,12 +406,12 @@ def test_fcn_takes_the_trunk_of_the_classifier(backbone):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Classifier(2, "resnet18"), "did you mean 'resnet101'"),
+        (lambda: Classifier(2, "resnet10l"), "did you mean 'resnet101'"),
         (lambda: Classifier(2, widths=(8,)), r"widths is \(8,\), expected 5 values"),
         (lambda: Classifier(2, "resnet50", widths=(8, 8)), "expected 1 value"),
         (lambda: Classifier(2, norm="bach"), "did you mean 'batch'"),
         (lambda: Classifier(2, fc_channels=0), "Classifier.fc_channels is 0, expected"),
-        (lambda: Classifier(2, stage_sizes=(1, 0, 1, 1)), "expected positive integers"),
+        (lambda: Classifier(2, stage_sizes=(1, 0, 1, 1)), "expected 4 values, 0 only"),
         (lambda: alexnet.AlexNet(widths=(2, 2, 3, 2, 2)), "expected even numbers"),
         (lambda: FCN(2, backbone="alexnet"), "FCN.skips is 8, expected 32 with"),
         (lambda: FCN(2, backbone="googlenet", skips=16), "set skips to 32"),

@@ -528,12 +528,14 @@ def test_deeplab_grids():
     for name in ("deeplab_largefov", "deeplab_v2_vgg16_aspp_l", "deeplab_v2_resnet101"):
         assert grid(name) == geometry.Grid(Fraction(8))
     assert grid("deeplab") == geometry.Grid(Fraction(8), Fraction(1, 2))
-    rates, pools = deeplab.vgg_plan(8, pool_kernel=3)
-    assert rates == (1, 1, 1, 1, 2)
-    assert pools == ((3, 2, 1),) * 3 + ((3, 1, 1),) * 2
-    _, pools = deeplab.vgg_plan(8, pool_kernel=2)
-    assert pools == ((2, 2, 1),) * 3 + ((2, 1, 0), (3, 1, 1))
-    assert deeplab.vgg_plan(16, 3)[0] == (1, 1, 1, 1, 1)
+    trunk = vgg.dilated(8, pool_kernel=3)
+    assert trunk.rates == (1, 1, 1, 1, 2)
+    assert trunk.pools == ((3, 2, 1),) * 3 + ((3, 1, 1),) * 2
+    assert vgg.dilated(8, pool_kernel=2).pools == (
+        *((2, 2, 1),) * 3,
+        *((2, 1, 0), (3, 1, 1)),
+    )
+    assert vgg.dilated(16).rates == (1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def test_fcn_any_size():
 def test_fcn_padding_errors():
     with pytest.raises(UserError, match="crop the logits to the image.* is -68 "):
         abstract_variables(FCN(2, pad=1, **TINY_FCN), (1, 224, 224, 3))
-    with pytest.raises(UserError, match="too small for fc6; increase FCN.pad"):
+    with pytest.raises(UserError, match="too small for fc7; increase FCN.pad"):
         abstract_variables(FCN(2, pad=81, **TINY_FCN), (1, 1, 1, 3))
 
 
@@ -370,16 +370,15 @@ def test_resnet_counts(name, stem, expected):
         assert values(variables["batch_stats"]) == expected
 
 
-def test_resnet_dilation():
-    def rates(output_stride, first_block_dilation):
-        plan = resnet.stage_plan(output_stride, first_block_dilation)
-        return [tuple(stage) for stage in plan]
+def test_strides_become_rates():
+    def rates(output_stride):
+        return [tuple(stage) for stage in resnet.stage_plan(output_stride)]
 
-    assert rates(32, True) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]
-    # DeepLab, PSPNet: 2 / 2 and 4 / 4; torchvision: 1 / 2 and 2 / 4.
-    assert rates(8, True) == [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 4, 4)]
-    assert rates(8, False) == [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 4)]
-    assert rates(16, False) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 1, 2)]
+    # Stride, rate before, rate. A dilated stage of DeepLab and PSPNet is 2 / 2, 4 / 4;
+    # of torchvision 1 / 2, 2 / 4.
+    assert rates(32) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]
+    assert rates(16) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 1, 2)]
+    assert rates(8) == [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 4)]
 
 
 @pytest.mark.parametrize(
