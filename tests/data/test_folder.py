@@ -153,14 +153,19 @@ def test_void_values(tmp_path):
     assert len(dataset.classes) == 2
     np.testing.assert_array_equal(source[0]["label"][:4, 0], [255, 255, 1, 255])
     message = error_of(datasets.load, data | {"void_values": (-1,)}, "train")
-    assert message.startswith("data.void_values: found -1")
+    assert message.startswith("--config.data.void_values: found -1")
 
 
 def test_values_that_are_no_class(tmp_path):
     data = both_train(tmp_path)
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
     message = error_of(datasets.load, data, "train")
-    for part in ("masks/b.png", "value 2", "0..1", "add 2 to data.void_values"):
+    for part in (
+        "masks/b.png",
+        "value 2",
+        "0..1",
+        "add 2 to --config.data.void_values",
+    ):
         assert part in message
     (tmp_path / "classes.txt").unlink()
 
@@ -231,7 +236,7 @@ def test_a_last_line_void_makes_its_id_void(tmp_path):
         ("a 1 2 3\nb\n", "line 2: lacks the color"),
         ("a\nb 1 2 3\n", "line 2: has a color"),
         ("a 1 2 256\nb 1 2 3\n", "line 1: color (1, 2, 256) is out of range"),
-        ("a\nvoid\nb\n", "line 2: 'void' is allowed on the last line only"),
+        ("a\nvoid\nb\n", "line 3: follows 'void', which is allowed on the last line"),
         ("a\n", "names 1 classes"),
         ("", "names 0 classes"),
         ("\n".join(f"c{i}" for i in range(256)), "names 256 classes"),
@@ -248,7 +253,7 @@ def test_folder_layout_errors(tmp_path):
     def message(**more) -> str:
         return error_of(datasets.load, {"name": "folder"} | more, "train")
 
-    assert "data.root is empty" in message()
+    assert "--config.data.root: is empty" in message()
     assert "is not a folder" in message(root=str(tmp_path / "nowhere"))
     assert "images is missing" in message(root=str(tmp_path))
     data = both_train(tmp_path)
@@ -259,6 +264,9 @@ def test_folder_layout_errors(tmp_path):
     text = message(**data)
     assert "1 of 3 images have no mask, first images/b.png" in text
     assert str(tmp_path / "masks" / "b.png") in text
+    assert "masks/b_mask.png is there" in text and "rename it to b.png" in text
+    for name in ("train.txt", "val.txt"):
+        (tmp_path / name).unlink()
     write(tmp_path / "images" / "b_mask.png", rgb(0))
     (tmp_path / "images" / "b.png").unlink()
     write(tmp_path / "masks" / "w.png", two_masks()["a"])

@@ -39,5 +39,6 @@ def scan(data: DataConfig) -> folder.Scan:
     return folder.scan(
         data.get("root", ""),
         data.get("classes", ""),
-        tuple(data.get("void_values", (VOID,))),
+        void_values=tuple(data.get("void_values", (VOID,))),
+        data_dir=data.get("data_dir") or "~/.cache/segjax",
     )
