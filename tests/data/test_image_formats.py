@@ -5,13 +5,13 @@ import os
 import struct
 import threading
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from image_folders import error_of
 from PIL import Image
+from png_files import chunk, png, whole
 
 from segjax.data import images, masks, windows
 
@@ -61,35 +61,7 @@ def assert_read(path, data: bytes, expected: np.ndarray, *, gray: bool, toleranc
         np.testing.assert_array_equal(single[:, :, 0], image[:, :, 0])
 
 
-# PNG, written chunk by chunk
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(kind + data))
-    return struct.pack(">I", len(data)) + kind + data + checksum
-
-
-def png(values: np.ndarray, bits: int, color: int, before=b"", behind=b"") -> bytes:
-    """PNG of samples [h, w, samples]; ``before`` and ``behind`` the pixels: chunks."""
-    height, width, samples = values.shape
-    wide = values.reshape(height, -1)
-    if bits == 16:
-        rows = [row.astype(">u2").tobytes() for row in wide]
-    else:
-        planes = (wide[:, :, None] >> np.arange(bits)[::-1]) & 1
-        packed = np.packbits(planes.reshape(height, -1).astype(bool), axis=1)
-        rows = [row.tobytes() for row in packed]
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
-    return (
-        *(b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), before),
-        *(chunk(b"IDAT", pixels), behind, chunk(b"IEND", b"")),
-    )
-
-
-def whole(parts: tuple[bytes, ...]) -> bytes:
-    return b"".join(parts)
-
+# PNG
 
 PNG_KINDS = [
     *((0, bits) for bits in (1, 2, 4, 8, 16)),
