@@ -331,8 +331,8 @@ def test_predict_names_corrupt_images_and_does_the_rest(trained, tmp_path):
     failed = [line for line in lines if line.startswith("failed: ")]
     assert len(lines) == 1 + len(bars) + len(failed), err
     assert [line.split()[1] for line in failed] == [
-        f"{pictures / 'text.jpg'}:",
         f"{pictures / 'cut.png'}:",
+        f"{pictures / 'text.jpg'}:",
     ]
     assert out.startswith("2 images segmented, 0 there already, 2 failed; ")
     assert out.endswith(f"0 compiled after warm-up; results in {output}\n")
