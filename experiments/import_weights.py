@@ -16,7 +16,9 @@ is newly initialized when training starts from the file.
 Of a folder of a training run, the best checkpoint is written as such a file.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 from absl import flags
@@ -30,20 +32,41 @@ from segjax.weights import catalog
 
 
 def import_weights(
-    file: Path, config: ConfigDict, *, output: Path, ignore: str = ""
+    file: Path,
+    config: ConfigDict,
+    *,
+    output: Path,
+    chosen: Mapping[str, Any] | None = None,
+    rename: str = "",
+    ignore: str = "",
+    leave: str = "",
 ) -> weights.Imported:
     """Converts ``file`` for the model of ``config`` and writes ``output``.
+
+    Args:
+      file: published weights.
+      config: of which `model_name` and `model` are read.
+      output: a .safetensors file.
+      chosen: if given, the fields of the model that stay as they are; others take
+        values that the kind of file tells.
+      rename: ``PATTERN=REPLACEMENT`` of names of arrays, see :func:`weights.rename`.
+      ignore: a regular expression of arrays to leave out.
+      leave: a regular expression of layers to leave newly initialized.
 
     Raises:
       UserError: the file cannot be read or does not fit the model.
     """
     _check_output(output)
     try:
+        arrays = weights.rename(weights.read(file), rename)
+        if chosen is not None:
+            config = _as_published(config, arrays, chosen)
         imported = weights.import_arrays(
-            weights.read(file),
+            arrays,
             initialization.model_info(config),
             shapes_of=initialization.shapes_of(config),
             ignore=ignore,
+            leave=leave,
         )
     except UserError as error:
         # Readers already name the file.
@@ -51,6 +74,36 @@ def import_weights(
         raise UserError(text if str(file) in text else f"{file}: {text}") from error
     weights.save(output, imported.weights)
     return imported
+
+
+def _as_published(
+    config: ConfigDict, arrays: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> ConfigDict:
+    """The config with the fields that the file's kind of network has."""
+    fields = initialization.model_info(config).fields
+    published = weights.published_fields(arrays.keys(), config.model_name, fields)
+    model = {
+        field: value
+        for field, value in published.items()
+        if field in config.model and field not in chosen
+    }
+    return config_lib.make(model_name=config.model_name, model={**model, **chosen})
+
+
+def training_flags(info: weights.ModelInfo) -> list[str]:
+    """A line with the flags that give a configuration the fields of this model."""
+    flags_of = [
+        f"--config.model.{field}={_flag(info.fields[field])}"
+        for field, default in models.model_fields(info.model).items()
+        if info.fields[field] != default
+    ]
+    if not flags_of:
+        return []
+    return [f"fields that are no defaults of {info.model}: {' '.join(flags_of)}"]
+
+
+def _flag(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def export_run(workdir: Path, output: Path) -> weights.Weights:
@@ -82,12 +135,20 @@ def main(argv) -> int:
     elif bool(values.model) == bool(values.config):
         raise UserError("give either --model=NAME or --config=FILE")
     else:
-        config = values.config
+        config, fields = values.config, None
         if values.model:
             model, fields = catalog.published(values.model, tuple(models.MODELS))
             config = config_lib.make(model_name=model, model=fields)
-        imported = import_weights(file, config, output=output, ignore=values.ignore)
-        lines = weights.describe(imported)
+        imported = import_weights(
+            file,
+            config,
+            output=output,
+            chosen=fields,
+            rename=values.rename,
+            ignore=values.ignore,
+            leave=values.leave,
+        )
+        lines = [*weights.describe(imported), *training_flags(imported.info)]
     for line in lines:
         print(line)
     print(f"written: {output}")
@@ -98,5 +159,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("model", "", "A published network, or a model by its name.")
     config_flags.DEFINE_config_file("config", None, "Takes model and fields from here.")
     flags.DEFINE_string("output", None, "The .safetensors file.", required=True)
+    flags.DEFINE_string(
+        "rename",
+        "",
+        "PATTERN=REPLACEMENT of the names of arrays: a regular expression.",
+    )
     flags.DEFINE_string("ignore", "", "Arrays to leave out: a regular expression.")
+    flags.DEFINE_string(
+        "leave", "", "Layers to leave newly initialized: a regular expression."
+    )
     cli.run(main, positional=True)

@@ -1,5 +1,6 @@
 """What a model starts from: a file of weights, or the best state of another run."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,20 +72,21 @@ def weights_of_run(workdir: Path, mesh: jax.sharding.Mesh) -> weights.Weights:
     info = workdir_lib.read_dataset(workdir)
     config = config_lib.load(workdir / workdir_lib.CONFIG)
     _, variables, step = load_model(config, workdir, info, "best", mesh)
-    shapes = shapes_of(config, info.channels)
+    shapes = shapes_of(config)
     return weights.Weights(
         arrays=weights.flatten(jax.device_get(variables)),
         info=model_info(config, info.classes),
         source=f"{config.model_name} trained on {info.name}, step {step}",
         num_classes=len(info.classes),
-        heads=weights.heads_of(shapes(2), shapes(3)),
+        heads=weights.heads_of(shapes(2, info.channels), shapes(3, info.channels)),
     )
 
 
-def shapes_of(config: ConfigDict, channels: int = 3) -> Callable[[int], weights.Shapes]:
-    """From a number of classes to the shapes of all parameters, traced only."""
+def shapes_of(config: ConfigDict) -> Callable[..., weights.Shapes]:
+    """From numbers of classes and channels to the shapes of all parameters, traced."""
 
-    def shapes(num_classes: int) -> weights.Shapes:
+    @functools.cache
+    def shapes(num_classes: int, channels: int = 3) -> weights.Shapes:
         model = models.build(config, num_classes)
         leaves = weights.flatten(abstract_variables(model, channels))
         return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

@@ -10,17 +10,19 @@ leaves other heads as they are. ``python -m experiments.import_weights`` and
 Nothing here uses JAX: trees are nested dicts of arrays.
 """
 
-from segjax.weights.convert import Images
+from segjax.weights.images import Images
 from segjax.weights.importing import (
     Imported,
     describe,
     heads_of,
     import_arrays,
+    rename,
     summary,
 )
 from segjax.weights.readers import read
 from segjax.weights.saved import ModelInfo, Weights, load, read_saved, save
 from segjax.weights.start import Report, start
+from segjax.weights.tables import published_fields
 from segjax.weights.tree import Shapes, Tree, flatten, replace
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "heads_of",
     "import_arrays",
     "load",
+    "published_fields",
     "read",
     "read_saved",
+    "rename",
     "replace",
     "save",
     "start",

@@ -1,10 +1,9 @@
 """The networks that were published with all their layers, and their fields of ours."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from segjax.errors import UserError
+from segjax import errors
 
 # name -> (model, fields). Files are not part of this package.
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,6 +54,12 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
         "pspnet",
         {"backbone": "resnet101", "image_stats": "caffe"},
     ),
+    "unet-carvana": (
+        "unet",
+        {"padding": "same", "norm": "batch", "dropout": 0.0},
+    ),
+    "frrn-a-cityscapes": ("frrn", {"variant": "a"}),
+    "frrn-b-cityscapes": ("frrn", {"variant": "b"}),
     "pspnet50-semseg": ("pspnet", {"backbone": "resnet50"}),
     "pspnet101-semseg": ("pspnet", {"backbone": "resnet101"}),
 }
@@ -70,7 +75,4 @@ def published(name: str, models: Sequence[str]) -> tuple[str, dict[str, Any]]:
         return PUBLISHED[name]
     if name in models:
         return name, {}
-    known = sorted({*PUBLISHED, *models})
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    raise UserError(f"--model={name}: unknown; {hint}")
+    raise errors.unknown("--model", name, {*PUBLISHED, *models})

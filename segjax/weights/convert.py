@@ -12,12 +12,13 @@ are exact, but for rounding:
 * Caffe's BatchNorm: mean and variance are divided by its scale factor.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from segjax.errors import UserError
+from segjax.weights.images import Images, between, fold, mean_behind
 
 EPSILON = 1e-5  # of models/layers.batch_norm
 # Shapes a kernel [h, w, i, o] may have in a file, and the axes that make it HWIO.
@@ -33,6 +34,7 @@ class Conv(NamedTuple):
     bias: str
     layout: str = "OIHW"
     inputs: tuple[int, ...] = ()  # the file's input channel for each of ours; (): same
+    flipped: bool = False  # the file's are convolutions, which turn kernels around
 
 
 class Norm(NamedTuple):
@@ -44,31 +46,17 @@ class Norm(NamedTuple):
     var: str
     factor: str = ""  # Caffe: divides mean and variance
     excess: float = 0.0  # the file's epsilon - ours
+    inverse: bool = False  # `var` holds 1 / sqrt(variance + the file's epsilon)
 
 
 class Arrays(NamedTuple):
     """Parameters that are stored as ours are, but for leading sides of 1."""
 
     names: Mapping[str, str]  # our parameter of the layer -> its array in the file
+    negated: tuple[str, ...] = ()  # those of ours whose sign is the other one
 
 
 Entry = Conv | Norm | Arrays
-
-
-class Images(NamedTuple):
-    """Images as a network sees them: (x * scale - mean) / deviation, x RGB 0..255."""
-
-    scale: float
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
-    bgr: bool = False  # the order in which its first layer takes them
-
-
-# Our layers that see the image.
-FIRST = (
-    *("backbone/conv1", "backbone/conv1_1", "backbone/conv1_7x7_s2"),
-    *("conv1_1", "enc0_conv1", "down1_conv1", "conv1"),
-)
 
 
 class Table(NamedTuple):
@@ -164,15 +152,6 @@ def convert(
     )
 
 
-def mean_behind(layer: str, names: Container[str]) -> str:
-    """The mean of the batch normalization behind a convolution, or ""."""
-    head, slash, tail = layer.rpartition("/")
-    for norm in (f"{layer}_bn", head + slash + tail.replace("conv", "bn", 1)):
-        if f"batch_stats/{norm}/mean" in names:
-            return f"batch_stats/{norm}/mean"
-    return ""
-
-
 class _Work:
     """The state of one conversion."""
 
@@ -208,6 +187,9 @@ class _Work:
             else:
                 if entry.layout != "HWIO":
                     self.how[target].append(f"{entry.layout} to HWIO")
+                if entry.flipped:
+                    kernel = kernel[::-1, ::-1]
+                    self.how[target].append("turned around")
                 if entry.inputs:
                     kernel = kernel[:, :, list(entry.inputs)]
                     self.how[target].append("input channels reordered")
@@ -239,6 +221,12 @@ class _Work:
                     if target in self.results:
                         self.results[target] = self.results[target] * scale
                         self.how[target].append(f"divided by {entry.factor}")
+        if entry.inverse and var in self.results:
+            with np.errstate(divide="ignore"):
+                self.results[var] = 1 / self.results[var] ** 2 - EPSILON
+            self.how[var].append("of its inverse root")
+            if not (np.isfinite(self.results[var]) & (self.results[var] >= 0)).all():
+                self.wrong.append(f"{entry.var} holds no inverse deviations")
         if entry.excess and var in self.results:
             self.results[var] = self.results[var] + entry.excess
             self.how[var].append(f"{entry.excess:+.2g} for another epsilon")
@@ -257,6 +245,9 @@ class _Work:
                 self.wrong_shape(source, target)
             else:
                 self.results[target] = array.reshape(want)
+                if name in entry.negated:
+                    self.results[target] = -self.results[target]
+                    self.how[target].append("negated")
 
     def vector(self, source: str, target: str) -> None:
         array = self.take(source, target)
@@ -305,7 +296,7 @@ class _Work:
     def fold_images(self, layer: str, source: Images, target: Images) -> None:
         name = f"params/{layer}/kernel"
         kernel = self.results[name]
-        if kernel.shape[2] != len(source.mean):
+        if len(source.mean) not in (1, kernel.shape[2]):
             raise UserError(
                 f"the model's first layer {layer} takes {kernel.shape[2]} channels, "
                 f"the published one {len(source.mean)}"
@@ -318,48 +309,6 @@ class _Work:
             self.how[name].append("scale of the images folded in")
         if shifted := fold(layer, self.results, factor, offset):
             self.how[shifted].append("mean of the images folded in")
-
-
-def between(source: Images, target: Images) -> tuple[np.ndarray, np.ndarray]:
-    """(factor, offset) of each channel: images of `source` from those of `target`.
-
-    ``source = target * factor + offset``; of one value if both hold for any number of
-    channels.
-    """
-    source_deviation, target_deviation = map(
-        np.array, (source.deviation, target.deviation)
-    )
-    ratio = source.scale / target.scale
-    factor = target_deviation * ratio / source_deviation
-    offset = (np.array(target.mean) * ratio - np.array(source.mean)) / source_deviation
-    return np.broadcast_arrays(factor, offset)
-
-
-def fold(
-    layer: str, arrays: dict[str, np.ndarray], factor: np.ndarray, offset: np.ndarray
-) -> str:
-    """Makes a first layer for images x that was made for ``x * factor + offset``.
-
-    Args:
-      layer: its name.
-      arrays: by name; the layer's kernel, and its bias or the mean of the normalization
-        behind it, are replaced.
-      factor, offset: of each channel, from :func:`between`.
-
-    Returns:
-      The name of the array that took the offset; "" if nothing had to be done.
-    """
-    if np.allclose(factor, 1, 0, 1e-6) and np.allclose(offset, 0, 0, 1e-6):
-        return ""
-    name, bias = f"params/{layer}/kernel", f"params/{layer}/bias"
-    kernel = arrays[name].astype(np.float64)
-    channels = kernel.shape[2]
-    factor = np.broadcast_to(factor, channels)
-    shift = np.einsum("hwio,i->o", kernel, np.broadcast_to(offset, channels))
-    arrays[name] = kernel * factor[:, None]
-    target = bias if bias in arrays else mean_behind(layer, arrays)
-    arrays[target] = arrays[target] + (shift if target == bias else -shift)
-    return target
 
 
 def _kernel(
@@ -391,33 +340,3 @@ def listed(names: Sequence[str], limit: int = 10) -> str:
     """The names with commas, the first `limit` of them."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def bilinear(kernel: np.ndarray) -> str:
-    """What is wrong with a Caffe deconvolution that should be the bilinear one, or "".
-
-    [C, C, k, k] with the interpolation between a channel and itself, or [C, 1, k, k].
-    """
-    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
-        return f"has shape {kernel.shape}, expected a square kernel"
-    channels, group, side = kernel.shape[:3]
-    half = (side + 1) // 2
-    center = half - 1 if side % 2 else half - 0.5
-    taps = 1 - np.abs(np.arange(side) - center) / half
-    pairs = np.eye(channels) if group == channels else np.ones((channels, group))
-    if group not in (1, channels) or not np.allclose(
-        kernel, pairs[:, :, None, None] * np.outer(taps, taps), atol=1e-5
-    ):
-        return "is not the fixed bilinear kernel: the upsampling was learned"
-    return ""
-
-
-def constant(value: float) -> Callable[[np.ndarray], str]:
-    """A check that an array is `value` everywhere (to float32 accuracy)."""
-
-    def check(array: np.ndarray) -> str:
-        if np.allclose(array, value, rtol=1e-5, atol=0):
-            return ""
-        return f"is not {value} everywhere"
-
-    return check

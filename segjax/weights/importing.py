@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from segjax.errors import UserError
-from segjax.weights import convert, sources
+from segjax.weights import convert, tables
+from segjax.weights.names.networks import Target
 from segjax.weights.saved import ModelInfo, Weights
 from segjax.weights.tree import Shapes, layer_of
 
@@ -38,30 +39,33 @@ def import_arrays(
     arrays: Mapping[str, np.ndarray],
     info: ModelInfo,
     *,
-    shapes_of: Callable[[int], Shapes],
+    shapes_of: Callable[..., Shapes],
     ignore: str = "",
+    leave: str = "",
 ) -> Imported:
     """Converts the arrays of a published file into the layers of a model.
 
     Args:
       arrays: from :func:`read`.
       info: of the model.
-      shapes_of: from a number of classes to the shapes of all parameters and statistics
-        by name ("params/LAYER/kernel"). Asked for 2 and 3 classes; sides may be any
-        multiple of the number of classes, plus anything.
+      shapes_of: ``shapes_of(num_classes, channels)``: the shapes of all parameters and
+        statistics by name ("params/LAYER/kernel"), for a number of classes and of image
+        channels. Asked for 2 and 3 classes; sides may be any multiple of the number of
+        classes, plus anything.
       ignore: a regular expression of arrays of the file to leave out.
+      leave: a regular expression of layers of the model to leave newly initialized,
+        although files of this kind have them.
 
     Raises:
       UserError: one line with everything that does not fit.
     """
-    try:
-        left_out = re.compile(ignore)
-    except re.error as error:
-        raise UserError(f"--ignore={ignore}: no regular expression: {error}") from error
+    left_out, _ = _regex("ignore", ignore), _regex("leave", leave)
     arrays = {n: a for n, a in arrays.items() if not left_out.fullmatch(n)}
-    two, three = shapes_of(2), shapes_of(3)
+    target = Target(info.model, info.fields, shapes_of(2, 3), arrays.keys(), leave)
+    channels = _channels(arrays, tables.find(target))
+    two, three = shapes_of(2, channels), shapes_of(3, channels)
     heads = heads_of(two, three)
-    table = sources.find(sources.Target(info.model, info.fields, two, arrays.keys()))
+    table = tables.find(target._replace(shapes=two))
     num_classes = 0
     for name in heads:
         entry = table.layers.get(layer_of(name))
@@ -75,9 +79,63 @@ def import_arrays(
         )
         for (name, shape), other in zip(two.items(), three.values(), strict=True)
     }
-    table = sources.find(sources.Target(info.model, info.fields, shapes, arrays.keys()))
+    table = tables.find(target._replace(shapes=shapes))
     result = convert.convert(arrays, shapes, table, info.images)
+    if not result.arrays:
+        raise UserError(f"no layer of the model is in the file ({table.source})")
     return Imported(result, table.source, num_classes, heads, info)
+
+
+def _regex(flag: str, pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"--{flag}={pattern}: not a regular expression: {error}"
+        ) from error
+
+
+def _channels(arrays: Mapping[str, np.ndarray], table: convert.Table) -> int:
+    """How many channels the images of the published network have."""
+    entry = table.layers.get(table.first)
+    kernel = arrays.get(entry.kernel) if isinstance(entry, convert.Conv) else None
+    if kernel is None or kernel.ndim != 4:
+        return 3
+    return kernel.shape[{"OIHW": 1, "IOHW": 0, "HWIO": 2}[entry.layout]] or 3
+
+
+def rename(
+    arrays: Mapping[str, np.ndarray], substitution: str
+) -> dict[str, np.ndarray]:
+    """Changes the names of arrays, before their kind is recognized.
+
+    Args:
+      arrays: by name.
+      substitution: ``PATTERN=REPLACEMENT`` of ``re.sub``; "" changes nothing.
+
+    Raises:
+      UserError: no such substitution, or one that gives two arrays the same name.
+    """
+    if not substitution:
+        return dict(arrays)
+    pattern, equals, replacement = substitution.rpartition("=")
+    if not equals:
+        raise UserError(f"--rename={substitution}: expected PATTERN=REPLACEMENT")
+    regex = _regex("rename", pattern)
+    renamed: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        try:
+            new = regex.sub(replacement, name)
+        except (re.error, IndexError) as error:
+            raise UserError(
+                f"--rename={substitution}: not a replacement: {error}"
+            ) from error
+        if new in renamed:
+            raise UserError(
+                f"--rename={substitution}: two arrays would be called {new!r}"
+            )
+        renamed[new] = array
+    return renamed
 
 
 def heads_of(two: Shapes, three: Shapes) -> tuple[str, ...]:

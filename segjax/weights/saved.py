@@ -10,7 +10,7 @@ import numpy as np
 from segjax import files
 from segjax.errors import UserError
 from segjax.weights import convert
-from segjax.weights.convert import Images
+from segjax.weights.images import Images
 from segjax.weights.readers import safetensors_file
 from segjax.weights.tree import Tree, flatten, replace
 

@@ -1,17 +1,12 @@
-"""Which published files fit which of our models.
+"""The kinds of published files that are known, and which of our models they fit."""
 
-``SOURCES`` lists the kinds of files. Layers of ours that a source has no name for are
-left as they are initialized: the heads, when the file is an ImageNet classifier.
-"""
-
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from segjax.errors import UserError
-from segjax.weights import convert
-from segjax.weights.convert import Conv, Entry, Images, Table
-from segjax.weights.names import backbones, networks
+from segjax.weights import checks
+from segjax.weights.convert import Conv, Entry
+from segjax.weights.images import Images
+from segjax.weights.names import backbones, frrn, networks, unet
 from segjax.weights.names.backbones import caffe, keras, torch
 from segjax.weights.names.networks import Target
 
@@ -20,11 +15,13 @@ ILSVRC = Images(1.0, (122.67892, 116.66877, 104.00699), bgr=True)
 VGG = Images(1.0, (123.68, 116.779, 103.939), bgr=True)  # also PSPNet's and Keras'
 GOOGLENET = Images(1.0, (123.0, 117.0, 104.0), bgr=True)
 DEEPLAB = Images(1.0, (122.675, 116.669, 104.008), bgr=True)
+GRAY_OR_RGB = Images(1 / 255, (0.0,), (1.0,))  # 0 to 1
 TORCHVISION = Images(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 VGG_MODELS = ("classifier", "contextual", "deconvnet", "deeplab", "dilation", "fcn")
 RESNET_MODELS = ("classifier", "deeplab", "pspnet")
-RESNETS = ("resnet50", "resnet101")
+BOTTLENECKS = ("resnet50", "resnet101")
+SQUEEZENET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
 
 
 class Source(NamedTuple):
@@ -39,72 +36,6 @@ class Source(NamedTuple):
     ignored: str = ""  # arrays that may be left over: a regular expression
     extra: Callable[[Target], dict[str, Any]] = lambda target: {}  # of the Table
     fields: Mapping[str, Any] = {}  # what else describes the published network
-
-
-def find(target: Target) -> Table:
-    """The name table for a file and a model.
-
-    Raises:
-      UserError: no known source, or a field that contradicts the file.
-    """
-    backbone = target.fields.get("backbone", "vgg16")
-    known = [source for source in SOURCES if _signed(source, target)]
-    for source in known:
-        if target.model in source.models and backbone in source.backbones:
-            return _table(source, target)
-    some = ", ".join(sorted(target.names)[:4])
-    looks = "no known source"
-    if known:
-        likely = known[0]
-        looks = (
-            f"{likely.title}, for model {' or '.join(likely.models)} with backbone "
-            f"{' or '.join(likely.backbones)}"
-        )
-    ours = f"model {target.model!r}"
-    if "backbone" in target.fields:
-        ours += f" with backbone {backbone!r}"
-    raise UserError(f"arrays like {some} are of {looks}, not for {ours}")
-
-
-def _signed(source: Source, target: Target) -> bool:
-    pattern = re.compile(source.signature)
-    return any(pattern.fullmatch(name) for name in target.names)
-
-
-def _table(source: Source, target: Target) -> Table:
-    named = {layer: source.layer(layer, target) for layer in layers(target.shapes)}
-    entries = {layer: entry for layer, entry in named.items() if entry}
-    missing = tuple(layer for layer, entry in named.items() if not entry)
-    for layer in missing:
-        before = layer.removesuffix("_bn")
-        if before in entries and f"params/{before}/bias" not in target.shapes:
-            raise UserError(
-                f"{source.title} has no batch normalization {layer}; set model.norm to "
-                "'none'"
-            )
-    notes = [
-        f"the published network has {field}={value!r}, the model "
-        f"{target.fields[field]!r}"
-        for field, value in source.fields.items()
-        if target.fields.get(field, value) != value
-    ]
-    images = source.images
-    return Table(
-        source=source.title,
-        layers=entries,
-        images=images if isinstance(images, Images) else images(target),
-        first=next((layer for layer in convert.FIRST if layer in entries), ""),
-        missing=missing,
-        ignored=tuple(n for n in target.names if re.fullmatch(source.ignored, n)),
-        notes=tuple(notes),
-        **source.extra(target),
-    )
-
-
-def layers(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Our layers, in order, from names such as "params/backbone/conv1_1/kernel"."""
-    names = (name.partition("/")[2].rpartition("/")[0] for name in shapes)
-    return tuple(dict.fromkeys(names))
 
 
 # --- ImageNet classifiers, for any model on that backbone ---
@@ -129,12 +60,41 @@ _GOOGLENET_SCORES = {
     for kind in ("conv", "fc", "classifier")
 }
 _AS_TORCHVISION = {"stem": "plain", "stride_in_1x1": False}
+_BASIC_BLOCKS = ("resnet18", "resnet34")  # without a 1x1 convolution to stride in
 _AS_MSRA = {"stem": "plain", "stride_in_1x1": True}
 _DEEPLAB_RESNET = dict(_AS_MSRA, first_block_dilation=True, output_stride=8)
 _PSPNET = {"stem": "deep", "first_block_dilation": True, "output_stride": 8}
 
 # The first whose signature is in the file is taken.
 SOURCES = (
+    Source(
+        "U-Net (milesial/Pytorch-UNet)",
+        ("unet",),
+        ("",),
+        r"up1\.up\.weight",
+        unet.unet_milesial,
+        GRAY_OR_RGB,
+        ignored=r".*\.num_batches_tracked",
+        extra=unet.unet_milesial_extra,
+    ),
+    Source(
+        "FRRN (Lasagne)",
+        ("frrn",),
+        ("",),
+        r"arr_0",
+        frrn.frrn,
+        GRAY_OR_RGB,
+        fields={"unpooling": "bilinear_origin"},
+    ),
+    Source(
+        "CRF-RNN (crfasrnn_pytorch)",
+        ("crfrnn",),
+        ("vgg16",),
+        r"crfrnn\.spatial_ker_weights",
+        networks.crfrnn_torch,
+        VGG,
+        extra=networks.crfrnn_torch_extra,
+    ),
     Source(
         "CRF-RNN (Caffe)",
         ("crfrnn",),
@@ -169,7 +129,7 @@ SOURCES = (
         r"(fc-)?final\[0\]",
         networks.dilation,
         networks.dilation_images,
-        extra=lambda target: {"checks": {"ctx_upsample[0]": convert.bilinear}},
+        extra=lambda target: {"checks": {"ctx_upsample[0]": checks.bilinear}},
     ),
     Source(
         "DeconvNet (Caffe)",
@@ -190,28 +150,29 @@ SOURCES = (
     Source(
         "DeepLab v2 ResNet (Caffe)",
         ("deeplab",),
-        RESNETS,
+        BOTTLENECKS,
         r"fc1_\w+\[0\]",
         networks.deeplab_resnet,
         DEEPLAB,
-        # The copies of the layers that see the image at the other scales.
-        ignored=r".*_res0\d+\[\d\]",
+        # The copies of the layers that see the image at the other scales, and the class
+        # scores of the network that was trained on COCO to start from.
+        ignored=r".*_res0\d+\[\d\]|fc1_[A-Za-z0-9]+\[[01]\]",
         fields=_DEEPLAB_RESNET,
     ),
     Source(
         "DeepLab v2 ResNet (deeplab-pytorch)",
         ("deeplab",),
-        RESNETS,
+        BOTTLENECKS,
         r"(.*\.)?layer1\.conv1\.conv\.weight",
         networks.deeplab_kazuto,
         DEEPLAB,
-        ignored=r".*\.num_batches_tracked",
+        ignored=r".*\.num_batches_tracked|(.*\.)?fc\.(weight|bias)",
         fields=_DEEPLAB_RESNET,
     ),
     Source(
         "PSPNet (Caffe)",
         ("pspnet",),
-        RESNETS,
+        BOTTLENECKS,
         r"conv1_1_3x3_s2\[0\]",
         networks.psp_caffe,
         VGG,
@@ -220,7 +181,7 @@ SOURCES = (
     Source(
         "PSPNet (semseg)",
         ("pspnet",),
-        RESNETS,
+        BOTTLENECKS,
         r"layer0\.0\.weight",
         networks.psp_semseg,
         TORCHVISION,
@@ -237,10 +198,39 @@ SOURCES = (
         ignored=r"(conv5_\d|fc[678])\[[01]\]",
     ),
     Source(
+        "VGG16 with batch normalization (torchvision)",
+        VGG_MODELS,
+        ("vgg16",),
+        r"features\.38\.running_mean",
+        _classifier(backbones.vgg16_bn_torch),
+        TORCHVISION,
+        ignored=r"classifier\.[036]\.(weight|bias)|.*\.num_batches_tracked"
+        r"|features\.(3[4-9]|4[0-9])\..*",
+        extra=networks.vgg16_bn_extra,
+    ),
+    Source(
+        "SqueezeNet 1.1 (torchvision)",
+        SQUEEZENET_MODELS,
+        ("squeezenet",),
+        r"features\.12\.squeeze\.weight",
+        _classifier(backbones.squeezenet_torch, {"conv10": torch("classifier.1")}),
+        TORCHVISION,
+        ignored=r"classifier\.1\.(weight|bias)",
+    ),
+    Source(
+        "SqueezeNet 1.1 (Keras)",
+        SQUEEZENET_MODELS,
+        ("squeezenet",),
+        r"fire2/squeeze1x1/kernel",
+        _classifier(backbones.squeezenet_keras, {"conv10": keras("conv10")}),
+        VGG,
+        ignored=r"conv10/.*",
+    ),
+    Source(
         "VGG16 (torchvision)",
         VGG_MODELS,
         ("vgg16",),
-        r"features\.0\.weight",
+        r"features\.28\.weight",
         _classifier(backbones.vgg16_torch, {"fc8": torch("classifier.6")}),
         TORCHVISION,
         ignored=r"(features\.2[468]|classifier\.[036])\.(weight|bias)",
@@ -275,17 +265,18 @@ SOURCES = (
     Source(
         "ResNet (torchvision, of a segmentation network)",
         RESNET_MODELS,
-        RESNETS,
+        BOTTLENECKS,
         r"backbone\.conv1\.weight",
         _classifier(backbones.resnet_torch),
         TORCHVISION,
         ignored=r"(aux_)?classifier\..*|.*\.num_batches_tracked",
         fields=_AS_TORCHVISION | {"first_block_dilation": False, "output_stride": 8},
+        extra=networks.torchvision_extra,
     ),
     Source(
         "ResNet with a deep stem (semseg)",
         RESNET_MODELS,
-        RESNETS,
+        BOTTLENECKS,
         r"conv3\.weight",
         _classifier(backbones.resnet_torch, {"fc": torch("fc")}),
         TORCHVISION,
@@ -295,7 +286,7 @@ SOURCES = (
     Source(
         "ResNet (torchvision)",
         RESNET_MODELS,
-        RESNETS,
+        BOTTLENECKS,
         r"conv1\.weight",
         _classifier(backbones.resnet_torch, {"fc": torch("fc")}),
         TORCHVISION,
@@ -303,9 +294,19 @@ SOURCES = (
         fields=_AS_TORCHVISION,
     ),
     Source(
+        "ResNet (torchvision)",
+        RESNET_MODELS,
+        _BASIC_BLOCKS,
+        r"conv1\.weight",
+        _classifier(backbones.resnet_torch, {"fc": torch("fc")}),
+        TORCHVISION,
+        ignored=r"fc\..*|.*\.num_batches_tracked",
+        fields={"stem": "plain"},
+    ),
+    Source(
         "ResNet (Caffe, MSRA)",
         RESNET_MODELS,
-        RESNETS,
+        BOTTLENECKS,
         r"bn_conv1\[0\]",
         _classifier(backbones.resnet_caffe, {"fc": caffe("fc1000")}),
         ILSVRC,
@@ -315,7 +316,7 @@ SOURCES = (
     Source(
         "ResNet (Keras)",
         RESNET_MODELS,
-        RESNETS,
+        BOTTLENECKS,
         r"conv1_conv/kernel",
         _classifier(backbones.resnet_keras, {"fc": keras("predictions")}),
         VGG,
@@ -325,11 +326,70 @@ SOURCES = (
     Source(
         "ResNet50 (Keras, before 2019)",
         RESNET_MODELS,
-        RESNETS,
+        BOTTLENECKS,
         r"res2a_branch2a/kernel",
         _classifier(backbones.resnet_keras_old, {"fc": keras("fc1000")}),
         VGG,
         ignored=r"fc1000/.*",
         fields=_AS_MSRA,
+    ),
+)
+
+
+class Refused(NamedTuple):
+    """A network that is well known and not one of ours."""
+
+    title: str
+    arrays: tuple[str, ...]  # which it has, all of them
+    why: str
+    without: str = ""  # an array that it does not have
+
+
+REFUSED = (
+    Refused(
+        "torchvision's AlexNet",
+        ("features.3.weight", "features.10.weight", "classifier.1.weight"),
+        "it has other widths than Caffe's, no groups and no normalization",
+    ),
+    Refused(
+        "torchvision's GoogLeNet",
+        ("conv1.conv.weight", "inception3a.branch1.conv.weight"),
+        "it has batch normalization and 3x3 for 5x5 kernels, unlike Caffe's",
+    ),
+    Refused(
+        "VGG19",
+        ("features.0.weight", "features.34.weight", "features.32.weight"),
+        "of the VGG networks, VGG16 is known",
+    ),
+    Refused(
+        "VGG19 with batch normalization",
+        ("features.0.weight", "features.49.weight"),
+        "of the VGG networks, VGG16 is known",
+    ),
+    Refused(
+        "VGG11",
+        ("features.0.weight", "features.16.weight", "features.18.weight"),
+        "of the VGG networks, VGG16 is known",
+    ),
+    Refused(
+        "VGG13",
+        ("features.0.weight", "features.20.weight", "features.22.weight"),
+        "of the VGG networks, VGG16 is known",
+    ),
+    Refused(
+        "SqueezeNet 1.0",
+        ("features.3.squeeze.weight", "features.5.squeeze.weight"),
+        "SqueezeNet 1.1 is known",
+    ),
+    Refused(
+        "milesial/Pytorch-UNet with bilinear upsampling",
+        ("inc.double_conv.0.weight", "up1.conv.double_conv.0.weight"),
+        "it resizes without a convolution; its form with bilinear=False is known",
+        without="up1.up.weight",
+    ),
+    Refused(
+        "FusionNet of Keras",
+        ("deconvolution2d_1/kernel", "batchnormalization_1/gamma"),
+        "its batch normalization runs over the rows of the image instead of channels",
     ),
 )

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segjax.errors import UserError
-from segjax.weights import convert
-from segjax.weights.convert import Images
+from segjax.weights import convert, images
+from segjax.weights.images import Images
 from segjax.weights.saved import ModelInfo, Weights
+from segjax.weights.tables import MUST_AGREE
 from segjax.weights.tree import Tree, by_layer, flatten, replace
 
-# Fields that do not change the shape of any array, but what the arrays mean: a network
-# with another value is another one, which no training is meant to bridge.
-_MUST_AGREE = ("stride_in_1x1", "lrn_first", "layout")
 # Of training alone, or of how much memory and time it takes.
 _NO_MATTER = (
     *("dropout", "bn_momentum", "dtype", "remat", "aux", "unary_loss", "capacity"),
@@ -138,7 +136,7 @@ def _plain(value: Any) -> Any:
 
 def _check_fields(path: object, weights: Weights, info: ModelInfo) -> None:
     fields = weights.info.fields
-    for field in _MUST_AGREE:
+    for field in sorted(MUST_AGREE):
         if field in fields and fields[field] != info.fields.get(field, fields[field]):
             raise UserError(
                 f"{path} ({weights.source}) is of a network with "
@@ -154,7 +152,7 @@ def _differences(weights: Weights, info: ModelInfo) -> list[str]:
         f"the weights are of a network with {field}={fields[field]!r}, "
         f"--config.model.{field} is {info.fields[field]!r}"
         for field in sorted(fields.keys() & info.fields.keys())
-        if field not in (*_MUST_AGREE, *_NO_MATTER, *_ELSEWHERE)
+        if field not in (*MUST_AGREE, *_NO_MATTER, *_ELSEWHERE)
         and _plain(fields[field]) != _plain(info.fields[field])
     ]
     if not weights.info.classes and weights.num_classes == len(info.classes):
@@ -187,11 +185,11 @@ def _convert_images(
     path: object, arrays: dict[str, np.ndarray], source: Images, target: Images
 ) -> list[str]:
     """Folds another scale and mean of the images into the first layer of `arrays`."""
-    factor, offset = convert.between(source, target)
+    factor, offset = images.between(source, target)
     if np.allclose(factor, 1, 0, 1e-6) and np.allclose(offset, 0, 0, 1e-6):
         return []
     layer = next(
-        (name for name in convert.FIRST if f"params/{name}/kernel" in arrays), ""
+        (name for name in images.FIRST if f"params/{name}/kernel" in arrays), ""
     )
     change = (
         f"images of scale {source.scale:.6g} and mean {source.mean}, the model of "
@@ -202,7 +200,7 @@ def _convert_images(
             f"{path}: its first layer takes {change}: set --config.model.image_stats "
             "to that of the weights"
         )
-    convert.fold(layer, arrays, factor, offset)
+    images.fold(layer, arrays, factor, offset)
     return [
         f"{layer} took {change}: folded into its weights, exactly but for the padding "
         "of the image"

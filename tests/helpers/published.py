@@ -184,7 +184,7 @@ def _known(model, fields):
         known = {name: getattr(network(2), name) for name in names}
         images = np.zeros((1, 224, 224, 3), np.uint8)
 
-        def shapes_of(classes):
+        def shapes_of(classes, channels=3):
             keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
             init = functools.partial(network(classes).init, train=True)
             flat = weights.flatten(jax.eval_shape(init, keys, images))
@@ -192,9 +192,14 @@ def _known(model, fields):
 
     else:
         config = make_config(model, **dict(fields))
-        known = config_lib.json_like(config.model)
+        known = initialization.model_info(config).fields
         shapes_of = initialization.shapes_of(config)
     return known, functools.cache(shapes_of)
+
+
+def known_shapes(model, fields, classes):
+    """The shapes of all parameters and statistics of a model."""
+    return _known(model, tuple(fields.items()))[1](classes)
 
 
 def run_import(arrays, model, images=sources.ILSVRC, **fields):

@@ -26,10 +26,10 @@ from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.ops import conv, image
-from segjax.weights import catalog, convert, sources
+from segjax.weights import catalog, checks, convert, sources
 from segjax.weights.readers import caffe, safetensors_file
 
-CAFFE_IMAGES = convert.Images(*image.IMAGE_STATS["caffe"])
+CAFFE_IMAGES = weights.Images(*image.IMAGE_STATS["caffe"])
 
 # --- formats ---
 
@@ -108,14 +108,14 @@ def test_file_of_another_model():
 
 
 def test_bilinear_kernels_are_recognized():
-    assert convert.bilinear(bilinear_blob(3, 4)) == ""
+    assert checks.bilinear(bilinear_blob(3, 4)) == ""
     grouped = bilinear_blob(3, 4)[range(3), range(3)][:, None]
-    assert convert.bilinear(grouped) == ""
-    assert "square" in convert.bilinear(grouped[..., :2])
+    assert checks.bilinear(grouped) == ""
+    assert "square" in checks.bilinear(grouped[..., :2])
     # Caffe's own filler fills all pairs of channels, which sums them.
     dense = np.broadcast_to(bilinear_blob(1, 4), (3, 3, 4, 4))
-    assert "learned" in convert.bilinear(dense)
-    assert "learned" in convert.bilinear(bilinear_blob(3, 4) * 1.001)
+    assert "learned" in checks.bilinear(dense)
+    assert "learned" in checks.bilinear(bilinear_blob(3, 4) * 1.001)
 
 
 # --- images ---
@@ -423,10 +423,10 @@ def test_program_names_the_file(tmp_path):
         import_weights.import_weights(source, config, output=output)
     with pytest.raises(UserError, match="ending in .safetensors"):
         import_weights.import_weights(source, config, output=tmp_path / "a.npz")
-    with pytest.raises(UserError, match="--ignore=.: no regular expression"):
+    with pytest.raises(UserError, match="--ignore=.: not a regular expression"):
         import_weights.import_weights(source, config, output=output, ignore="(")
-    with pytest.raises(UserError, match=r"'.npz'; known: .caffemodel, .pth"):
-        weights.read(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"'.npy'; known: .caffemodel, .pth"):
+        weights.read(tmp_path / "a.npy")
     assert not output.exists()
 
 

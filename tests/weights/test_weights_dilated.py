@@ -19,8 +19,8 @@ from published import (
     vgg_layers,
 )
 
+from segjax import weights
 from segjax.errors import UserError
-from segjax.weights import convert
 
 STAGES = (2, 2, 3, 3, 3)
 
@@ -165,7 +165,7 @@ def dilation_import(name):
     fields, mean = DILATION[name]
     arrays = dilation_caffe(**fields)
     fields = dict(widths=WIDTHS, fc_channels=FC, **fields)
-    imported = run_import(arrays, "dilation", convert.Images(1.0, mean), **fields)
+    imported = run_import(arrays, "dilation", weights.Images(1.0, mean), **fields)
     check_complete(arrays, imported)
     assert imported.num_classes == CLASSES
     # With the mean of the data set nothing is folded in.

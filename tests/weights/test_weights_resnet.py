@@ -227,7 +227,8 @@ def test_backbone_of_torchvision_segmentation_networks():
     arrays |= dict.fromkeys(heads, np.zeros(3, np.float32))
     fields = dict(TINY, stem="plain", bins=(1,), first_block_dilation=False)
     imported = run_import(arrays, "pspnet", **fields)
-    assert not imported.result.notes
+    (note,) = imported.result.notes
+    assert "torchvision's FCN is not one of ours" in note
     ignored = [*tracked(arrays), *heads]
     check_complete(arrays, imported, ignored, imported.result.missing)
     same = run_import(inner, "pspnet", **fields).result.arrays
@@ -236,5 +237,8 @@ def test_backbone_of_torchvision_segmentation_networks():
         np.testing.assert_array_equal(array, same[name])
     # Their first dilated blocks keep the rate of the stage before; ours would not.
     imported = run_import(arrays, "pspnet", **{**fields, "first_block_dilation": True})
-    (note,) = imported.result.notes
+    _, note = imported.result.notes
     assert "first_block_dilation=False" in note
+    arrays["classifier.0.convs.0.0.weight"] = np.zeros(3, np.float32)
+    (note,) = run_import(arrays, "pspnet", **fields).result.notes
+    assert "torchvision's DeepLabV3" in note

@@ -261,9 +261,12 @@ def test_pspnet(name, library):
 
 def test_pspnet_of_other_fields():
     arrays = psp_semseg()
-    # Other strides: the same arrays, another network, which is said.
-    imported = run_import(arrays, "pspnet", stride_in_1x1=True, **PSP)
-    assert any("stride_in_1x1=False" in note for note in imported.result.notes)
+    # Other strides: the same arrays, but another network.
+    with pytest.raises(UserError, match="stride_in_1x1=False, the model has True"):
+        run_import(arrays, "pspnet", stride_in_1x1=True, **PSP)
+    # A coarser map is a choice, which is said.
+    imported = run_import(arrays, "pspnet", output_stride=16, **PSP)
+    assert any("output_stride=8" in note for note in imported.result.notes)
     imported = run_import(arrays, "pspnet", aux=False, **PSP)
     aux = [name for name in arrays if name.startswith("aux.")]
     check_complete(arrays, imported, {*tracked(arrays), *aux})

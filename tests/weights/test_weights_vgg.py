@@ -147,19 +147,19 @@ def test_fcn_stages(skips):
     again = run_import(old, "fcn", skips=skips, **FCN)
     for name, array in imported.result.arrays.items():
         np.testing.assert_array_equal(array, again.result.arrays[name])
-    with pytest.raises(UserError, match=f"set model.skips to {skips}"):
+    with pytest.raises(UserError, match=f"set --config.model.skips to {skips}"):
         run_import(arrays, "fcn", skips=8, **FCN)
 
 
 def test_fields_that_contradict_the_file():
-    with pytest.raises(UserError, match="set model.learn_upsampling to True"):
+    with pytest.raises(UserError, match="set --config.model.learn_upsampling to True"):
         run_import(fcn_cvpr(), "fcn", skips=8, **FCN)
     arrays = fcn_caffe(8)
     arrays["upscore2[0]"] += 0.01
     with pytest.raises(UserError, match=r"upscore2\[0\] is not the fixed bilinear"):
         run_import(arrays, "fcn", skips=8, **FCN)
     arrays = fcn_caffe(8, at_once=True)
-    with pytest.raises(UserError, match="set model.at_once to True"):
+    with pytest.raises(UserError, match="set --config.model.at_once to True"):
         run_import(arrays, "fcn", skips=8, **FCN)
     arrays["scale_pool3[0]"][1] = 0.01
     arrays["scale_pool4[0]"][2] = 0.02

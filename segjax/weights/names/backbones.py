@@ -69,6 +69,10 @@ _VGG16_TORCH = dict(
         strict=True,
     )
 )
+# Behind every convolution a normalization and a ReLU.
+_VGG16_BN_TORCH = dict(
+    zip(_VGG16, (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40), strict=False)
+)
 _VGG16_KERAS = {
     name: "block{}_conv{}".format(*name.removeprefix("conv").split("_"))
     for name in _VGG16[:13]
@@ -82,6 +86,17 @@ def vgg16_caffe(layer: str, names: Set[str]) -> Conv | None:
 
 def vgg16_torch(layer: str, names: Set[str]) -> Conv | None:
     return torch(_VGG16_TORCH[layer]) if layer in _VGG16_TORCH else None
+
+
+def vgg16_bn_torch(layer: str, names: Set[str]) -> Entry | None:
+    """torchvision's vgg16_bn; its fc6 and fc7 have no normalization, ours then do."""
+    name = layer.removesuffix("_bn")
+    if name not in _VGG16_BN_TORCH:
+        return None
+    index = _VGG16_BN_TORCH[name]
+    if layer.endswith("_bn"):
+        return torch_norm(f"features.{index + 1}")
+    return torch(f"features.{index}")
 
 
 def vgg16_keras(layer: str, names: Set[str]) -> Conv | None:
@@ -100,6 +115,30 @@ def googlenet_caffe(layer: str, names: Set[str]) -> Conv | None:
     """conv1/7x7_s2, inception_3a/5x5_reduce, ..: a slash for our "_"."""
     match = re.fullmatch(r"(conv[12]|inception_\d\w)_(\dx\d.*|pool_proj)", layer)
     return caffe(f"{match[1]}/{match[2]}") if match else None
+
+
+# --- SqueezeNet 1.1 ---
+
+# The fire modules among torchvision's features, where poolings have numbers, too.
+_FIRES_TORCH = {2: 3, 3: 4, 4: 6, 5: 7, 6: 9, 7: 10, 8: 11, 9: 12}
+
+
+def squeezenet_torch(layer: str, names: Set[str]) -> Conv | None:
+    if layer == "conv1":
+        return torch("features.0")
+    match = re.fullmatch(r"fire(\d)_(squeeze1x1|expand1x1|expand3x3)", layer)
+    if match is None:
+        return None
+    # torchvision calls the first one without its kernel.
+    kind = match[2].replace("squeeze1x1", "squeeze")
+    return torch(f"features.{_FIRES_TORCH[int(match[1])]}.{kind}")
+
+
+def squeezenet_keras(layer: str, names: Set[str]) -> Conv | None:
+    """rcmalli/keras-squeezenet, in the authors' names: a slash for our "_"."""
+    if not re.fullmatch(r"conv1|fire\d_(squeeze1x1|expand1x1|expand3x3)", layer):
+        return None
+    return keras(layer.replace("_", "/"))
 
 
 # --- ResNets ---

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 from segjax.errors import UserError
-from segjax.weights import convert
-from segjax.weights.convert import Arrays, Conv, Entry, Images
+from segjax.weights import checks
+from segjax.weights.convert import Arrays, Conv, Entry
+from segjax.weights.images import Images
 from segjax.weights.names import backbones
 from segjax.weights.names.backbones import affine, caffe, psp_norm, torch, torch_norm
 
@@ -23,6 +24,7 @@ class Target(NamedTuple):
     fields: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     names: Set[str]
+    leave: str = ""  # layers to initialize newly, whatever the file has: a regex
 
 
 def part(layer: str) -> str:
@@ -36,17 +38,17 @@ def fcn_caffe(layer: str, target: Target) -> Conv:
 def fcn_extra(target: Target) -> dict[str, Any]:
     skips = 32 - 16 * ("score_pool4[0]" in target.names)
     skips -= 8 * ("score_pool3[0]" in target.names)
-    _expect(target, "skips", skips)
+    expect(target, "skips", skips)
     if skips != 32:
-        _expect(target, "at_once", "scale_pool4[0]" in target.names)
+        expect(target, "at_once", "scale_pool4[0]" in target.names)
     learned = target.fields.get("learn_upsampling", False)
     fixed = {"upscore[0]", "upscore16[0]", "upscore8[0]"}
     if not learned:
         fixed |= {"upscore2[0]", "upscore_pool4[0]"}
-    checks = dict.fromkeys(fixed, convert.bilinear)
-    checks["scale_pool4[0]"] = convert.constant(0.01)
-    checks["scale_pool3[0]"] = convert.constant(0.0001)
-    return {"checks": checks}
+    fixed_arrays = dict.fromkeys(fixed, checks.bilinear)
+    fixed_arrays["scale_pool4[0]"] = checks.constant(0.01)
+    fixed_arrays["scale_pool3[0]"] = checks.constant(0.0001)
+    return {"checks": fixed_arrays}
 
 
 _CVPR = {
@@ -58,6 +60,9 @@ _CVPR = {
 }
 
 
+_CVPR_FIELDS = (("skips", 8), ("at_once", False), ("learn_upsampling", True))
+
+
 def fcn_cvpr(layer: str, target: Target) -> Conv | None:
     if layer in _CVPR:
         layout = "IOHW" if layer.startswith("upscore") else "OIHW"
@@ -66,11 +71,11 @@ def fcn_cvpr(layer: str, target: Target) -> Conv | None:
 
 
 def fcn_cvpr_extra(target: Target) -> dict[str, Any]:
-    for field, value in (("skips", 8), ("at_once", False), ("learn_upsampling", True)):
-        _expect(target, field, value)
+    for field, value in _CVPR_FIELDS:
+        expect(target, field, value)
     # The first learned upsampling has a bias. Its output is added to score_pool4.
     return {
-        "checks": {"upsample[0]": convert.bilinear},
+        "checks": {"upsample[0]": checks.bilinear},
         "added": {"score2[1]": "params/score_pool4/bias"},
     }
 
@@ -85,12 +90,59 @@ def crfrnn(layer: str, target: Target) -> Entry | None:
     return fcn_cvpr(layer, target)
 
 
-def _expect(target: Target, field: str, value: Any) -> None:
+def expect(target: Target, field: str, value: Any) -> None:
+    """Raises a UserError if a field of the model is not that of the file."""
     if target.fields.get(field, value) != value:
         raise UserError(
             f"the file is of a network with {field}={value!r}, the model has "
-            f"{target.fields[field]!r}: set model.{field} to {value!r}"
+            f"{target.fields[field]!r}: set --config.model.{field} to {value!r}"
         )
+
+
+_CRFASRNN = {
+    layer: torch(layer) for layer in ("score_fr", "score_pool4", "score_pool3")
+} | {
+    layer: torch(layer)._replace(layout="IOHW")
+    for layer in ("upscore2", "upscore_pool4")
+}
+
+
+def crfrnn_torch(layer: str, target: Target) -> Entry | None:
+    """crfasrnn_pytorch: the CVPR net of FCN-8s with the names of the later one.
+
+    Its CRF adds the messages that it has multiplied by the compatibility matrix, where
+    the paper and our network subtract them.
+    """
+    if layer == "crfrnn":
+        names = {name: f"crfrnn.{name}" for name in _CRF}
+        return Arrays(names, negated=("compatibility_matrix",))
+    if layer in _CRFASRNN:
+        return _CRFASRNN[layer]
+    return torch(part(layer)) if layer.startswith("backbone/") else None
+
+
+def crfrnn_torch_extra(target: Target) -> dict[str, Any]:
+    for field, value in _CVPR_FIELDS:
+        expect(target, field, value)
+    return {
+        "checks": {"upscore8.weight": checks.bilinear},
+        "added": {"upscore2.bias": "params/score_pool4/bias"},
+    }
+
+
+def torchvision_extra(target: Target) -> dict[str, Any]:
+    head = "DeepLabV3" if "classifier.0.convs.0.0.weight" in target.names else "FCN"
+    return {
+        "notes": (
+            f"the head of torchvision's {head} is not one of ours: only its backbone "
+            "is used",
+        )
+    }
+
+
+def vgg16_bn_extra(target: Target) -> dict[str, Any]:
+    expect(target, "norm", "batch")
+    return {}
 
 
 def psp_caffe(layer: str, target: Target) -> Entry | None:
@@ -146,10 +198,21 @@ def _experiment(target: Target, layer: str) -> str:
     return next((match[1] for match in matches if match), "voc12")
 
 
+def _coco_start(target: Target) -> bool:
+    """Whether the file is the start of DeepLab v2, without the branches of its head."""
+    return not any(
+        re.fullmatch(r"fc1_\w+_c\d\[0\]|(.*\.)?aspp\..*", name) for name in target.names
+    )
+
+
 def deeplab_resnet(layer: str, target: Target) -> Entry | None:
     if match := re.fullmatch(r"head/fc1(?:_(\d+))?", layer):
         branch = f"_c{int(match[1]) - 1}" if match[1] else ""
-        return caffe(f"fc1_{_experiment(target, 'fc1')}{branch}")
+        name = f"fc1_{_experiment(target, 'fc1')}{branch}"
+        # The start that was trained on COCO has one 1x1 convolution instead.
+        if branch and f"{name}[0]" not in target.names and _coco_start(target):
+            return None
+        return caffe(name)
     return backbones.resnet_caffe(part(layer), target.names)
 
 
@@ -163,6 +226,8 @@ def deeplab_vgg(layer: str, target: Target) -> Conv | None:
 
 def deeplab_kazuto(layer: str, target: Target) -> Entry | None:
     if match := re.fullmatch(r"head/fc1(?:_(\d+))?", layer):
+        if _coco_start(target):
+            return None
         prefix = backbones.kazuto_prefix(target.names) + "aspp."
         old = any(".stages." in name for name in target.names)
         branch = int(match[1] or 1) - 1

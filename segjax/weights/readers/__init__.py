@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from segjax.errors import UserError
-from segjax.weights.readers import caffe, keras, safetensors_file, torch_file
+from segjax.weights.readers import (
+    caffe,
+    keras,
+    numpy_file,
+    safetensors_file,
+    torch_file,
+)
 
 READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".caffemodel": caffe.read,
@@ -14,6 +20,7 @@ READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".pt": torch_file.read,
     ".h5": keras.read,
     ".hdf5": keras.read,
+    ".npz": numpy_file.read,
     ".safetensors": lambda path: safetensors_file.read(path)[0],
 }
 
@@ -22,7 +29,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of a published file, by the names they have there.
 
     Caffe: ``LAYER[INDEX]``; PyTorch: the keys of the state dict; Keras: ``LAYER/KIND``;
-    safetensors: as they are, so PyTorch's if the file was made from a state dict.
+    NumPy: ``arr_INDEX``; safetensors: as they are, so PyTorch's if the file was made
+    from a state dict.
 
     Raises:
       UserError: unknown kind of file, not readable, or its reader is not installed;
