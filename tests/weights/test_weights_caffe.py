@@ -160,8 +160,8 @@ def test_damaged_caffemodel(tmp_path):
         caffe.read(path)
     with pytest.raises(UserError, match="not found"):
         caffe.read(tmp_path / "none.caffemodel")
-    with pytest.raises(UserError, match=r"'.npz'; known: .caffemodel, .pth"):
-        weights.read(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"'.npy'; known: .caffemodel, .pth"):
+        weights.read(tmp_path / "a.npy")
 
 
 def message(number, body):
