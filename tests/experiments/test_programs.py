@@ -388,7 +388,7 @@ def test_missing_dataset_folder(config, tmp_path, name):
     root, workdir = tmp_path / "nowhere", tmp_path / "run"
     bad = changed(config, data__name=name, data__root=str(root))
     fails(f"{root}.*expected", train.train, bad, workdir)
-    fails("root is empty", train.train, changed(bad, data__root=""), workdir)
+    fails("is empty", train.train, changed(bad, data__root=""), workdir)
     assert not workdir.exists()
 
 

@@ -54,8 +54,6 @@ class Layout(NamedTuple):
     tables: bytes
     """Of a JPEG in segments."""
     colormap: np.ndarray | None
-    options: int
-    """T4Options, of fax compression."""
 
     @property
     def gray(self) -> bool:
@@ -65,10 +63,10 @@ class Layout(NamedTuple):
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _GRAY = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
 _NONE, _LZW, _JPEG, _PACKBITS, _LZMA, _ZSTD = 1, 5, 7, 32773, 34925, 50000
-_FAX, _DEFLATE = (2, 3, 4), (8, 32946)
+_DEFLATE = (8, 32946)
 # The most that the compressions make of a byte; the last two have no real bound.
 _RATIO = {_NONE: 1, _LZW: 4096, _PACKBITS: 64, _JPEG: 4096, _LZMA: 2**14, _ZSTD: 2**15}
-_RATIO |= dict.fromkeys(_FAX, 2**14) | dict.fromkeys(_DEFLATE, 1032)
+_RATIO |= dict.fromkeys(_DEFLATE, 1032)
 _REVERSE = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _LZMA_MEMORY = 2**28
 
@@ -107,7 +105,6 @@ def read_layout(file: BinaryIO, length: int) -> Layout:
             byteorder=byteorder,
             tables=bytes(page.jpegtables or b""),
             colormap=None if colormap is None else np.asarray(colormap),
-            options=int(tags.valueof("T4Options", 0)),
         )
         _check_samples(layout, tuple(map(int, page.extrasamples)))
     _check_segments(layout, length)
@@ -162,7 +159,7 @@ def _check_samples(layout: Layout, extra: tuple[int, ...]) -> None:
     if layout.photometric == _YCBCR and layout.compression != _JPEG:
         raise Unsupported("is a TIFF in YCbCr without JPEG compression: convert it")
     if layout.compression not in _RATIO or layout.predictor not in (1, 2):
-        known = "none, LZW, deflate, PackBits, JPEG, ZSTD, LZMA or fax"
+        known = "none, LZW, deflate, PackBits, JPEG, ZSTD or LZMA"
         raise Unsupported(
             f"is a TIFF of compression {layout.compression} with predictor "
             f"{layout.predictor}, expected {known}, without or with differences: "
@@ -172,7 +169,6 @@ def _check_samples(layout: Layout, extra: tuple[int, ...]) -> None:
     depth = 1 if layout.planes else layout.samples
     whole = layout.bits == 8 and layout.predictor == 1 and depth in (1, 3)
     odd |= layout.compression == _JPEG and not whole
-    odd |= layout.compression in _FAX and (layout.bits, layout.samples) != (1, 1)
     if odd:
         raise Unsupported(
             f"is a TIFF of {layout.samples} channels of {layout.bits} bits with "
@@ -309,27 +305,20 @@ def _decompress(segment: bytes, layout: Layout, *, rows: int, row_bytes: int) ->
     if layout.compression == _LZMA:
         stream = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
         return stream.decompress(segment, size)
-    if layout.compression in _FAX:
-        bits = _libtiff(segment, layout, size=(rows, layout.segment[1]), bits=1)
-        return np.packbits(bits, axis=1).tobytes()
-    return _libtiff(segment, layout, size=(rows, row_bytes), bits=8).tobytes()
+    return _libtiff(segment, layout.compression, size=(rows, row_bytes))
 
 
-def _libtiff(
-    segment: bytes, layout: Layout, *, size: tuple[int, int], bits: int
-) -> np.ndarray:
+def _libtiff(segment: bytes, compression: int, size: tuple[int, int]) -> bytes:
     """Decompresses a segment as a gray TIFF of one strip: libtiff knows the codecs."""
-    tags = {256: size[1], 257: size[0], 258: bits, 259: layout.compression, 262: 1}
+    tags = {256: size[1], 257: size[0], 258: 8, 259: compression, 262: 1}
     tags |= {273: 8, 277: 1, 278: size[0], 279: len(segment)}
-    if layout.compression == 3:
-        tags[292] = layout.options
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags)
     padded = segment + bytes(len(segment) % 2)
     head = b"II*\0" + struct.pack("<I", 8 + len(padded))
     number = struct.pack("<H", len(tags))
     wrapped = head + padded + number + directory + bytes(4)
     with Image.open(io.BytesIO(wrapped), formats=["TIFF"]) as image:
-        return np.array(image)
+        return image.tobytes()
 
 
 def _decode_jpeg(
