@@ -24,6 +24,7 @@ from segjax import files, labels, viz
 from segjax.data import datasets
 from segjax.workdir import read_metrics
 
+_VOID_COLOR = (255, 255, 255)
 IMAGES = 8  # of the validation split that are predicted from files and shown
 
 
@@ -93,7 +94,9 @@ def _page(
                 }
             ),
             html.heading("Image, truth, prediction, wrong pixels"),
-            html.legend(info.classes, info.palette),
+            html.legend(
+                [*info.classes, "void (not scored)"], [*info.palette, _VOID_COLOR]
+            ),
             *_predictions(workdir, info, source),
             html.heading("Classes"),
             _class_table(results, info),
@@ -145,12 +148,18 @@ def _predictions(
         image, truth = example["image"], example["label"]
         label = np.asarray(Image.open(workdir / "predictions" / "labels" / f"{i}.png"))
         gray = np.uint8(image.mean(axis=2, keepdims=True) / 2 + 110)
-        wrong = (label != truth) & (truth != labels.VOID)
-        errors = np.where(wrong[..., None], np.uint8([216, 27, 27]), gray)
-        colored = (viz.colorize(x, info.palette) for x in (truth, label))
-        columns = [np.broadcast_to(image, errors.shape), *colored, errors]
+        void = truth == labels.VOID
+        wrong = (label != truth) & ~void
+        truth_colors = viz.colorize(truth, info.palette)
+        truth_colors[void] = _VOID_COLOR
+        columns = [
+            np.broadcast_to(image, truth_colors.shape),
+            truth_colors,
+            viz.colorize(label, info.palette),
+            np.where(wrong[..., None], np.uint8([216, 27, 27]), gray),
+        ]
         zoom = max(1, 290 // image.shape[1])
-        share = wrong.sum() / max(1, (truth != labels.VOID).sum())
+        share = wrong.sum() / max(1, (~void).sum())
         captions = ["image", "truth", "prediction", f"{100 * share:.1f} % wrong"]
         yield html.pictures([html.image(x, zoom=zoom) for x in columns], captions)
 

@@ -153,7 +153,7 @@ def _swatch(color: Sequence[int]) -> str:
     return f'<span class=swatch style="background:rgb({red},{green},{blue})"></span>'
 
 
-def legend(classes: Sequence[str], palette: np.ndarray) -> Markup:
+def legend(classes: Sequence[str], palette: Iterable[Sequence[int]]) -> Markup:
     """Names of the classes beside their colors."""
     names = "".join(
         f"<span>{_swatch(color)}{html.escape(name)}</span>"
