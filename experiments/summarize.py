@@ -323,8 +323,9 @@ def main(argv) -> int:
         memory = counts.xla_memory(model, image)
         totals.append(("FLOPs by XLA", f"{flops:,.0f}"))
         totals.append(("temporaries by XLA", f"{memory / 2**20:,.1f} MiB"))
-    for rows in (tables.layer_rows(found), tables.map_rows(found), totals):
+    for rows in (tables.layer_rows(found), tables.map_rows(found)):
         print(tables.text_table(rows), end="\n\n")
+    print(tables.text_table(totals, titles=False), end="\n\n")
     if values.erf:
         cli.start()
         if values.workdir:

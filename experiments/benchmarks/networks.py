@@ -16,15 +16,9 @@ pieces; --markdown writes the table of all of them.
 Exit codes: 0; 2 bad input.
 """
 
-import difflib
 import gc
-import json
 import math
-import os
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,11 +29,11 @@ import optax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.shared import cli, provenance, tables
+from experiments.benchmarks import measuring
+from experiments.shared import cli, tables
 from segjax import config as config_lib
-from segjax import models, training
+from segjax import errors, files, models, training
 from segjax.analysis import counts, published, tracing
-from segjax.errors import UserError
 from segjax.ops import geometry
 
 CLASSES = 21
@@ -71,7 +65,18 @@ NETWORKS = (
 REFERENCE = "FCN-8s VGG16"  # what the last column is relative to
 
 
-def measure(network: published.Network, size: int, batch: int, repeats: int) -> dict:
+_TIMES = measuring.struct(seconds=measuring.SECONDS, compile_seconds=measuring.SECONDS)
+SCHEMA = measuring.struct(
+    image=measuring.COUNT,
+    parameters=measuring.COUNT,
+    flops=measuring.COUNT,
+    bytes=measuring.COUNT,
+    forward=_TIMES,
+    step=_TIMES,
+)
+
+
+def measure(network: published.Network, *, size: int, batch: int, repeats: int) -> dict:
     """Sizes and times of one network on the first device.
 
     Args:
@@ -109,14 +114,16 @@ def measure(network: published.Network, size: int, batch: int, repeats: int) -> 
         ("forward", jax.jit(forward)),
         ("step", jax.jit(step, donate_argnums=0)),
     ):
-        programs[name], compile_seconds[name] = compile_timed(program, state, examples)
+        programs[name], compile_seconds[name] = measuring.compile_timed(
+            program, state, examples
+        )
 
     def run_step():
         nonlocal state
         state, metrics = programs["step"](state, examples)
         return metrics
 
-    seconds = in_turns(
+    seconds = measuring.in_turns(
         {"forward": lambda: programs["forward"](state, examples), "step": run_step},
         repeats,
     )
@@ -169,73 +176,6 @@ def _bytes(program: jax.stages.Compiled) -> int:
         - found.alias_size_in_bytes
         + found.temp_size_in_bytes
     )
-
-
-def compile_timed(program: Callable, *inputs) -> tuple[jax.stages.Compiled, float]:
-    """A jitted function compiled for these inputs, and the seconds that it took."""
-    began = time.perf_counter()
-    return program.lower(*inputs).compile(), time.perf_counter() - began
-
-
-def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of a call of each, called in turns, after one that is not counted.
-
-    What else the machine does then meets all of them. Fast functions are called several
-    times per turn, so that launching overlaps with computing as in training.
-    """
-    calls, seconds = {}, {name: [] for name in functions}
-    for name, function in functions.items():
-        jax.block_until_ready(function())
-        began = time.perf_counter()
-        jax.block_until_ready(function())
-        calls[name] = math.ceil(0.03 / (time.perf_counter() - began))
-    for _ in range(repeats):
-        for name, function in functions.items():
-            began = time.perf_counter()
-            for _ in range(calls[name]):
-                last = function()
-            jax.block_until_ready(last)
-            seconds[name].append((time.perf_counter() - began) / calls[name])
-    return {name: statistics.median(found) for name, found in seconds.items()}
-
-
-def conditions(**options) -> dict[str, Any]:
-    """What times depend on: they are compared only where this is the same."""
-    found = provenance.versions()
-    return {
-        "device": jax.devices()[0].device_kind,
-        "host_cores": os.cpu_count(),
-        **{key: found[key] for key in ("python", "jax", "jaxlib")},
-        **options,
-    }
-
-
-def load(path: Path, where: dict[str, Any]) -> dict[str, dict]:
-    """The results in a file of --json, if it exists.
-
-    Raises:
-      UserError: it is no such file, or was measured under other conditions.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-        then, results = found["conditions"], found["results"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--json {path}: not a file of this program") from error
-    for key, value in where.items():
-        if then.get(key) != value:
-            raise UserError(
-                f"--json {path}: its {key} is {then.get(key)!r}, of this run {value!r};"
-                " give another file"
-            )
-    return results
-
-
-def save(path: Path, where: dict[str, Any], results: dict) -> None:
-    """Writes what :func:`load` reads."""
-    found = {"conditions": where, "results": results}
-    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def rows(results: Mapping[str, dict]) -> tables.Rows:
@@ -309,29 +249,10 @@ def markdown(results: Mapping[str, dict], where: Mapping[str, Any]) -> str:
 
 
 def check_networks(names: Sequence[str]) -> None:
-    """Raises a UserError, with the nearest name, unless all networks are known."""
+    """Raises a UserError unless all networks are known."""
     for name in names:
         if name not in published.NETWORKS:
-            near = difflib.get_close_matches(name, published.NETWORKS, 1, 0)[0]
-            raise UserError(
-                f"--models={name}: no such network; did you mean --models={near!r}? "
-                "docs/models.md lists them all"
-            )
-
-
-def output_files(values: flags.FlagValues) -> dict[str, Path]:
-    """The files of --json and --markdown, as far as they are given.
-
-    Raises:
-      UserError: the folder of one does not exist.
-    """
-    found = {}
-    for flag in ("json", "markdown"):
-        if values[flag].value:
-            found[flag] = path = Path(values[flag].value).expanduser()
-            if not path.absolute().parent.is_dir():
-                raise UserError(f"--{flag} {path}: {path.parent} is not a folder")
-    return found
+            raise errors.unknown("--models", name, published.NETWORKS)
 
 
 def main(argv) -> int:
@@ -339,12 +260,14 @@ def main(argv) -> int:
     values = flags.FLAGS
     names = values.models or NETWORKS
     check_networks(names)
-    outputs = output_files(values)
+    outputs = measuring.output_files(values)
     cli.start()
     jax.config.update("jax_enable_compilation_cache", False)
     options = {key: values[key].value for key in ("size", "batch", "repeats")}
-    where = conditions(**options)
-    results = load(outputs["json"], where) if "json" in outputs else {}
+    where = measuring.conditions(**options)
+    results = measuring.load(
+        outputs.get("json"), where, schema=SCHEMA, names=published.NETWORKS
+    )
     for count, name in enumerate(names, start=1):
         cli.log(f"[{count}/{len(names)}] {name} ...")
         network = published.NETWORKS[name]
@@ -352,12 +275,12 @@ def main(argv) -> int:
         forward, step = (1e3 * results[name][k]["seconds"] for k in ("forward", "step"))
         cli.log(f"    forward {forward:,.1f} ms, step {step:,.1f} ms")
         if "json" in outputs:
-            save(outputs["json"], where, results)
+            measuring.save(outputs["json"], where, results)
         jax.clear_caches()  # the programs hold on to their constants
         gc.collect()
     print(tables.text_table(rows(results)))
     if "markdown" in outputs:
-        outputs["markdown"].write_text(markdown(results, where))
+        files.write_text(outputs["markdown"], markdown(results, where))
         print(f"written to {outputs['markdown']}")
     return 0
 

@@ -11,7 +11,6 @@ the same numbers. --json keeps results, and adds to those in the file.
 Exit codes: 0; 1 if results differ; 2 bad input.
 """
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import networks as step_times
+from experiments.benchmarks import measuring
 from experiments.shared import cli, tables
-from segjax.errors import UserError
+from segjax import errors, files
 from segjax.ops import conv, pool
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -165,6 +164,12 @@ OPERATORS = {
 }
 
 
+_TIMES = measuring.struct(
+    forward=measuring.SECONDS, gradients=measuring.SECONDS, compile=measuring.SECONDS
+)
+SCHEMA = measuring.struct(difference={"type": "number"}, ours=_TIMES, plain=_TIMES)
+
+
 def measure(operator: Operator, repeats: int) -> dict:
     """Times of our and of the plain form.
 
@@ -194,13 +199,13 @@ def measure(operator: Operator, repeats: int) -> dict:
             return y, *pull(cotangent)
 
         programs[name] = functools.partial(jax.jit(form), *inputs)
-        compiled, seconds[name] = step_times.compile_timed(
+        compiled, seconds[name] = measuring.compile_timed(
             jax.jit(gradients), cotangent, *inputs
         )
         programs[f"{name} gradients"] = functools.partial(compiled, cotangent, *inputs)
     pairs = zip(programs["ours gradients"](), programs["plain gradients"]())
     difference = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
-    found = step_times.in_turns(programs, repeats)
+    found = measuring.in_turns(programs, repeats)
     return {"difference": difference} | {
         name: {
             "forward": found[name],
@@ -258,25 +263,21 @@ def main(argv) -> int:
     names = values.operators or list(OPERATORS)
     for name in names:
         if name not in OPERATORS:
-            near = difflib.get_close_matches(name, OPERATORS, 1, 0)[0]
-            raise UserError(
-                f"--operators={name}: no such operator; did you mean "
-                f"--operators={near!r}? Known: {'; '.join(OPERATORS)}"
-            )
-    outputs = step_times.output_files(values)
+            raise errors.unknown("--operators", name, OPERATORS)
+    outputs = measuring.output_files(values)
     cli.start()
     jax.config.update("jax_enable_compilation_cache", False)
-    where = step_times.conditions(repeats=values.repeats)
-    results = step_times.load(outputs["json"], where) if "json" in outputs else {}
+    where = measuring.conditions(repeats=values.repeats)
+    results = measuring.load(outputs.get("json"), where, schema=SCHEMA, names=OPERATORS)
     for count, name in enumerate(names, start=1):
         cli.log(f"[{count}/{len(names)}] {name}")
         results[name] = measure(OPERATORS[name], values.repeats)
         if "json" in outputs:
-            step_times.save(outputs["json"], where, results)
+            measuring.save(outputs["json"], where, results)
     print(tables.text_table(rows(results)))
     if "markdown" in outputs:
         table = tables.markdown_table(rows(results))
-        outputs["markdown"].write_text(_MARKDOWN.format(table=table, **where))
+        files.write_text(outputs["markdown"], _MARKDOWN.format(table=table, **where))
         print(f"written to {outputs['markdown']}")
     wrong = [name for name in results if not results[name]["difference"] < 1e-4]
     if wrong:

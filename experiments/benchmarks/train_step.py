@@ -25,42 +25,38 @@ Exit codes: 0 measured; 1 something was compiled after the first step; 2 bad inp
 """
 
 import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import absl.logging
 import cv2
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments.benchmarks import first_step, train_step_text
 from experiments.shared import cli, evaluation, provenance
 from experiments.shared.training_run import TrainingRun, build_run
-from segjax import compilation, sharding, training
+from segjax import compilation, files, sharding, training
 from segjax import config as config_lib
 from segjax.data import datasets, transforms
 from segjax.errors import UserError
 
 
 def benchmark(
-    config: ConfigDict, steps: int = 20, rounds: int = 3, forward: bool = False
+    config: ConfigDict, *, steps: int = 20, rounds: int = 3, forward: bool = False
 ) -> dict:
     """All measurements that need no process of their own, of ``rounds`` x ``steps``."""
     run = build_run(config)
     cli.log("training step ...")
-    state, results = measure_training(run, config, steps, rounds)
+    state, results = measure_training(run, config, steps=steps, rounds=rounds)
     cli.log("input ...")
-    results["input"] = measure_input(run, config, steps, rounds)
+    results["input"] = measure_input(run, config, steps=steps, rounds=rounds)
     results["input"]["one_core"] = one_core = measure_one_core(run, config, rounds)
     # How many cores must read and augment for this device never to wait.
     needed = results["step"]["synthetic"]["images_per_second"] / jax.process_count()
@@ -68,7 +64,9 @@ def benchmark(
     if forward:
         cli.log("prediction ...")
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        results["forward"] = measure_forward(run, config, variables, steps, rounds)
+        results["forward"] = measure_forward(
+            run, config, variables, steps=steps, rounds=rounds
+        )
         results["compilations"]["after_first_step"] += results["forward"].pop(
             "compilations_after_first_batch"
         )
@@ -76,7 +74,7 @@ def benchmark(
 
 
 def measure_training(
-    run: TrainingRun, config: ConfigDict, steps: int, rounds: int
+    run: TrainingRun, config: ConfigDict, *, steps: int, rounds: int
 ) -> tuple[training.TrainState, dict]:
     """Trains on one batch and on the pipeline in turns.
 
@@ -91,7 +89,7 @@ def measure_training(
     feeds = {"real": sharding.prefetch(run.batches(0), run.mesh)}
     host, on_device = next(feeds["real"])
     feeds["synthetic"] = itertools.repeat((host, on_device))
-    state, _ = run_steps(step_fn, state, feeds["synthetic"], 1)
+    state, _ = run_steps(step_fn, state, feed=feeds["synthetic"], steps=1)
     compiled = compilation.count()
 
     times = {"synthetic": [], "real": []}
@@ -100,7 +98,7 @@ def measure_training(
             # Not measured: what the pipeline had time to prepare meanwhile, and the
             # first step, which the device did not have waiting.
             many = _settling(config) + steps
-            state, row = run_steps(step_fn, state, feeds[name], many)
+            state, row = run_steps(step_fn, state, feed=feeds[name], steps=many)
             rows.append(StepTimes(row.seconds[-steps:], row.waits[-steps:]))
     after = compilation.count() - compiled
 
@@ -134,7 +132,7 @@ class StepTimes(NamedTuple):
 
 
 def run_steps(
-    step_fn: Callable, state: training.TrainState, feed: Iterator, steps: int
+    step_fn: Callable, state: training.TrainState, *, feed: Iterator, steps: int
 ) -> tuple[training.TrainState, StepTimes]:
     """Trains without ever stopping the device, as a run does, but watches it.
 
@@ -189,7 +187,7 @@ def transferred(on_device: dict[str, jax.Array], rows: int) -> dict:
 
 
 def measure_input(
-    run: TrainingRun, config: ConfigDict, steps: int, rounds: int
+    run: TrainingRun, config: ConfigDict, *, steps: int, rounds: int
 ) -> dict:
     """The pipeline of this process without a step that would use its batches."""
     batches, seconds = run.batches(0), []
@@ -243,6 +241,7 @@ def measure_forward(
     run: TrainingRun,
     config: ConfigDict,
     variables: dict,
+    *,
     steps: int,
     rounds: int,
 ) -> dict:
@@ -271,73 +270,6 @@ def measure_forward(
     }
 
 
-def measure_first_step(config: ConfigDict, rounds: int) -> dict:
-    """Fresh processes up to the end of their first step, in turns.
-
-    Call it before this process uses a device: some devices serve one process only.
-
-    Returns:
-      ``cold`` (the folder of compiled programs is empty) and ``cached`` (the process
-      before filled it): medians of ``seconds`` and of its ``parts``.
-
-    Raises:
-      UserError: such a process failed.
-    """
-    # Preparing data happens once per machine, not at every start.
-    absl.logging.set_verbosity("fatal")  # as cli.start, which comes later
-    datasets.load(config.data, config.data.train_split)
-    runs = {"cold": [], "cached": []}
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "config.json"
-            config_lib.save(config, path)
-            for name in runs:
-                runs[name].append(_first_step_of_process(path, Path(folder) / "cache"))
-    return {
-        name: {
-            "seconds": statistics.median(sum(run.values()) for run in rows),
-            "parts": {
-                part: statistics.median(run[part] for run in rows) for part in rows[0]
-            },
-        }
-        for name, rows in runs.items()
-    }
-
-
-def _first_step_of_process(path: Path, cache: Path) -> dict[str, float]:
-    program = "experiments.benchmarks.train_step"
-    command = [sys.executable, "-m", program, f"--first_step_of={path}"]
-    command += [f"--compilation_cache={cache}", "--distributed=off"]
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    launched = time.time()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        message = lines[-1].removeprefix("error: ")
-        if done.returncode != 2:  # not bad input
-            message = f"the process that times the first step failed: {message}"
-        raise UserError(message)
-    result = json.loads(done.stdout.splitlines()[-1])
-    return {"start": result["began"] - launched, **result["parts"]}
-
-
-def first_step(config: ConfigDict) -> dict[str, float]:
-    """Seconds of the parts of a run up to the end of its first step."""
-    times = [time.perf_counter()]
-
-    def lap(value):
-        jax.block_until_ready(value)
-        times.append(time.perf_counter())
-        return value
-
-    run = build_run(config)
-    _, batch = lap(next(sharding.prefetch(run.batches(0), run.mesh)))
-    state = lap(run.init())
-    lap(run.make_train_step(state.params)(state, batch))
-    return dict(zip(("input", "state", "step"), np.diff(times).tolist()))
-
-
 def _spread(values) -> dict[str, float]:
     return {
         name: float(of(values))
@@ -345,99 +277,9 @@ def _spread(values) -> dict[str, float]:
     }
 
 
-def table(results: dict) -> str:
-    """The results as aligned text."""
-    step, transfer = results["step"], results["transfer"]
-    rows = []
-    if "first_step" in results:
-        for name, run in results["first_step"].items():
-            parts = ", ".join(f"{key} {s:.1f}" for key, s in run["parts"].items())
-            rows.append((f"first step, {name}", f"{run['seconds']:.1f} s", parts))
-    for name in ("synthetic", "real"):
-        spread = step[name]["step_seconds"]
-        rows += [
-            (
-                f"step, {name} input",
-                _ms(spread["median"]),
-                f"{_ms(spread['min'])} to {_ms(spread['max'])}",
-            ),
-            (
-                f"training, {name} input",
-                _rate(step[name]["images_per_second"]),
-                f"{step['real_over_synthetic']:.3f} of synthetic"
-                if name == "real"
-                else "",
-            ),
-        ]
-    feed, core = results["input"], results["input"]["one_core"]
-    rows += [
-        ("device waits for input", f"{step['input_wait']:.1%}", "of the real step"),
-        (
-            "pipeline alone",
-            _rate(feed["images_per_second"]),
-            f"{feed['batches_per_second']:.1f} batches/s, {feed['threads']} threads, "
-            f"{feed['workers']} workers",
-        ),
-        (
-            "pipeline on one core",
-            _rate(core["images_per_second"]),
-            f"{core['cores_needed']:.2f} cores would feed the step",
-        ),
-        ("  read and decode", _ms(core["read_seconds"]), "per image"),
-        (
-            "  augment",
-            _ms(core["augment_seconds"]),
-            f"per image, {_rate(core['augmented_images_per_second'])}",
-        ),
-    ]
-    for name, row in transfer.items():
-        shape = "x".join(map(str, row["shape"]))
-        value = f"{row['bytes_per_image']:,.0f} bytes"
-        rows.append((f"to the device, {name}", value, f"{row['dtype']} {shape}"))
-    if forward := results.get("forward"):
-        size = "x".join(map(str, forward["image"]))
-        how = f"in tiles of {forward['tile']}" if forward["tile"] else "whole"
-        value = _rate(forward["images_per_second"])
-        rows.append(("forward", value, f"{size} images, {how}"))
-    count = results["compilations"]
-    rows += [
-        ("compiled up to the first step", str(count["first_step"]), "programs"),
-        ("compiled after it", str(count["after_first_step"]), "programs"),
-    ]
-    left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
-    return "\n".join(
-        f"{name:{left}}  {value:>{middle}}  {note}".rstrip()
-        for name, value, note in rows
-    )
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.{1 if seconds > 0.01 else 3}f} ms"
-
-
-def _rate(images: float) -> str:
-    return f"{images:,.1f} images/s"
-
-
-def header(config: ConfigDict, where: dict, steps: int, rounds: int) -> str:
-    """What was measured on what, in two lines."""
-    versions = ", ".join(f"{key} {where[key]}" for key in ("python", "jax", "jaxlib"))
-    return (
-        f"{config.model_name} on {config.data.name}, batch {config.batch_size}, "
-        f"{rounds} rounds of {steps} steps; {where['devices']}, {where['processes']} "
-        f"processes, {where['host_cores']} host cores\n{versions}\n"
-    )
-
-
 def main(argv) -> int:
     del argv
     values = flags.FLAGS
-    if values.first_step_of:
-        cli.start()
-        began = time.time()
-        parts = first_step(config_lib.load(Path(values.first_step_of)))
-        print(json.dumps({"began": began, "parts": parts}))
-        return 0
     config, steps, rounds = values.config, values.steps, values.rounds
     if config is None:
         raise UserError("--config must be given, such as configs/quickstart.py")
@@ -449,18 +291,18 @@ def main(argv) -> int:
     if values.first_step:
         # Not cli.log, which would ask this process's devices for its index.
         print("first step, in processes of its own ...", file=sys.stderr, flush=True)
-        first = measure_first_step(config, rounds)
+        first = first_step.measure(config, rounds)
     cli.start()
     results = provenance.versions() | {"steps": steps, "rounds": rounds}
     if first:
         results["first_step"] = first
-    results |= benchmark(config, steps, rounds, values.forward)
+    results |= benchmark(config, steps=steps, rounds=rounds, forward=values.forward)
     results["config"] = config_lib.json_like(config)
     if jax.process_index() == 0:
-        print(header(config, results, steps, rounds))
-        print(table(results))
+        print(train_step_text.header(config, results, steps=steps, rounds=rounds))
+        print(train_step_text.table(results))
         if output:
-            output.write_text(json.dumps(results, indent=1) + "\n")
+            files.write_json(output, results)
             print(f"written to {output}")
     if count := results["compilations"]["after_first_step"]:
         cli.log(f"error: {count} programs were compiled after the first step")
@@ -482,7 +324,4 @@ if __name__ == "__main__":
         "switch it off where devices serve only a job of several hosts.",
     )
     flags.DEFINE_string("output", "", "JSON file for the results.")
-    flags.DEFINE_string(
-        "first_step_of", "", "Internal: a config.json whose first step to time."
-    )
     cli.run(main)

@@ -112,7 +112,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def _aligned(rows: list[tuple[str, str]], found: Mapping[str, Any]) -> list[str]:
     rows += [("warning", text) for text in found["warnings"]]
-    out = [f"{name:<14} {text}" for name, text in rows]
+    out = tables.text_table(rows, titles=False).splitlines()
     if "costliest" in found:
         table = [("costliest by layer", "forward", "backward")]
         table += [(x, f"{a:.1%}", f"{b:.1%}") for x, a, b in found["costliest"]]

@@ -1,13 +1,14 @@
-"""Summaries of models as tables, in plain text and in Markdown."""
+"""Tables in plain text and in Markdown, and summaries of models as their rows."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from segjax.analysis.receptive_field import Field
 from segjax.analysis.summary import Summary
 from segjax.analysis.tracing import LOGITS
 
-Rows = list[tuple[str, ...]]  # the first one is the titles, or a row as the others
+Rows = list[tuple[str, ...]]  # all of one length
 
 
 def layer_rows(found: Summary) -> Rows:
@@ -92,14 +93,25 @@ def field_text(field: Field) -> str:
     return f"{field[0]}" if field[0] == field[1] else f"{field[0]}..{field[1]}"
 
 
-def text_table(rows: Rows) -> str:
-    """Aligned columns, those of numbers to the right."""
+def text_table(rows: Rows, *, titles: bool = True) -> str:
+    """Aligned columns, those of numbers to the right.
+
+    Args:
+      rows: of the table.
+      titles: whether the first row holds titles, which do not tell what a column holds.
+    """
     columns = []
     for column in zip(*rows, strict=True):
         width = max(map(len, column))
-        first = column[1][:1].isdigit() and "x" not in column[1]
-        columns.append([c.rjust(width) if first else c.ljust(width) for c in column])
+        right = _holds_numbers(column[titles:])
+        columns.append([c.rjust(width) if right else c.ljust(width) for c in column])
     return "\n".join("  ".join(row).rstrip() for row in zip(*columns))
+
+
+def _holds_numbers(cells: Sequence[str]) -> bool:
+    """Whether all cells begin with a digit or are missing values; 8x8 is no number."""
+    values = [cell for cell in cells if cell not in ("", "-")]
+    return bool(values) and all(re.match(r"[-+]?[\d.]+(?![\dx])", x) for x in values)
 
 
 def markdown_table(rows: Rows) -> str:

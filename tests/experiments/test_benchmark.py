@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks import first_step
 from experiments.benchmarks import train_step as benchmark
 from experiments.shared import training_run
 from segjax import config as config_lib
@@ -50,7 +51,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(config):
-    return benchmark.benchmark(config, STEPS, ROUNDS, forward=True)
+    return benchmark.benchmark(config, steps=STEPS, rounds=ROUNDS, forward=True)
 
 
 def test_nothing_compiles_after_the_first_step(results):
@@ -142,8 +143,8 @@ def test_waiting_is_told_from_working(input_seconds, step_seconds, monkeypatch):
     state, times = benchmark.run_steps(
         lambda state, batch: slow(step_seconds, (state + batch, {"loss": 0.0})),
         0,
-        feed,
-        5,
+        feed=feed,
+        steps=5,
     )
     assert state == 0 + 1 + 2 + 3 + 4
     np.testing.assert_allclose(times.waits, [input_seconds] * 5)
@@ -164,7 +165,7 @@ def test_first_step_in_a_process_of_its_own(config, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     config_lib.save(config, tmp_path / "config.json")
     began = time.time()
-    parts = benchmark._first_step_of_process(
+    parts = first_step._first_step_of_process(
         tmp_path / "config.json", tmp_path / "cache"
     )
     assert list(parts) == ["start", "input", "state", "step"]
@@ -184,13 +185,13 @@ def test_cold_and_cached_share_a_new_folder_per_round(config, monkeypatch):
         cold = not seen[-1][1]
         return {"start": (1, 3, 2)[(len(seen) - 1) // 2] * (10 if cold else 1)}
 
-    monkeypatch.setattr(benchmark, "_first_step_of_process", process)
-    first = benchmark.measure_first_step(config, rounds=3)
+    monkeypatch.setattr(first_step, "_first_step_of_process", process)
+    times = first_step.measure(config, rounds=3)
     assert [existed for _, existed in seen] == [False, True] * 3
     folders = [folder for folder, _ in seen]
     assert folders[::2] == folders[1::2] and len(set(folders)) == 3
-    assert first["cold"] == {"seconds": 20, "parts": {"start": 20}}
-    assert first["cached"] == {"seconds": 2, "parts": {"start": 2}}
+    assert times["cold"] == {"seconds": 20, "parts": {"start": 20}}
+    assert times["cached"] == {"seconds": 2, "parts": {"start": 2}}
 
 
 @pytest.mark.parametrize(
@@ -203,21 +204,21 @@ def test_cold_and_cached_share_a_new_folder_per_round(config, monkeypatch):
 )
 def test_a_failed_process_is_one_line(code, stderr, message, tmp_path, monkeypatch):
     done = SimpleNamespace(returncode=code, stdout="", stderr=stderr)
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(first_step.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(UserError, match=f"^{message}$"):
-        benchmark._first_step_of_process(tmp_path / "config.json", tmp_path)
+        first_step._first_step_of_process(tmp_path / "config.json", tmp_path)
 
 
 def run_main(config, results, output, monkeypatch):
     values = dict(config=config, steps=STEPS, rounds=ROUNDS, first_step=True)
-    values |= dict(first_step_of="", forward=True, output=str(output))
+    values |= dict(forward=True, output=str(output))
     monkeypatch.setattr(
         benchmark, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**values))
     )
     run = {"seconds": 5.0, "parts": {"start": 1.0, "step": 4.0}}
     first = {"cold": run, "cached": run}
-    monkeypatch.setattr(benchmark, "measure_first_step", lambda *_: first)
-    monkeypatch.setattr(benchmark, "benchmark", lambda *_: results)
+    monkeypatch.setattr(first_step, "measure", lambda *_: first)
+    monkeypatch.setattr(benchmark, "benchmark", lambda *_, **__: results)
     monkeypatch.setattr(benchmark.cli, "start", lambda: None)
     return benchmark.main([])
 

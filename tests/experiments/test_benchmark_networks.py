@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks import measuring
 from experiments.benchmarks import networks as step_times
 from experiments.benchmarks import operators as op_times
 from segjax import models
@@ -97,9 +98,9 @@ def test_functions_take_turns():
 
     clock = iter(range(1000))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_times.time, "perf_counter", lambda: float(next(clock)))
+        patch.setattr(measuring.time, "perf_counter", lambda: float(next(clock)))
         names = {name: function(name) for name in "ab"}
-        seconds = step_times.in_turns(names, repeats=3)
+        seconds = measuring.in_turns(names, repeats=3)
     # One call to warm up and one to see how long it takes; then in turns.
     assert called == list("aabb" + "ab" * 3)
     assert seconds == {"a": 1.0, "b": 1.0}
@@ -128,19 +129,27 @@ def test_results_are_added_to_those_in_the_file(tiny, tmp_path, monkeypatch, cap
     # Numbers of another size do not belong into the same table.
     with pytest.raises(UserError, match="its size is 16, of this run 32"):
         run_steps(monkeypatch, models=["U-Net"], json=str(path), size=32)
-    path.write_text("{}")
-    with pytest.raises(UserError, match="not a file of this program"):
-        run_steps(monkeypatch, models=["U-Net"], json=str(path))
+    whole = path.read_text()
+    for text, message in (
+        ("{}", "'conditions' is a required property"),
+        (whole[:-20], "not valid JSON"),
+        (whole.replace('"seconds"', '"second"', 1), "the times of U-Net|DeconvNet"),
+        (whole.replace('"U-Net"', '"U-Nett"'), "unknown value 'U-Nett'; did you mean"),
+        ("", "is empty"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{path}.*({message})"):
+            run_steps(monkeypatch, models=["U-Net"], json=str(path))
 
 
 def test_bad_input_is_found_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(step_times, "measure", None)
-    with pytest.raises(UserError, match="did you mean --models='U-Net'"):
+    with pytest.raises(UserError, match="--models: .* did you mean 'U-Net'"):
         run_steps(monkeypatch, models=["U-Nets"])
     missing = str(tmp_path / "missing" / "t.json")
     with pytest.raises(UserError, match="--json .* is not a folder"):
         run_steps(monkeypatch, json=missing)
-    with pytest.raises(UserError, match="did you mean --operators='conv 1x1'"):
+    with pytest.raises(UserError, match="did you mean 'conv 1x1'"):
         run_main(
             op_times,
             monkeypatch,

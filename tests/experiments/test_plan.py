@@ -1,6 +1,7 @@
 """Plans: HLO written by hand, numbers counted by hand, and the compiler of TPUs."""
 
 import math
+import re
 import runpy
 
 import jax
@@ -193,7 +194,7 @@ def test_report_for_the_devices_of_this_machine():
     assert 4 * parameters < size < 4 * parameters * 1.5
     macs = 16 * 16 * (9 * 3 * 4 + 9 * 4 * 4 + 4 * 9)
     assert found["model_flops"] == 3 * 2 * macs * 2
-    assert "fits           yes" in plan_text.lines(found)[1]
+    assert re.match("fits +yes", plan_text.lines(found)[1])
     # CPUs loop over the taps of some gradients.
     assert ", loops once" in plan_text.lines(found)[4]
 

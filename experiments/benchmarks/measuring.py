@@ -1,0 +1,132 @@
+"""What the benchmarks of networks and of operators share: timing, and result files."""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments.shared import provenance
+from segjax import errors, files
+from segjax.errors import UserError
+
+SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": 10**9}
+COUNT = {"type": "integer", "minimum": 0, "maximum": 2**62}
+SCHEMA = {
+    "type": "object",
+    "required": ["conditions", "results"],
+    "properties": {
+        "conditions": {"type": "object"},
+        "results": {"type": "object", "additionalProperties": {"type": "object"}},
+    },
+}
+
+
+def struct(**properties: Any) -> dict[str, Any]:
+    """The JSON schema of an object with exactly these fields."""
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def compile_timed(program: Callable, *inputs) -> tuple[jax.stages.Compiled, float]:
+    """A jitted function compiled for these inputs, and the seconds that it took."""
+    began = time.perf_counter()
+    return program.lower(*inputs).compile(), time.perf_counter() - began
+
+
+def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of a call of each, called in turns, after one that is not counted.
+
+    What else the machine does then meets all of them. Fast functions are called several
+    times per turn, so that launching overlaps with computing as in training.
+    """
+    calls, seconds = {}, {name: [] for name in functions}
+    for name, function in functions.items():
+        jax.block_until_ready(function())
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        calls[name] = math.ceil(0.03 / (time.perf_counter() - began))
+    for _ in range(repeats):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            for _ in range(calls[name]):
+                last = function()
+            jax.block_until_ready(last)
+            seconds[name].append((time.perf_counter() - began) / calls[name])
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def conditions(**options) -> dict[str, Any]:
+    """What times depend on: they are compared only where this is the same."""
+    found = provenance.versions()
+    return {
+        "device": jax.devices()[0].device_kind,
+        "host_cores": os.cpu_count(),
+        **{key: found[key] for key in ("python", "jax", "jaxlib")},
+        **options,
+    }
+
+
+def load(
+    path: Path | None,
+    where: Mapping[str, Any],
+    *,
+    schema: Mapping[str, Any],
+    names: Collection[str],
+) -> dict[str, dict]:
+    """The results in the file of --json; {} if there is none.
+
+    Args:
+      path: of the file.
+      where: ``conditions`` of this run.
+      schema: of one result.
+      names: of what may have been measured.
+
+    Raises:
+      UserError: the file is damaged, or was measured under other conditions.
+    """
+    if path is None or not path.is_file():
+        return {}
+    what = "the results of an earlier run with --json"
+    values = files.read_json(path, what, SCHEMA)
+    then, results = values["conditions"], values["results"]
+    for name, result in results.items():
+        if name not in names:
+            raise errors.unknown(f"--json {path}", name, names)
+        files.check_json(result, path=path, what=f"the times of {name}", schema=schema)
+    for key, value in where.items():
+        if then.get(key) != value:
+            raise UserError(
+                f"--json {path}: its {key} is {then.get(key)!r}, of this run {value!r};"
+                " give another file"
+            )
+    return results
+
+
+def save(path: Path, where: Mapping[str, Any], results: dict) -> None:
+    """Writes what :func:`load` reads."""
+    files.write_json(path, {"conditions": where, "results": results})
+
+
+def output_files(values: flags.FlagValues) -> dict[str, Path]:
+    """The files of --json and --markdown, as far as they are given.
+
+    Raises:
+      UserError: the folder of one does not exist.
+    """
+    found = {}
+    for flag in ("json", "markdown"):
+        if values[flag].value:
+            found[flag] = path = Path(values[flag].value).expanduser()
+            if not path.absolute().parent.is_dir():
+                raise UserError(f"--{flag} {path}: {path.parent} is not a folder")
+    return found
