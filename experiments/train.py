@@ -70,6 +70,7 @@ FREE_FIELDS = {
     "keep",
     "tile",
     "total_steps",
+    "total_epochs",
     "data.root",
     "data.data_dir",
     *(f"crf.{field}" for field in config_lib.DEFAULTS["crf"]),

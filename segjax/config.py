@@ -7,118 +7,22 @@ line: ``--config.model.bins=1,2``.  Defaults are never None, because an
 ml_collections field whose default is None cannot be overridden.
 """
 
-import difflib
 import logging
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from segjax import compilation, files, losses, models
+from segjax import config_fields, errors, files, models
 from segjax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-DEFAULTS = dict(
-    seed=0,  # of initialization, data order, augmentation and dropout
-    model_name="unet",  # a key of segjax.models.MODELS
-    model={},  # fields of that model
-    # A workdir (its best checkpoint) or a safetensors file of
-    # experiments.import_weights; "": from scratch.
-    init_from="",
-    data=dict(
-        name="scenes",  # "scenes", "camvid", "isbi2012" or "folder" (own data)
-        root="",  # the raw folder, as downloaded; docs/data.md shows the layouts
-        data_dir="~/.cache/segjax",  # prepared array_record files
-        resize=(0, 0),  # (h, w): resize every image on reading; (0, 0): native size
-        train_split="train",
-        eval_split="validation",
-        scenes_size=(96, 96),  # procedural scenes: size, counts and seed
-        scenes_train=800,
-        scenes_validation=100,
-        scenes_seed=0,
-        classes="",  # own data: a file of class names; "": root/classes.txt if there
-        void_values=(255,),  # own data: raw mask values that mean "no label"
-    ),
-    augment=dict(  # all geometry is composed into one warp per example
-        crop=(0, 0),  # (h, w) of a training example; (0, 0): the image size
-        scale=(1.0, 1.0),  # uniform range of the scale factor
-        rotate=0.0,  # maximum angle, degrees
-        rotate_prob=1.0,
-        flip=0.5,  # probability of a left-right mirror
-        vflip=0.0,  # probability of an up-down mirror
-        rot90=False,  # random quarter turns (microscopy)
-        translate=0.0,  # maximum shift as a fraction of the image
-        elastic_sigma=0.0,  # px, standard deviation of the coarse displacement grid
-        elastic_grid=3,
-        border="mean",  # outside the image: "mean" color or "reflect"; label: void
-        brightness=0.0,  # maximum relative deviations
-        contrast=0.0,
-        saturation=0.0,
-        gamma=0.0,
-        blur_prob=0.0,  # probability of a 5x5 Gaussian blur
-        noise=0.0,  # standard deviation in gray levels
-    ),
-    batch_size=8,  # global: over all devices of all processes
-    grad_accum_steps=1,  # micro-batches whose gradients make one step
-    total_steps=1000,
-    # Matrix products and convolutions of float32: "default" is the device's fastest
-    # (TPU: bfloat16 products, recent GPUs: tensorfloat32), "tensorfloat32", "float32".
-    precision="default",
-    workers=0,  # worker processes of the input pipeline; 0: threads
-    threads=4,  # threads per process reading and augmenting
-    loss=dict(
-        name="cross_entropy",  # a key of segjax.losses.LOSSES
-        normalize="pixels",  # mean over valid "pixels", or sum / "images" (FCN's Caffe)
-        class_weights=(),  # one weight per class; (): all 1
-        resolution="full",  # all pixels, or "output_stride": DeepLab's, Dilation's own
-        hard_pixels=512 * 64,  # of "hard_pixels": number per image that counts (FRRN)
-        per_image=True,  # of "lovasz_softmax", "soft_dice": or over the batch
-        # Auxiliary losses, if the model has such heads, weigh
-        # max(aux_weight * aux_factor ** (step // aux_every), aux_floor).
-        aux_weight=0.4,
-        aux_factor=1.0,
-        aux_every=10000,
-        aux_floor=0.0,
-    ),
-    optim=dict(
-        name="sgd",  # "sgd" (lr outside the momentum), "caffe_sgd" (inside), "adam"
-        lr=0.01,
-        momentum=0.9,
-        nesterov=False,
-        b2=0.999,  # Adam's second moment
-        schedule="poly",  # "poly", "step" or "constant"
-        power=0.9,  # poly: lr * (1 - step / total_steps) ** power
-        step_every=2000,  # step: lr * step_factor ** (step // step_every)
-        step_factor=0.1,
-        warmup_steps=0,  # linear from 0
-        weight_decay=1e-4,  # L2, added to the gradient before the momentum
-        decay_exclude=("bias", "scale"),  # regular expressions of undecayed parameters
-        lr_mult=(),  # "regex=factor" strings; factors of all matches multiply
-        clip_norm=0.0,  # clip the global gradient norm; 0: off
-    ),
-    eval_every=200,  # steps; 0: only at the end
-    eval_batch_size=8,
-    eval_images=4,  # pictures image / truth / prediction per evaluation
-    tile=0,  # evaluate and predict by overlap-tiles of this input side; 0: whole image
-    crf=dict(  # of evaluate and predict with --crf=config; docs/crf.md
-        iterations=10,
-        smoothness_weight=3.0,  # 0: without this kernel
-        smoothness_sigma=3.0,  # px
-        appearance_weight=10.0,  # 0: without this kernel
-        appearance_sigma_xy=80.0,  # px
-        appearance_sigma_rgb=13.0,  # gray levels
-        normalization="symmetric",  # or "after" (DeepLab), "before", "none"
-        smoothness_filter="lattice",  # or "separable": exact
-        relaxation=1.0,  # below 1 damps oscillations
-    ),
-    save_every=200,  # steps
-    log_every=20,  # steps
-    keep=2,  # latest checkpoints kept, besides the best one
-)
+DEFAULTS = config_fields.defaults()
 
 # Earlier field -> the fields that say the same now, from its value (from the text of a
 # flag, too). Saved configs, config files and command lines may hold them.
@@ -150,26 +54,32 @@ def rename(values: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(renamed)
 
 
-def rename_flags(arguments: Sequence[str]) -> list[str]:
-    """A command line with earlier names in ``--config.FIELD=VALUE`` replaced.
+def normalize_flags(arguments: Sequence[str]) -> list[str]:
+    """A command line whose ``--config.FIELD=VALUE`` mean what they say.
 
-    ``--config.FIELD VALUE`` is understood, too.
+    Earlier names are replaced (:data:`RENAMED`), also in ``--config.FIELD VALUE``. An
+    empty value of a tuple is the empty tuple: ``--config.optim.decay_exclude=`` would
+    otherwise hold one empty string.
     """
-    renamed, rest = [], list(arguments)
+    fields = config_fields.flatten()
+    normalized, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
         flag, equals, value = argument.partition("=")
-        field = re.sub("^--?config[.]", "", flag)
-        if field == flag or field not in RENAMED:
-            renamed.append(argument)
+        name = re.sub("^--?config[.]", "", flag)
+        if name == flag or name not in RENAMED:
+            field = fields.get(name) if name != flag else None
+            if field and equals and not value and isinstance(field.default, tuple):
+                argument = f"{flag}=()"
+            normalized.append(argument)
             continue
         if not equals and rest:
             value = rest.pop(0)
-        new = RENAMED[field](value)
-        if new != {field: value}:
-            _note(f"--config.{field}={value}", new)
-        renamed += [f"--config.{name}={value}" for name, value in new.items()]
-    return renamed
+        new = RENAMED[name](value)
+        if new != {name: value}:
+            _note(f"--config.{name}={value}", new)
+        normalized += [f"--config.{key}={item}" for key, item in new.items()]
+    return normalized
 
 
 def _note(old: str, new: Mapping[str, Any]) -> None:
@@ -178,46 +88,42 @@ def _note(old: str, new: Mapping[str, Any]) -> None:
 
 
 def make(**overrides) -> ConfigDict:
-    """The defaults with ``overrides`` (nested dicts) put in, keys checked.
+    """The defaults with ``overrides`` (nested dicts) put in, names and types checked.
 
     Earlier names of fields are replaced (:data:`RENAMED`).
 
     Raises:
-      UserError: an unknown key or model name; names the nearest right one.
+      UserError: an unknown field or model name (names the nearest), or a wrong type.
     """
     values, overrides = json_like(DEFAULTS), rename(overrides)
-    model = dict(overrides.pop("model", {}))
-    _merge(values, overrides, "config")
+    model = overrides.pop("model", {})
+    _merge(values, overrides, "--config")
     fields = models.model_fields(values["model_name"])
-    _merge(fields, model, "config.model")
+    _merge(fields, model, "--config.model")
     values["model"] = fields
     return ConfigDict(values)
 
 
-def _merge(values: dict, overrides: Mapping, where: str) -> None:
+def _merge(values: dict, overrides: Any, address: str) -> None:
+    """Puts overrides into nested values, checking names and types."""
+    if not isinstance(overrides, Mapping):
+        raise UserError(f"{address} is {overrides!r}; expected a group of fields")
     for key, value in overrides.items():
         if key not in values:
-            raise UserError(unknown_key(f"{where}.{key}", values))
+            raise errors.unknown(address, key, values)
         if isinstance(values[key], dict):
-            _merge(values[key], value, f"{where}.{key}")
+            _merge(values[key], value, f"{address}.{key}")
             continue
-        default, value = values[key], json_like(value)
+        default = values[key]
         if isinstance(default, float) and type(value) is int:
-            value = float(value)
+            # 10^400 is an integer in JSON.
+            value = float(value) if abs(value) < 2**1023 else math.inf
         if type(value) is not type(default):
             raise UserError(
-                f"{where}.{key} is {value!r}; expected {type(default).__name__}, "
+                f"{address}.{key} is {value!r}; expected {type(default).__name__}, "
                 f"such as {default!r}"
             )
         values[key] = value
-
-
-def unknown_key(path: str, valid: Iterable[str]) -> str:
-    """One line: an unknown key, the nearest right one, or all of them."""
-    valid = sorted(valid)
-    near = difflib.get_close_matches(path.rpartition(".")[2], valid, 1)
-    hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(valid)
-    return f"unknown config key '{path}'; {hint}"
 
 
 def variant(arg: str, variants: Mapping[str, dict]) -> dict:
@@ -227,9 +133,7 @@ def variant(arg: str, variants: Mapping[str, dict]) -> dict:
       UserError: no such variant; names them.
     """
     if arg and arg not in variants:
-        raise UserError(
-            f"unknown variant {arg!r} of this config; known: " + ", ".join(variants)
-        )
+        raise errors.unknown("the variant behind the colon", arg, variants)
     return variants[arg or next(iter(variants))]
 
 
@@ -239,43 +143,21 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: names the field, what it holds and what it may hold.
     """
-
-    def get(field: str):
-        value = config
-        for part in field.split("."):
-            value = value[part]
-        return value
-
-    def require(ok: bool, field: str, expected: str) -> None:
-        if not ok:
-            raise UserError(f"config.{field} is {get(field)!r}; expected {expected}")
-
-    fields = models.model_fields(config.model_name)
-    if set(config.model) != set(fields):
+    if set(config.model) != set(models.model_fields(config.model_name)):
         raise UserError(
-            f"config.model_name is {config.model_name!r}, but config.model has the "
+            f"--config.model_name is {config.model_name!r}, but config.model has the "
             "fields of another network: they come from the config file, so take one "
             "of that network, or a copy with another model_name"
         )
-    for field in (
-        "batch_size",
-        "grad_accum_steps",
-        "total_steps",
-        "eval_batch_size",
-        "save_every",
-        "log_every",
-        "keep",
-        "loss.aux_every",
-        "loss.hard_pixels",
-    ):
-        require(get(field) > 0, field, "a positive integer")
-    for field in (
-        "workers",
-        "threads",
-        "eval_every",
-        "loss.aux_weight",
-    ):
-        require(get(field) >= 0, field, "0 or more")
+    values = flatten_dict(json_like(config), sep=".")
+    for name, field in config_fields.flatten().items():
+        config_fields.check(f"--config.{name}", field, values[name])
+
+    def require(ok: bool, field: str, expected: str) -> None:
+        if not ok:
+            value = values[field]
+            raise UserError(f"--config.{field} is {value!r}; expected {expected}")
+
     start = Path(config.init_from).expanduser()
     require(
         not config.init_from or start.is_file() or (start / "config.json").is_file(),
@@ -284,11 +166,10 @@ def check(config: ConfigDict) -> None:
         "experiments.import_weights",
     )
     loss = config.loss
-    require(0 < loss.aux_factor <= 1, "loss.aux_factor", "above 0, at most 1")
     require(
-        0 <= loss.aux_floor <= loss.aux_weight,
+        loss.aux_floor <= loss.aux_weight,
         "loss.aux_floor",
-        f"from 0 to config.loss.aux_weight = {loss.aux_weight}",
+        f"from 0 to --config.loss.aux_weight={loss.aux_weight}",
     )
     require(
         not (loss.name == "hard_pixels" and loss.class_weights),
@@ -303,33 +184,25 @@ def check(config: ConfigDict) -> None:
     require(
         config.batch_size % config.grad_accum_steps == 0,
         "grad_accum_steps",
-        f"a divisor of config.batch_size = {config.batch_size}",
+        f"a divisor of --config.batch_size={config.batch_size}",
     )
-    for field, choices in (
-        ("loss.normalize", ("pixels", "images")),
-        ("precision", compilation.PRECISIONS),
-        ("loss.name", tuple(losses.LOSSES)),
-        ("loss.resolution", ("full", "output_stride")),
-        ("optim.name", ("sgd", "caffe_sgd", "adam")),
-        ("optim.schedule", ("poly", "step", "constant")),
-        ("augment.border", ("mean", "reflect")),
-    ):
-        require(get(field) in choices, field, "one of " + ", ".join(choices))
-    for rule in config.optim.lr_mult:
-        name, _, factor = str(rule).rpartition("=")
-        require(
-            bool(name) and _is_float(factor),
-            "optim.lr_mult",
-            "strings 'regex=factor', such as 'score_.*=10'",
-        )
+    require(
+        config.optim.lr_floor <= config.optim.lr,
+        "optim.lr_floor",
+        f"at most --config.optim.lr={config.optim.lr}",
+    )
 
 
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def count_steps(config: ConfigDict, num_images: int) -> int:
+    """The number of training steps: ``total_epochs`` in steps, or ``total_steps``.
+
+    Args:
+      config: checked.
+      num_images: of the training split, over all processes.
+    """
+    if not config.total_epochs:
+        return config.total_steps
+    return max(1, math.ceil(config.total_epochs * num_images / config.batch_size))
 
 
 def json_like(value):

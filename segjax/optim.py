@@ -1,108 +1,156 @@
 """Optimizers and schedules as the papers mean them.
 
-Weight decay is L2 regularisation: ``decay * w`` joins the gradient before the
-momentum (Caffe, PyTorch's SGD), not the decoupled decay of AdamW.
+Weight decay is L2 regularization: ``decay * w`` joins the gradient before the momentum
+(Caffe, PyTorch's SGD), not the decoupled decay of AdamW.
 """
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
+
+from segjax.errors import UserError
+
+# Excluded from weight decay by default. A network need not have such parameters.
+DECAY_EXCLUDE = ("bias", "scale")
+
+# Each makes a schedule of optax from ``config.optim`` and the number of steps.
+SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {
+    # DeepLab v2 (section 4.1.1), PSPNet (section 5): lr (1 - step / total_steps)^power.
+    "poly": lambda options, total_steps: optax.polynomial_schedule(
+        options.lr, 0.0, options.power, total_steps
+    ),
+    "step": lambda options, _: optax.exponential_decay(
+        options.lr, options.step_every, options.step_factor, staircase=True
+    ),
+    "cosine": lambda options, total_steps: optax.cosine_decay_schedule(
+        options.lr, total_steps
+    ),
+    "constant": lambda options, _: optax.constant_schedule(options.lr),
+}
 
 
-def schedule(options, total_steps: int) -> optax.Schedule:
-    """Learning rate of a 0-based step; ``options`` is ``config.optim``."""
-    name, lr = options.schedule, options.lr
-    if name == "poly":  # DeepLab v2 (section 4.1.1), PSPNet (section 5)
+def schedule(options: ConfigDict, total_steps: int) -> optax.Schedule:
+    """The learning rate of a 0-based step.
 
-        def base(step):
-            left = 1 - jnp.minimum(step, total_steps) / total_steps
-            return lr * left**options.power
+    Args:
+      options: ``config.optim``: a schedule of SCHEDULES, not below ``lr_floor``, times
+        a linear warmup from 0 over ``warmup_steps``.
+      total_steps: where "poly" and "cosine" reach 0.
+    """
+    decay = SCHEDULES[options.schedule](options, total_steps)
+    floor, warmup = options.lr_floor, options.warmup_steps
 
-    elif name == "step":
+    def rate(step: jax.Array | int) -> jax.Array:
+        lr = jnp.asarray(decay(step))
+        if floor:
+            lr = jnp.maximum(lr, floor)
+        return lr * jnp.minimum(1.0, (step + 1) / warmup) if warmup else lr
 
-        def base(step):
-            return lr * options.step_factor ** (step // options.step_every)
-
-    elif name == "constant":
-
-        def base(step):
-            return jnp.full((), lr)
-
-    else:
-        raise ValueError(f"unknown schedule {name!r}")
-    warmup = options.warmup_steps
-    if not warmup:
-        return base
-    return lambda step: base(step) * jnp.minimum(1.0, (step + 1) / warmup)
+    return rate
 
 
-def names(params) -> dict:
+def names(params: dict) -> dict:
     """A tree like ``params`` whose leaves are names: ``conv1_1/kernel``."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "/".join(key.key for key in path), params
     )
 
 
-def multipliers(params, rules: tuple[str, ...]) -> dict:
+def multipliers(params: dict, rules: tuple[str, ...]) -> dict:
     """A tree of learning-rate factors from rules ``regex=factor``.
 
     A parameter matched by several rules gets the product of their factors, so
     ``("score.*=10", "bias=2")`` gives the biases of the score layers 20, as in Caffe.
 
     Raises:
-      ValueError: a rule that matches no parameter (a typo would change nothing).
+      UserError: a rule that matches no parameter (a typo would change nothing).
     """
-    rules = [str(rule).rpartition("=") for rule in rules]
-    used = set()
+    parts = [str(rule).rpartition("=") for rule in rules]
+    _check_all_match(params, "lr_mult", [pattern for pattern, _, _ in parts])
 
     def factor(name: str) -> float:
         product = 1.0
-        for pattern, _, value in rules:
+        for pattern, _, value in parts:
             if re.search(pattern, name):
-                used.add(pattern)
                 product *= float(value)
         return product
 
-    tree = jax.tree.map(factor, names(params))
-    unused = [pattern for pattern, _, _ in rules if pattern not in used]
-    if unused:
-        raise ValueError(
-            f"config.optim.lr_mult: {unused[0]!r} matches no parameter; names look "
-            f"like {jax.tree.leaves(names(params))[0]!r}"
-        )
-    return tree
+    return jax.tree.map(factor, names(params))
 
 
-def create(options, params, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer of ``config.optim`` for parameters of this structure."""
-    rate = schedule(options, total_steps)
-    decayed = jax.tree.map(
-        lambda name: not any(re.search(p, name) for p in options.decay_exclude),
+def decayed(params: dict, exclude: tuple[str, ...]) -> dict:
+    """A tree of bools: which parameters the weight decay applies to.
+
+    Args:
+      params: of the network.
+      exclude: regular expressions of parameters that are not decayed.
+
+    Raises:
+      UserError: an expression that matches no parameter, unless it is a default.
+    """
+    chosen = [pattern for pattern in exclude if pattern not in DECAY_EXCLUDE]
+    _check_all_match(params, "decay_exclude", chosen)
+    return jax.tree.map(
+        lambda name: not any(re.search(pattern, name) for pattern in exclude),
         names(params),
     )
+
+
+def _check_all_match(params: dict, field: str, patterns: list[str]) -> None:
+    known = jax.tree.leaves(names(params))
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in known):
+            raise UserError(
+                f"--config.optim.{field}: {pattern!r} matches no parameter; names look "
+                f"like {known[0]!r}"
+            )
+
+
+def _momentum(options: ConfigDict) -> optax.GradientTransformation:
+    # A momentum of 0 is the identity, but would keep a buffer.
+    if not options.momentum:
+        return optax.identity()
+    return optax.trace(options.momentum, options.nesterov)
+
+
+# The transformations behind clipping and weight decay, from ``config.optim``, the
+# learning rate (which also turns gradients into descents) and the factors of lr_mult.
+_Transformation = optax.GradientTransformation
+OPTIMIZERS: dict[str, Callable[..., tuple[_Transformation, ...]]] = {
+    "sgd": lambda options, rate, factors: (_momentum(options), rate, factors),
+    # Caffe keeps lr inside the buffer: h = m h + lr (g + decay w); w -= h.
+    "caffe_sgd": lambda options, rate, factors: (rate, factors, _momentum(options)),
+    "adam": lambda options, rate, factors: (
+        optax.scale_by_adam(options.momentum, options.b2),
+        rate,
+        factors,
+    ),
+}
+
+
+def create(
+    options: ConfigDict, params: dict[str, Any], total_steps: int
+) -> optax.GradientTransformation:
+    """The optimizer of ``config.optim`` for parameters of this structure.
+
+    Raises:
+      UserError: an expression of ``lr_mult`` or ``decay_exclude`` matches no parameter.
+    """
     factors = multipliers(params, options.lr_mult)
     scale_by_factors = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)
     )
-    decay = optax.add_decayed_weights(options.weight_decay, decayed)
-    # Momentum of 0 is the identity but would keep a buffer.
-    momentum = (
-        optax.trace(options.momentum, options.nesterov)
-        if options.momentum
-        else optax.identity()
-    )
-    descend = optax.scale_by_learning_rate(rate)
-    steps = {
-        "sgd": (momentum, descend, scale_by_factors),
-        # Caffe keeps lr inside the buffer: h = m h + lr (g + decay w); w -= h.
-        "caffe_sgd": (descend, scale_by_factors, momentum),
-        "adam": (
-            optax.scale_by_adam(options.momentum, options.b2),
-            descend,
-            scale_by_factors,
+    rate = optax.scale_by_learning_rate(schedule(options, total_steps))
+    clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
+    return optax.chain(
+        *clip,
+        optax.add_decayed_weights(
+            options.weight_decay, decayed(params, options.decay_exclude)
         ),
-    }[options.name]
-    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else None
-    return optax.chain(*([clip] if clip else []), decay, *steps)
+        *OPTIMIZERS[options.name](options, rate, scale_by_factors),
+    )

@@ -22,7 +22,11 @@ ALLOWED = {
     "segjax/analysis": ("segjax.ops", "segjax.models"),
     "segjax/data": (),
     "segjax/weights": (),
-    "segjax/config.py": ("segjax.models", "segjax.losses", "segjax.compilation"),
+    "segjax/config.py": ("segjax.models", "segjax.config_fields"),
+    "segjax/config_fields.py": (
+        *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),
+        "segjax.data",
+    ),
     "segjax/workdir.py": ("segjax.data",),
     "segjax/losses.py": (),
     "segjax/metrics.py": ("segjax.ops",),

@@ -1,5 +1,7 @@
 """Losses, metrics and optimizers against hand-computed and numpy numbers."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,12 @@ import pytest
 import scipy.special
 from ml_collections import ConfigDict
 
-from segjax import compilation, config, losses, metrics, optim
+from segjax import compilation, config, config_fields, losses, metrics, optim
+from segjax.data import transforms
 from segjax.errors import UserError
+from segjax.ops import mean_field
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_cross_entropy_counts_valid_pixels_only():
@@ -192,32 +198,172 @@ def test_adam_and_clipping():
     assert optax.tree.norm(moved) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_multiplier_that_matches_nothing_is_an_error():
-    with pytest.raises(ValueError, match="socre"):
-        optim.create(_options(lr_mult=("socre=10",)), PARAMS, 10)
+@pytest.mark.parametrize(
+    "fields", [{"lr_mult": ("socre=10",)}, {"decay_exclude": ("bias", "socre")}]
+)
+def test_expression_that_matches_nothing_is_an_error(fields):
+    (name,) = fields
+    with pytest.raises(UserError, match=f"--config.optim.{name}: 'socre' matches no"):
+        optim.create(_options(**fields), PARAMS, 10)
+
+
+def test_default_expressions_may_match_nothing():
+    """A network without batch normalization has no scales."""
+    kernels = {"conv": {"kernel": jnp.ones(2)}}
+    assert optim.decayed(kernels, optim.DECAY_EXCLUDE) == {"conv": {"kernel": True}}
+
+
+@pytest.mark.parametrize("lr_floor", [0.0, 0.02])
+@pytest.mark.parametrize("warmup_steps", [0, 5])
+def test_schedules_are_their_formulas(warmup_steps, lr_floor):
+    formulas = {
+        "poly": lambda s: 0.05 * (1 - min(s, 40) / 40) ** 0.9,
+        "step": lambda s: 0.05 * 0.3 ** (s // 7),
+        "constant": lambda s: 0.05,
+        "cosine": lambda s: 0.05 * (1 + np.cos(np.pi * min(s, 40) / 40)) / 2,
+    }
+    assert formulas.keys() == optim.SCHEDULES.keys()
+    fields = dict(lr=0.05, step_every=7, step_factor=0.3, warmup_steps=warmup_steps)
+    for name, formula in formulas.items():
+        options = _options(schedule=name, lr_floor=lr_floor, **fields)
+        rate = optim.schedule(options, 40)
+        for step in (0, 1, 4, 5, 6, 7, 20, 21, 39, 40, 50):
+            expected = max(formula(step), lr_floor)
+            if warmup_steps:
+                expected *= min(1, (step + 1) / warmup_steps)
+            assert rate(step) == pytest.approx(expected, rel=1e-6, abs=1e-9), name
+
+
+NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"threads": -1}, "config.threads is -1; expected 0 or more"),
-        ({"workers": -2}, "config.workers is -2; expected 0 or more"),
+        ({"threads": -1}, "threads is -1; expected an integer from 0 to 1024"),
+        ({"workers": -2}, "workers is -2; expected an integer from 0 to 1024"),
+        (
+            {"seed": 2**32},
+            "seed is 4294967296; expected an integer from 0 to 429496",
+        ),
+        ({"seed": -1}, "seed is -1; expected an integer from 0"),
+        ({"total_steps": 0}, "total_steps is 0; expected a positive integer"),
+        ({"total_steps": 2**63}, "total_steps is 9223372036854775808; expected a pos"),
+        ({"total_epochs": -1.0}, "total_epochs is -1.0; expected 0 to"),
+        ({"tile": -4}, "tile is -4; expected"),
+        ({"eval_images": -1}, "eval_images is -1; expected"),
+        ({"batch_size": 2**63}, "batch_size is 9223372036854775808; expected an int"),
+        ({"precision": "bfloat16"}, "precision: unknown value 'bfloat16'; "),
+        ({"augment": {"flip": NAN}}, "augment.flip is nan; expected a number from 0"),
+        ({"crf": {"relaxation": 0.0}}, "crf.relaxation is 0.0; expected above 0"),
+        ({"crf": {"smoothness_sigma": INF}}, "crf.smoothness_sigma is inf; expected"),
+        ({"data": {"resize": (0, 5)}}, r"data.resize is \(0, 5\); expected two pos"),
+        ({"data": {"void_values": (-1,)}}, r"data.void_values is \(-1,\); expected"),
+        ({"data": {"scenes_train": 0}}, "data.scenes_train is 0; expected"),
         ({"loss": {"aux_weight": -0.4}}, "loss.aux_weight is -0.4; expected 0"),
+        ({"loss": {"aux_weight": NAN}}, "loss.aux_weight is nan; expected 0 or more"),
         ({"loss": {"aux_factor": 2.0}}, "loss.aux_factor is 2.0; expected above 0"),
         ({"loss": {"aux_every": 0}}, "loss.aux_every is 0; expected a positive"),
-        ({"loss": {"aux_floor": 0.5}}, "from 0 to config.loss.aux_weight = 0.4"),
+        ({"loss": {"aux_floor": 0.5}}, "loss.aux_floor is 0.5; expected from 0 to --"),
         ({"loss": {"hard_pixels": 0}}, "loss.hard_pixels is 0; expected a positive"),
-        ({"loss": {"resolution": "half"}}, "expected one of full, output_stride"),
+        (
+            {"loss": {"name": "lovasz"}},
+            "loss.name: unknown value 'lovasz'; did you",
+        ),
+        ({"loss": {"resolution": "half"}}, "loss.resolution: unknown value 'half'"),
+        ({"loss": {"class_weights": (1.0, -2.0)}}, "loss.class_weights is .*not all 0"),
+        ({"loss": {"class_weights": (1.0, NAN)}}, "loss.class_weights is .*not all 0"),
+        ({"loss": {"class_weights": (0.0, 0.0)}}, "loss.class_weights is .*not all 0"),
+        ({"loss": {"class_weights": ("a",)}}, "loss.class_weights is .*not all 0"),
         (
             {"loss": {"name": "hard_pixels", "class_weights": (1.0, 2.0)}},
             r"loss.class_weights is \(1.0, 2.0\); expected \(\) with",
         ),
-        ({"init_from": "nowhere"}, "a workdir of experiments.train or a file"),
+        (
+            {"loss": {"name": "soft_dice", "normalize": "images"}},
+            "loss.normalize is 'images'; expected 'pixels' with",
+        ),
+        ({"optim": {"lr": -0.1}}, "optim.lr is -0.1; expected 0 or more, and finite"),
+        ({"optim": {"lr": NAN}}, "optim.lr is nan; expected 0 or more, and finite"),
+        ({"optim": {"lr_floor": 0.1}}, "optim.lr_floor is 0.1; expected at most"),
+        ({"optim": {"momentum": 2.0}}, "optim.momentum is 2.0; expected from 0 to bel"),
+        ({"optim": {"b2": 1.0}}, "optim.b2 is 1.0; expected from 0 to below 1"),
+        ({"optim": {"warmup_steps": -1}}, "optim.warmup_steps is -1; expected 0 or"),
+        ({"optim": {"weight_decay": -1.0}}, "optim.weight_decay is -1.0; expected 0"),
+        ({"optim": {"clip_norm": -1.0}}, "optim.clip_norm is -1.0; expected 0 or more"),
+        ({"optim": {"name": "adma"}}, "optim.name: unknown value 'adma'; did you mean"),
+        ({"optim": {"lr_mult": ("(=2",)}}, "optim.lr_mult is .*valid regular"),
+        ({"optim": {"lr_mult": ("fc=nan",)}}, "optim.lr_mult is .*valid regular"),
+        ({"optim": {"lr_mult": ("=2",)}}, "optim.lr_mult is .*valid regular"),
+        (
+            {"optim": {"decay_exclude": ("[",)}},
+            "optim.decay_exclude is .*valid",
+        ),
+        ({"optim": {"decay_exclude": ("",)}}, "optim.decay_exclude is .*not empty"),
+        ({"init_from": "nowhere"}, "init_from is 'nowhere'; expected a workdir"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
-    with pytest.raises(UserError, match=message):
+    """By the flag that sets them."""
+    with pytest.raises(UserError, match=f"^--config.{message}"):
         config.check(config.make(**fields))
+
+
+def test_every_default_is_in_its_range_and_every_field_has_a_meaning():
+    config.check(config.make())
+    for name, field in config_fields.flatten().items():
+        assert field.meaning, name
+        assert field.range.expected and field.range.accepts(field.default), name
+
+
+def test_ranges_refuse_other_types_than_that_of_the_default():
+    """A value may come from a file: a list of texts where numbers are expected."""
+    for name, field in config_fields.flatten().items():
+        if isinstance(field.default, tuple):
+            assert not field.range.accepts((object(),)), name
+        elif isinstance(field.default, int | float):
+            assert not field.range.accepts("1"), name
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"loss": 5}, "--config.loss is 5; expected a group of fields"),
+        ({"model": 5}, "--config.model is 5; expected a group of fields"),
+        ({"optim": {"lr": 10**400}}, "--config.optim.lr is inf; expected 0 or more"),
+        ({"batch_size": 4.0}, "--config.batch_size is 4.0; expected int, such as 8"),
+        ({"optim": {"momentun": 1}}, "--config.optim: unknown value 'momentun'; did"),
+    ],
+)
+def test_values_of_wrong_types_are_named(fields, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        config.check(config.make(**fields))
+
+
+def test_defaults_stand_in_one_place():
+    augment = config.DEFAULTS["augment"]
+    crf = config.DEFAULTS["crf"]
+    made = transforms.options(augment, (1.0, 2.0, 3.0))
+    assert made == transforms.Options(fill=(1.0, 2.0, 3.0))
+    assert crf == mean_field.Settings()._asdict()
+
+
+def test_fields_are_documented():
+    """docs/config.md is what the table of fields says (`make config-docs`)."""
+    assert (ROOT / "docs/config.md").read_text() == config_fields.table()
+
+
+def test_empty_tuples_of_the_command_line():
+    """``--config.optim.decay_exclude=`` means no expression, not the empty one."""
+    flags = ["train", "--config.optim.decay_exclude=", "--config.init_from="]
+    found = config.normalize_flags(flags)
+    assert found == ["train", "--config.optim.decay_exclude=()", "--config.init_from="]
+
+
+def test_epochs_in_steps():
+    for epochs, images, steps in ((0.0, 30, 7), (2.0, 30, 8), (0.1, 30, 1), (3, 24, 9)):
+        options = config.make(total_epochs=epochs, total_steps=7, batch_size=8)
+        assert config.count_steps(options, images) == steps
 
 
 def test_another_model_name_alone_is_explained():
@@ -238,7 +384,7 @@ def test_earlier_names_of_fields_still_work(caplog):
     assert config.make(loss={"bootstrap": 0}) == config.make()
     assert "config.accumulate=2 is --config.grad_accum_steps=2 now" in caplog.text
     flags = ["train", "--config.accumulate=2", "-config.loss.bootstrap", "9", "--x=1"]
-    assert config.rename_flags(flags) == [
+    assert config.normalize_flags(flags) == [
         "train",
         "--config.grad_accum_steps=2",
         "--config.loss.name=hard_pixels",
@@ -246,7 +392,7 @@ def test_earlier_names_of_fields_still_work(caplog):
         "--x=1",
     ]
     new = ["--config.loss.resolution=full", "--config.loss.name=cross_entropy"]
-    assert config.rename_flags(new) == new
+    assert config.normalize_flags(new) == new
 
 
 def test_precision_of_what_is_traced():

@@ -70,10 +70,13 @@ def rate_at(o, step):
     """The learning rate of a 0-based step."""
     if o["schedule"] == "poly":
         rate = o["lr"] * (1 - step / TOTAL_STEPS) ** o["power"]
+    elif o["schedule"] == "cosine":
+        rate = o["lr"] * (1 + np.cos(np.pi * step / TOTAL_STEPS)) / 2
     elif o["schedule"] == "step":
         rate = o["lr"] * o["step_factor"] ** (step // o["step_every"])
     else:
         rate = o["lr"]
+    rate = max(rate, o["lr_floor"])
     if o["warmup_steps"]:
         rate *= min(1, (step + 1) / o["warmup_steps"])
     return rate
@@ -151,7 +154,9 @@ OPTIM_CASES = [
     STEPWISE,
     STEPWISE | {"step_every": 3},
     STEPWISE | {"step_factor": 0.2},
+    {"schedule": "cosine"},
     {"power": 2.0},
+    {"lr_floor": 0.04},
     {"warmup_steps": 3},
     {"weight_decay": 0.5},
     {"decay_exclude": ()},

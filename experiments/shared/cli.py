@@ -50,7 +50,7 @@ def run(main: Callable[[Sequence[str]], int | None], positional: bool = False) -
     """
     _set_up_logging()
     _skip_absent_tpus()
-    sys.argv = config.rename_flags(arguments.config_first(sys.argv))
+    sys.argv = config.normalize_flags(arguments.config_first(sys.argv))
     try:
         app.run(
             lambda argv: _guarded(main, argv),
@@ -122,7 +122,7 @@ def define_workdir_config() -> None:
     in ``sys.argv`` first.
     """
     flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
-    sys.argv = config.rename_flags(sys.argv)
+    sys.argv = config.normalize_flags(sys.argv)
     values = config.make()
     workdir = flag_value("workdir")
     if workdir and not arguments.wants_help(sys.argv):

@@ -40,6 +40,8 @@ def build_run(config: ConfigDict) -> TrainingRun:
     config_lib.check(config)
     sharding.check_batch_size(config.batch_size, "batch_size", config.grad_accum_steps)
     source, info = datasets.load(config.data, config.data.train_split)
+    # Resolved here, so that schedules and the saved config have the number of steps.
+    config.total_steps = config_lib.count_steps(config, len(source))
     if config.data.name == "folder":
         cli.log(folder.report(datasets.scan_folder(config.data)))
     model = build_model(config, info)

@@ -91,7 +91,7 @@ def test_docstring_names_every_variant_and_the_first_is_the_default(file):
     doc = runpy.run_path(str(file))["__doc__"]
     assert not [arg for arg in args if not re.search(rf"\b{arg}\b", doc)]
     assert load(file, "") == load(file, args[0])
-    with pytest.raises(UserError, match="unknown variant 'nothing' of this config"):
+    with pytest.raises(UserError, match="unknown value 'nothing'; "):
         load(file, "nothing")
 
 

@@ -359,10 +359,10 @@ def test_wrong_model_name(config, tmp_path):
 
 
 def test_unknown_key_in_a_config_file():
-    message = "unknown config key 'config.optim.momentun'; did you mean 'momentum'"
+    message = "--config.optim: unknown value 'momentun'; did you mean 'momentum'"
     with pytest.raises(UserError, match=message):
         config_lib.make(optim={"momentun": 0.9})
-    message = "unknown config key 'config.model.witdhs'; did you mean 'widths'"
+    message = "--config.model: unknown value 'witdhs'; did you mean 'widths'"
     with pytest.raises(UserError, match=message):
         config_lib.make(model_name="unet", model={"witdhs": (4, 8)})
 

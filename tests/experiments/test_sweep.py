@@ -133,8 +133,14 @@ def test_rows_are_named_by_what_differs_and_a_hash(base):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"model.rate": (1,)}, "row 2 .*'config.model.rate'; did you mean 'rates'"),
-        ({"modle.rates": (1,)}, "row 2 .*'config.modle'; did you mean 'model'"),
+        (
+            {"model.rate": (1,)},
+            "row 2 .*--config.model: unknown value 'rate'; did you mean 'rates'",
+        ),
+        (
+            {"modle.rates": (1,)},
+            "row 2 .*--config: unknown value 'modle'; did you mean 'model'",
+        ),
         ({"model.rates": 6}, r"row 2 .*config.model.rates is 6; expected tuple"),
         ({"model.rates.x": 6}, r"row 2 .*config.model.rates is {'x': 6}; expected t"),
         ({"model": 6}, "row 2 .*config.model is a group of fields"),
@@ -152,7 +158,7 @@ def test_bad_rows_are_refused_by_name(base, row, message):
     "row, message",
     [
         ({"model.rates": ()}, "row row-.*DeepLab.rates"),
-        ({"optim.name": "adma"}, "row row-.*config.optim.name is 'adma'"),
+        ({"optim.name": "adma"}, "row row-.*--config.optim.name: unknown value 'adma'"),
         ({"loss.class_weights": (1.0, 2.0)}, "row row-.*class_weights has 2 values"),
     ],
 )
