@@ -1,7 +1,7 @@
-"""Few shapes for images of many sizes: what to pad to, so that few programs compile.
+"""Which images share a batch: few padded shapes for images of many sizes.
 
-A *frame* (h, w) holds every image no larger than it; each frame is one compiled
-program.  More frames mean fewer pixels of padding and more time to compile.
+Images are padded to a *padded shape* (h, w) that is no smaller than they are, and each
+padded shape is compiled once.  More shapes mean less padding and more compiling.
 """
 
 import collections
@@ -14,120 +14,134 @@ import numpy as np
 Size = tuple[int, int]
 
 PADDING = 0.25
-PROGRAMS = 4
-"""So few programs are never too many."""
-WORTH = 2**24
-"""Pixels that a program more must save: what is predicted while one compiles."""
+"""Default limit of the padding, as a fraction of the pixels of all images."""
+FREE_SHAPES = 4
+"""Up to this many compiled shapes are always allowed."""
+PIXELS_PER_SHAPE = 2**24
+"""Padding pixels an extra compiled shape must save to be worth its compile time."""
 
-_MOST_SIZES = 192
+_MAX_SIZES = 192
+"""Of more sizes than that, sides are rounded up before shapes are chosen."""
 
 
-class Bucket(NamedTuple):
-    """Images that share a frame, and with it a program."""
+class BatchGroup(NamedTuple):
+    """The batches of one padded shape, which share a compiled function."""
 
-    frame: Size
-    rows: int  # images of a batch
-    batches: list[list[int]]  # indices of the images; the last batch may have fewer
+    padded_shape: Size
+    batch_size: int
+    batches: list[list[int]]
+    """Indices of the images of each batch; the last batch may have fewer."""
+
+    @property
+    def frame(self) -> Size:
+        """The former name of ``padded_shape``."""
+        return self.padded_shape
+
+    @property
+    def rows(self) -> int:
+        """The former name of ``batch_size``."""
+        return self.batch_size
 
 
 def plan(
     sizes: Sequence[Size],
-    batch: int,
+    batch_size: int,
     padding: float = PADDING,
     devices: int = 1,
     max_pixels: float = math.inf,
     others: Sequence[Size] = (),
-) -> list[Bucket]:
-    """Which images form which batch; every image occurs once.
+) -> list[BatchGroup]:
+    """Plans the batches of a collection; every image occurs once.
 
-    The batches of a frame are about equally full, so that few rows are computed for
-    nothing.
+    The batches of a padded shape are about equally full, so that little is computed
+    for images that do not exist.
 
     Args:
       sizes: (h, w) of the images.
-      batch: most images of a batch; rounded up to a multiple of ``devices``.
-      padding: see ``frames``.
-      devices: the rows of a batch are split over.
-      max_pixels: of a device's part of a batch, unless that is a single image.
-      others: of images that are done already; frames are chosen for all, so that the
-        result of an image does not depend on which ones are left.
+      batch_size: the most images of a batch; rounded up to a multiple of ``devices``.
+      padding: see ``padded_shapes``.
+      devices: how many devices a batch is split over; batch sizes are multiples of it.
+      max_pixels: of each device's part of a batch, unless that is a single image.
+      others: sizes of images that are done already; padded shapes are chosen for all,
+        so that the result of an image does not depend on which ones are left.
     """
-    chosen = frames([*sizes, *others], padding, max_pixels=max_pixels)
-    groups: dict[Size, list[int]] = {}
+    shapes = padded_shapes([*sizes, *others], padding, max_pixels=max_pixels)
+    members: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
-        groups.setdefault(chosen[tuple(size)], []).append(index)
-    buckets = []
-    for frame, indices in sorted(groups.items()):
-        most = math.ceil(batch / devices)
-        most = devices * max(int(min(most, max_pixels / math.prod(frame))), 1)
-        count = math.ceil(len(indices) / most)
-        rows = math.ceil(len(indices) / count / devices) * devices
-        batches = [indices[at : at + rows] for at in range(0, len(indices), rows)]
-        buckets.append(Bucket(frame, rows, batches))
-    return buckets
+        members.setdefault(shapes[tuple(size)], []).append(index)
+    groups = []
+    for shape, indices in sorted(members.items()):
+        per_device = math.ceil(batch_size / devices)
+        per_device = max(int(min(per_device, max_pixels / math.prod(shape))), 1)
+        count = math.ceil(len(indices) / (devices * per_device))
+        size = math.ceil(len(indices) / count / devices) * devices
+        batches = [indices[at : at + size] for at in range(0, len(indices), size)]
+        groups.append(BatchGroup(shape, size, batches))
+    return groups
 
 
-def frames(
+def padded_shapes(
     sizes: Sequence[Size],
     padding: float = PADDING,
-    programs: int = PROGRAMS,
+    *,
+    free_shapes: int = FREE_SHAPES,
     max_pixels: float = math.inf,
 ) -> dict[Size, Size]:
-    """The frame of every size.
+    """Chooses the padded shape of every size.
 
-    As few frames as possible, but ``programs`` if there are so many sizes, whose pixels
-    exceed those of the images by no more than the fraction ``padding``, and more where
-    each saves ``WORTH`` pixels; of these, the ones with the fewest pixels.  That is a
-    facility-location problem: frames are merged greedily and then exchanged one by one,
-    which on small collections finds the optimum or comes close to it.  Of more than 192
-    sizes, sides are rounded up to a common unit first.
+    They are as few as possible (but ``free_shapes`` if there are that many sizes) with
+    padding below the fraction ``padding`` of the pixels of all images; more of them
+    where each saves ``PIXELS_PER_SHAPE`` pixels; and of these choices the one with the
+    least padding.  That is a facility-location problem: shapes are merged greedily and
+    then exchanged one by one, which finds the optimum of small collections or comes
+    close to it.
 
     Args:
       sizes: (h, w) of all images, repeated as they occur.
-      padding: 0 gives every size its own frame.
-      programs: frames that are never too many.
-      max_pixels: of a frame that is larger than the images it holds.
+      padding: 0 gives every size a shape of its own.
+      free_shapes: as many shapes are always allowed.
+      max_pixels: limit of a padded shape that is larger than the images it holds.
 
     Returns:
-      {size: frame}.
+      {size: padded shape}.
     """
     # Sorted: the order of the images must not matter.
     counts = collections.Counter(sorted(tuple(size) for size in sizes))
-    if padding <= 0 or len(counts) <= programs:
+    if padding <= 0 or len(counts) <= free_shapes:
         return {size: size for size in counts}
     rounded, unit = counts, 1
-    while len(rounded) > _MOST_SIZES:
+    while len(rounded) > _MAX_SIZES:
         unit = math.ceil(1.5 * unit)
         rounded = collections.Counter()
         for (h, w), number in counts.items():
             rounded[-(-h // unit) * unit, -(-w // unit) * unit] += number
     pixels = sum(h * w * number for (h, w), number in counts.items())
     limit = (1 + padding) * pixels
-    chosen = _choose(rounded, limit, programs, max_pixels)
-    # Frames of rounded sizes shrink to the images that they really hold.
-    held: dict[Size, list[Size]] = {}
+    chosen = _choose(rounded, limit, free_shapes=free_shapes, max_pixels=max_pixels)
+    # Shapes of rounded sizes shrink to the largest sides of their images.
+    groups: dict[Size, list[Size]] = {}
     for size in counts:
-        fits = [f for f in chosen if f[0] >= size[0] and f[1] >= size[1]]
-        held.setdefault(min(fits, key=math.prod), []).append(size)
+        fits = [shape for shape in chosen if np.greater_equal(shape, size).all()]
+        groups.setdefault(min(fits, key=math.prod), []).append(size)
     return {
         size: (max(h for h, _ in group), max(w for _, w in group))
-        for group in held.values()
+        for group in groups.values()
         for size in group
     }
 
 
 def _choose(
-    counts: dict[Size, int], limit: float, programs: int, max_pixels: float
+    counts: dict[Size, int], limit: float, *, free_shapes: int, max_pixels: float
 ) -> list[Size]:
-    """Frames of few sizes: merged while there are more than ``programs``."""
+    """Padded shapes of few sizes: merged while there are more than ``free_shapes``."""
     sizes = np.array(list(counts))
     numbers = np.array(list(counts.values()), float)
-    # The best frame of a group is as high as one of its sizes and as wide as another.
+    # The best shape of a group is as high as one of its sizes and as wide as another.
     joins = np.maximum(sizes[:, None], sizes[None]).reshape(-1, 2)
     candidates = np.unique(joins, axis=0)
-    index = {tuple(frame): i for i, frame in enumerate(candidates.tolist())}
+    index = {tuple(shape): i for i, shape in enumerate(candidates.tolist())}
     holds = (candidates[:, None] >= sizes[None]).all(-1)
-    # Pixels of all images of size s in frame c.
+    # Pixels of all images of size s in shape c.
     largest = max(max_pixels, sizes.prod(1).max())
     allowed = holds & (candidates.prod(1) <= largest)[:, None]
     costs = np.where(allowed, candidates.prod(1)[:, None] * numbers, np.inf)
@@ -136,23 +150,23 @@ def _choose(
         return costs[chosen].min(0).sum()
 
     def merged(chosen: list[int]) -> list[int]:
-        """Two frames become one, at the least cost in pixels."""
-        held = costs[chosen]
-        owner = held.argmin(0)
+        """Two shapes become one, at the least cost in pixels."""
+        current = costs[chosen]
+        owner = current.argmin(0)
         number = np.bincount(owner, numbers, len(chosen))
-        pixels = np.bincount(owner, held.min(0), len(chosen))
-        frame = candidates[chosen]
-        area = np.maximum(frame[:, None], frame[None]).prod(-1)
+        pixels = np.bincount(owner, current.min(0), len(chosen))
+        shape = candidates[chosen]
+        area = np.maximum(shape[:, None], shape[None]).prod(-1)
         added = (number[:, None] + number) * area - pixels[:, None] - pixels
         added[area > largest] = np.inf
         np.fill_diagonal(added, np.inf)
         first, second = np.unravel_index(added.argmin(), added.shape)
-        join = index[tuple(np.maximum(frame[first], frame[second]).tolist())]
+        join = index[tuple(np.maximum(shape[first], shape[second]).tolist())]
         kept = [c for i, c in enumerate(chosen) if i not in (first, second)]
         return [*kept, join]
 
     def exchanged(chosen: list[int]) -> list[int]:
-        """Each frame in turn becomes the best one beside the others, until none do."""
+        """Each shape in turn becomes the best one beside the others, until none do."""
         chosen, best = list(chosen), total(chosen)
         changed = True
         while changed:
@@ -167,12 +181,16 @@ def _choose(
     chosen = [index[tuple(size)] for size in sizes.tolist()]
 
     def better(fewer: list[int]) -> bool:
-        return total(fewer) <= min(limit, total(chosen) + WORTH)
+        return total(fewer) <= min(limit, total(chosen) + PIXELS_PER_SHAPE)
 
-    # Exchanging takes its time: only where merging alone comes to its end.
-    while len(chosen) > programs and better(fewer := merged(chosen)):
+    # Exchanging is slow: only where merging alone gets no further.
+    while len(chosen) > free_shapes and better(fewer := merged(chosen)):
         chosen = fewer
     chosen = exchanged(chosen)
-    while len(chosen) > programs and better(fewer := exchanged(merged(chosen))):
+    while len(chosen) > free_shapes and better(fewer := exchanged(merged(chosen))):
         chosen = fewer
-    return [tuple(frame) for frame in candidates[chosen].tolist()]
+    return [tuple(shape) for shape in candidates[chosen].tolist()]
+
+
+# Former names, until all callers have changed.
+Bucket, frames = BatchGroup, padded_shapes

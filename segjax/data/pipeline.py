@@ -7,42 +7,65 @@ them changes what batch k holds.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 import cv2
 import grain
 import numpy as np
 
 from segjax.data import batching, transforms
+from segjax.data.source import Example, Size, Source
+from segjax.data.workers import start_workers
 from segjax.labels import VOID
 
-# Many examples are in work at once; OpenCV's own threads would only compete with them.
+# Many examples are read at once; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
+
+READ_AHEAD = 4
+"""Batches that each process reads ahead."""
+
+
+class Batch(TypedDict):
+    """Examples of one size."""
+
+    image: np.ndarray
+    """uint8 [n, h, w, C]."""
+    label: np.ndarray
+    """uint8 [n, h, w], 255 = void."""
+    id: np.ndarray
+    """[n] of str."""
 
 
 def train_batches(
-    source,
+    source: Source,
     options: transforms.Options,
+    *,
     batch_size: int,
     seed: int,
     start: int = 0,
     process: tuple[int, int] = (0, 1),
     workers: int = 0,
     threads: int = 4,
-) -> Iterator[dict]:
+) -> Iterator[Batch]:
     """An endless stream of shuffled, augmented batches, from batch ``start`` on.
 
     Args:
-      source: random access to ``{"image", "label", "id"}``.
+      source: of the training split.
       options: of ``transforms.augment``.
-      batch_size: global; this process gets rows ``[i * b, (i + 1) * b)`` of it, with
-        b = batch_size / n and ``process`` = (i, n).
+      batch_size: global; this process gets images ``[i * b, (i + 1) * b)`` of each
+        batch, with b = batch_size / n and ``process`` = (i, n).
       seed: of order and augmentation.
       start: the number of batches already consumed.
+      process: (i, n), which of how many processes this is.
       workers: worker processes; 0 reads in ``threads`` threads of this process.
       threads: reading threads per process.
 
-    Yields:
-      ``image`` uint8 [b, h, w, C], ``label`` uint8 [b, h, w], ``id`` [b] of str.
+    Returns:
+      Batches of ``batch_size / n`` examples.
+
+    Raises:
+      UserError: while iterating: a file cannot be read or has changed, or a worker
+        process has died.
     """
     index, count = process
     dataset = (
@@ -56,12 +79,9 @@ def train_batches(
     # Local batch j of process i is batch j * count + i of the unsliced dataset.
     dataset = dataset[start * count + index :: count]
     iterable = dataset.to_iter_dataset(
-        # Workers read ahead themselves; a second buffer per worker is enough.
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=READ_AHEAD)
     )
-    if workers:
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(workers, 2))
-    return iter(iterable)
+    return start_workers(iterable, workers) if workers else iter(iterable)
 
 
 class _Augment:
@@ -70,32 +90,26 @@ class _Augment:
     def __init__(self, options: transforms.Options):
         self.options = options
 
-    def __call__(self, example: dict, rng: np.random.Generator) -> dict:
-        example = transforms.augment(example, rng, self.options)
-        return {key: example[key] for key in ("image", "label", "id")}
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        augmented = transforms.augment(example, rng, self.options)
+        return {key: augmented[key] for key in ("image", "label", "id")}
 
 
-def eval_plan(
-    sizes: Sequence[tuple[int, int]], batch_size: int
-) -> list[tuple[tuple[int, int], list[int]]]:
+def eval_plan(sizes: Sequence[Size], batch_size: int) -> list[tuple[Size, list[int]]]:
     """Which images form which evaluation batch: ``[((h, w), indices), ...]``.
 
-    Every image occurs exactly once.  Images of one size share batches; with more than
-    four sizes, images share the frames of ``batching.frames``, so that a mixed
-    collection needs few compiled shapes; they are extended by mirroring.
+    Every image occurs exactly once.  Images of one size share batches; of more than
+    four sizes, images share the padded shapes of ``batching.plan``, so that a mixed
+    collection needs few compiled functions; they are extended by mirroring.
     """
-    frames = batching.frames(sizes)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, size in enumerate(sizes):
-        groups.setdefault(frames[tuple(size)], []).append(i)
+    # A multiple of the batch size: evaluation batches all have exactly that size.
+    groups = batching.plan(sizes, batch_size, devices=batch_size)
     return [
-        (frame, indices[at : at + batch_size])
-        for frame, indices in sorted(groups.items())
-        for at in range(0, len(indices), batch_size)
+        (group.padded_shape, indices) for group in groups for indices in group.batches
     ]
 
 
-def mirror_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def mirror_to(image: np.ndarray, size: Size) -> np.ndarray:
     """Extends [H, W, C] at the bottom and the right to ``size`` by mirroring.
 
     About the centers of the border pixels, as predictors do where a model needs more.
@@ -110,46 +124,45 @@ def mirror_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def eval_batches(
-    source,
-    sizes: Sequence[tuple[int, int]],
+    source: Source,
+    *,
     batch_size: int,
     channels: int,
     process: tuple[int, int] = (0, 1),
     threads: int = 4,
-) -> Iterator[dict]:
+) -> Iterator[Batch]:
     """All examples once, unaugmented, in batches of static shape.
 
     Args:
-      source: random access to ``{"image", "label", "id"}``.
-      sizes: (h, w) of every example, the same on every process.
-      batch_size: global; the last batch of a size is filled up with void examples,
+      source: the same on every process.
+      batch_size: global; the last batch of a shape is filled up with void examples,
         which count nowhere (id "").
       channels: of the images.
-      process: (i, n): this process gets its n-th of the rows of each batch.
+      process: (i, n): this process gets the i-th of n equal parts of each batch.
+      threads: reading threads.
 
-    Yields:
-      As ``train_batches``.
+    Returns:
+      Batches of ``batch_size / n`` examples.
     """
     index, count = process
-    rows = batch_size // count
-    plan = eval_plan(sizes, batch_size)
+    local_size = batch_size // count
+    plan = eval_plan(source.sizes, batch_size)
 
-    def batch_of(item: tuple) -> dict:
-        bucket, indices = item
-        mine = indices[index * rows : (index + 1) * rows]
-        examples = [source[i] for i in mine]
-        image = np.zeros((rows, *bucket, channels), np.uint8)
-        label = np.full((rows, *bucket), VOID, np.uint8)
-        for row, example in enumerate(examples):
+    def read(item: tuple[Size, list[int]]) -> Batch:
+        shape, indices = item
+        local = indices[index * local_size : (index + 1) * local_size]
+        image = np.zeros((local_size, *shape, channels), np.uint8)
+        label = np.full((local_size, *shape), VOID, np.uint8)
+        ids = [""] * local_size
+        for position, example in enumerate(source[i] for i in local):
             h, w = example["label"].shape
-            image[row] = mirror_to(example["image"], bucket)
-            label[row, :h, :w] = example["label"]
-        ids = [str(example["id"]) for example in examples]
-        ids += [""] * (rows - len(ids))
+            image[position] = mirror_to(example["image"], shape)
+            label[position, :h, :w] = example["label"]
+            ids[position] = str(example["id"])
         return {"image": image, "label": label, "id": np.array(ids)}
 
     return iter(
         grain.MapDataset.source(plan)
-        .map(batch_of)
-        .to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=4))
+        .map(read)
+        .to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=READ_AHEAD))
     )
