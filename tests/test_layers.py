@@ -115,7 +115,9 @@ def test_only_checkpoint_imports_orbax():
 def test_the_library_knows_neither_programs_nor_configs_nor_flags():
     for path in FILES:
         outside = of(imports(path), "experiments", "configs", "absl.flags", "absl.app")
-        assert not outside, path
+        # Grain reads flags of its own in programs that parse none.
+        grain = {"absl.flags"} if path.name == "workers.py" else set()
+        assert outside == grain, path
 
 
 def test_the_library_prints_nothing():

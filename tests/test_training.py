@@ -1,4 +1,4 @@
-"""The step, checkpoints and the pipeline, on a network small enough to run."""
+"""The step and checkpoints, on a network small enough to run."""
 
 import json
 
@@ -16,7 +16,6 @@ from experiments import train
 from experiments.shared import initialization
 from segjax import checkpoint, config, models, optim, sharding, training
 from segjax import workdir as workdir_lib
-from segjax.data import pipeline, transforms
 from segjax.errors import UserError
 from segjax.inference.trained import load_model
 from segjax.models import deeplab, dilation
@@ -539,86 +538,3 @@ def test_full_disk(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="GB free"):
         checkpoint.check_space(tmp_path, trained[1], copies=4)
-
-
-# Pipeline
-
-
-class Source:
-    """Twelve 8x8 images that hold their own index."""
-
-    sizes = [(8, 8)] * 12
-
-    def __len__(self):
-        return 12
-
-    def __getitem__(self, i):
-        image = np.full((8, 8, 3), i, np.uint8)
-        return {"image": image, "label": image[..., 0], "id": f"im{i}"}
-
-
-AUGMENT = transforms.Options(crop=(6, 6), scale=(0.5, 2), flip=0.5, noise=3)
-
-
-def take(n, **options):
-    stream = pipeline.train_batches(Source(), AUGMENT, batch_size=4, seed=1, **options)
-    return [next(stream) for _ in range(n)]
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return take(7)
-
-
-def same(a, b):
-    return all((a[key] == b[key]).all() for key in ("image", "label", "id"))
-
-
-def test_batches_depend_on_seed_and_index_only(stream):
-    assert all(map(same, stream, take(7, threads=1)))
-    assert all(map(same, stream[3:], take(4, start=3)))
-    assert not same(stream[0], stream[3])
-
-
-def test_processes_split_each_batch(stream):
-    shares = [take(7, process=(i, 2)) for i in range(2)]
-    for whole, first, second in zip(stream, *shares, strict=True):
-        for key in ("image", "label", "id"):
-            joined = np.concatenate([first[key], second[key]])
-            assert (joined == whole[key]).all()
-
-
-def test_every_epoch_visits_every_image_once_in_a_new_order(stream):
-    ids = np.concatenate([batch["id"] for batch in stream[:6]])
-    assert sorted(ids[:12]) == sorted(ids[12:]) == sorted(f"im{i}" for i in range(12))
-    assert list(ids[:12]) != list(ids[12:])
-
-
-def test_worker_processes_change_nothing(stream):
-    assert all(map(same, stream[:4], take(4, workers=2)))
-
-
-def test_evaluation_counts_every_image_once():
-    source = Source()
-    for count in (1, 2):
-        seen = []
-        for i in range(count):
-            batches = list(
-                pipeline.eval_batches(source, source.sizes, 8, 3, (i, count))
-            )
-            assert {len(batch["id"]) for batch in batches} == {8 // count}
-            for batch in batches:
-                for name, label in zip(batch["id"], batch["label"], strict=True):
-                    assert (label == 255).all() == (name == "")
-                    seen += [name] if name else []
-        assert sorted(seen) == sorted(f"im{i}" for i in range(12))
-
-
-def test_mixed_sizes_share_padded_shapes():
-    sizes = [(h, 50) for h in range(40, 52)]
-    plan = pipeline.eval_plan(sizes, 8)
-    assert len({frame for frame, _ in plan}) == 4
-    assert all(frame[0] >= sizes[i][0] for frame, indices in plan for i in indices)
-    assert sorted(i for _, indices in plan for i in indices) == list(range(12))
-    few = pipeline.eval_plan([(8, 8), (9, 8), (8, 8)], 8)
-    assert few == [((8, 8), [0, 2]), ((9, 8), [1])]

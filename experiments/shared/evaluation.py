@@ -31,9 +31,8 @@ def eval_batches(config: ConfigDict, source: Any, channels: int) -> Iterator[dic
     """This process's share of the evaluation batches of a source."""
     return pipeline.eval_batches(
         source,
-        source.sizes,
-        config.eval_batch_size,
-        channels,
-        (jax.process_index(), jax.process_count()),
-        config.threads,
+        batch_size=config.eval_batch_size,
+        channels=channels,
+        process=(jax.process_index(), jax.process_count()),
+        threads=config.threads,
     )

@@ -112,12 +112,12 @@ def train_batches(
     return pipeline.train_batches(
         source,
         augment,
-        config.batch_size,
-        config.seed,
-        start,
-        (jax.process_index(), jax.process_count()),
-        config.workers,
-        config.threads,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start=start,
+        process=(jax.process_index(), jax.process_count()),
+        workers=config.workers,
+        threads=config.threads,
     )
 
 

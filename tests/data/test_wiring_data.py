@@ -324,7 +324,13 @@ TWELVE = Source([(8, 9)] * 12)
 def take(n, source=TWELVE, batch_size=4, seed=1, start=0, **options):
     augment = transforms.Options(crop=(6, 6), flip=0.5)
     stream = pipeline.train_batches(
-        source, augment, batch_size, seed, start, threads=1, **options
+        source,
+        augment,
+        batch_size=batch_size,
+        seed=seed,
+        start=start,
+        threads=1,
+        **options,
     )
     return [next(stream) for _ in range(n)]
 
@@ -363,9 +369,9 @@ def test_processes_resume_with_their_share(start, count):
 def test_evaluation_batches_hold_the_images_mirrored_and_their_labels():
     """Six sizes share four frames; two processes take the rows of each batch."""
     source = Source([(10, 12), (11, 12), (10, 13), (7, 30), (20, 6), (12, 13)] * 2)
-    whole = list(pipeline.eval_batches(source, source.sizes, 4, 3))
+    whole = list(pipeline.eval_batches(source, batch_size=4, channels=3))
     shares = [
-        list(pipeline.eval_batches(source, source.sizes, 4, 3, (i, 2)))
+        list(pipeline.eval_batches(source, batch_size=4, channels=3, process=(i, 2)))
         for i in range(2)
     ]
     seen = []
@@ -394,8 +400,8 @@ def test_batches_of_buckets_follow_batch_devices_and_pixels():
     def shape(batch, **options):
         (bucket,) = batching.plan(sizes, batch, **options)
         flat = [index for part in bucket.batches for index in part]
-        assert sorted(flat) == list(range(10)) and bucket.frame == (10, 10)
-        return bucket.rows, len(bucket.batches)
+        assert sorted(flat) == list(range(10)) and bucket.padded_shape == (10, 10)
+        return bucket.batch_size, len(bucket.batches)
 
     assert shape(10) == (10, 1)
     assert shape(4) == (4, 3)

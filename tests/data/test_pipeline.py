@@ -1,0 +1,218 @@
+"""The input pipeline: what a batch depends on, and processes that read and die."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segjax.data import pipeline, transforms
+from segjax.data.workers import WorkerDied
+from segjax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Source:
+    """Twelve 8x8 images that hold their own index."""
+
+    sizes = [(8, 8)] * 12
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        image = np.full((8, 8, 3), i, np.uint8)
+        return {"image": image, "label": image[..., 0], "id": f"im{i}"}
+
+
+AUGMENT = transforms.Options(crop=(6, 6), scale=(0.5, 2), flip=0.5, noise=3)
+
+
+def take(n, **options):
+    stream = pipeline.train_batches(Source(), AUGMENT, batch_size=4, seed=1, **options)
+    return [next(stream) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return take(7)
+
+
+def same(a, b):
+    return all((a[key] == b[key]).all() for key in ("image", "label", "id"))
+
+
+def test_batches_depend_on_seed_and_index_only(stream):
+    assert all(map(same, stream, take(7, threads=1)))
+    assert all(map(same, stream[3:], take(4, start=3)))
+    assert not same(stream[0], stream[3])
+
+
+def test_processes_split_each_batch(stream):
+    shares = [take(7, process=(i, 2)) for i in range(2)]
+    for whole, first, second in zip(stream, *shares, strict=True):
+        for key in ("image", "label", "id"):
+            joined = np.concatenate([first[key], second[key]])
+            assert (joined == whole[key]).all()
+
+
+def test_every_epoch_visits_every_image_once_in_a_new_order(stream):
+    ids = np.concatenate([batch["id"] for batch in stream[:6]])
+    assert sorted(ids[:12]) == sorted(ids[12:]) == sorted(f"im{i}" for i in range(12))
+    assert list(ids[:12]) != list(ids[12:])
+
+
+def test_evaluation_counts_every_image_once():
+    source = Source()
+    for count in (1, 2):
+        seen = []
+        for i in range(count):
+            batches = list(
+                pipeline.eval_batches(
+                    source, batch_size=8, channels=3, process=(i, count)
+                )
+            )
+            assert {len(batch["id"]) for batch in batches} == {8 // count}
+            for batch in batches:
+                for name, label in zip(batch["id"], batch["label"], strict=True):
+                    assert (label == 255).all() == (name == "")
+                    seen += [name] if name else []
+        assert sorted(seen) == sorted(f"im{i}" for i in range(12))
+
+
+def test_mixed_sizes_share_padded_shapes():
+    sizes = [(h, 50) for h in range(40, 52)]
+    plan = pipeline.eval_plan(sizes, 8)
+    assert len({shape for shape, _ in plan}) == 4
+    assert all(shape[0] >= sizes[i][0] for shape, indices in plan for i in indices)
+    assert sorted(i for _, indices in plan for i in indices) == list(range(12))
+    few = pipeline.eval_plan([(8, 8), (9, 8), (8, 8)], 8)
+    assert few == [((8, 8), [0, 2]), ((9, 8), [1])]
+
+
+# Worker processes
+
+
+class BadFile(Source):
+    def __getitem__(self, i):
+        if i == 7:
+            raise UserError("images/7.png: cannot be decoded: replace or remove it")
+        return super().__getitem__(i)
+
+
+def test_a_bad_file_is_one_line_from_a_worker():
+    stream = pipeline.train_batches(BadFile(), AUGMENT, batch_size=4, seed=1, workers=1)
+    with pytest.raises(UserError) as caught:
+        [next(stream) for _ in range(3)]
+    stream.close()
+    assert str(caught.value) == "images/7.png: cannot be decoded: replace or remove it"
+
+
+def test_workers_change_nothing_and_the_death_of_one_is_one_line(stream):
+    expected = stream[:4]
+    stream = pipeline.train_batches(Source(), AUGMENT, batch_size=4, seed=1, workers=2)
+    assert all(same(batch, next(stream)) for batch in expected)
+    first = multiprocessing.active_children()[0]
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied) as caught:
+        [next(stream) for _ in range(30)]
+    message = str(caught.value)
+    assert "killed by SIGKILL" in message and "--config.workers" in message
+    assert "\n" not in message and isinstance(caught.value, UserError)
+    with pytest.raises(StopIteration):
+        next(stream)
+    deadline = time.monotonic() + 60
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not multiprocessing.active_children()
+
+
+PROGRAM = """
+import json, multiprocessing, sys, time
+import numpy as np
+from segjax.data import pipeline, transforms
+
+class Source:
+    sizes = [(300, 300)] * 12
+    identities = []
+    def __len__(self):
+        return 12
+    def __getitem__(self, i):
+        image = np.full((300, 300, 3), i, np.uint8)
+        return {"image": image, "label": image[..., 0], "id": f"im{i}"}
+
+if __name__ == "__main__":
+    options = transforms.Options()
+    stream = pipeline.train_batches(Source(), options, batch_size=4, seed=1, workers=2)
+    kept = []
+    print("starting", flush=True)
+    try:
+        for batch in stream:
+            kept.append(batch)
+            if len(kept) == 3:
+                workers = [p.pid for p in multiprocessing.active_children()]
+                print(json.dumps(workers), flush=True)
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        sys.exit(7)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    """A user's own program, which parses no flags, in a process group of its own."""
+    (folder / "program.py").write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, str(folder / "program.py")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_program_that_is_killed(tmp_path):
+    program = start(tmp_path)
+    assert program.stdout.readline() == "starting\n"
+    workers = json.loads(program.stdout.readline())
+    assert len(workers) == 2 and all(map(is_running, workers))
+    program.kill()
+    program.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+
+
+@pytest.mark.parametrize(
+    "delay", [None, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 1, 2, 4))]
+)
+def test_ctrl_c_prints_nothing_of_the_workers(tmp_path, delay):
+    """Also while they start and still import their modules."""
+    program = start(tmp_path)
+    assert program.stdout.readline() == "starting\n"
+    if delay is None:
+        json.loads(program.stdout.readline())
+    else:
+        time.sleep(delay)
+    os.killpg(program.pid, signal.SIGINT)
+    out, err = program.communicate(timeout=120)
+    assert program.returncode == 7 and out.endswith("stopped\n")
+    assert err == ""
