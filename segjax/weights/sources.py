@@ -19,7 +19,7 @@ GRAY_OR_RGB = Images(1 / 255, (0.0,), (1.0,))  # 0 to 1
 TORCHVISION = Images(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 VGG_MODELS = ("classifier", "contextual", "deconvnet", "deeplab", "dilation", "fcn")
-RESNET_MODELS = ("classifier", "deeplab", "pspnet")
+RESNET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
 BOTTLENECKS = ("resnet50", "resnet101")
 SQUEEZENET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
 

@@ -26,14 +26,14 @@ def write_keras(path, arrays, kinds, nested, group=""):
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         file = file.create_group(group) if group else file
-        layers = list(dict.fromkeys(name.split("/")[0] for name in arrays))
+        layers = list(dict.fromkeys(name.rpartition("/")[0] for name in arrays))
         file.attrs["layer_names"] = [name.encode() for name in ["input_1", *layers]]
         file.create_group("input_1").attrs["weight_names"] = np.array([], "S1")
         for layer in layers:
             group, stored = file.create_group(layer), []
             for name, array in arrays.items():
-                if name.split("/")[0] == layer:
-                    kind = kinds[name.split("/")[1]]
+                if name.rpartition("/")[0] == layer:
+                    kind = kinds[name.rpartition("/")[2]]
                     separator = "/" if nested else "_"
                     stored.append(f"{layer}{separator}{kind}:0")
                     group.create_dataset(stored[-1], data=array)
