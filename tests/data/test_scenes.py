@@ -174,7 +174,7 @@ def test_larger_sizes_show_the_same_picture():
 
 def test_contact_sheet():
     made = [scene(0, index, (48, 64)) for index in range(3)]
-    sheet = contact_sheet(0, range(3), (48, 64), columns=2)
+    sheet = contact_sheet(0, range(3), size=(48, 64), columns=2)
     assert sheet.shape == (2 * 48, 2 * 2 * 64, 3)
     assert (sheet[48:, :64] == made[2]["image"]).all()
     label = made[1]["label"]
