@@ -168,6 +168,7 @@ def _scan(
         np.add.at(row, i, each.counts)
     train = table[list(splits["train"])]
     pixels = {name: table[list(at), :k].sum(0) for name, at in splits.items()}
+    notes += _absent(folder, classes, pixels, source)
     return Scan(
         root=str(folder),
         stems=stems,
@@ -185,6 +186,27 @@ def _scan(
         frequencies=pixels["train"] / max(pixels["train"].sum(), 1),
         weights=median_weights(train[:, :k], train.sum(1)),
         notes=notes,
+    )
+
+
+def _absent(
+    folder: Path,
+    classes: folder_classes.Classes,
+    pixels: dict[str, np.ndarray],
+    source: Path,
+) -> tuple[str, ...]:
+    """A note of the classes without training pixels; all but one are an error."""
+    absent = [name for name, n in zip(classes.names, pixels["train"]) if not n]
+    if len(absent) < len(classes.names) - 1:
+        names = ", ".join(absent[:10]) + ", ..." * (len(absent) > 10)
+        return (f"no training pixel is of {names}",) if absent else ()
+    present = set(classes.names) - set(absent)
+    raise UserError(
+        f"folder: the training masks of {folder} hold no class but "
+        f"{next(iter(present), 'void')}; expected at least 2 of the "
+        f"{len(classes.names)} classes: list other images in train.txt; if 255 is a "
+        f"class and not void, give {source} the gray levels: 'background 0 0 0', "
+        "'foreground 255 255 255'"
     )
 
 

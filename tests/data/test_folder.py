@@ -142,16 +142,16 @@ def test_palette_and_16_bit_masks(tmp_path):
 
 def test_void_values(tmp_path):
     a = np.zeros((H, W), np.uint16)
-    a[0], a[1], a[2] = 40000, 7, 1
+    a[0], a[1], a[2], a[3] = 40000, 7, 1, 2
     data = make_folder(tmp_path, {"a": a, "v": a})
     lists(tmp_path, "a", "v")
     source, dataset = datasets.load(data | {"void_values": (40000, 7)}, "train")
-    assert len(dataset.classes) == 2
-    np.testing.assert_array_equal(source[0]["label"][:4, 0], [255, 255, 1, 0])
+    assert len(dataset.classes) == 3
+    np.testing.assert_array_equal(source[0]["label"][:5, 0], [255, 255, 1, 2, 0])
     # Ids are not shifted where 0 is void.
     source, dataset = datasets.load(data | {"void_values": (40000, 7, 0)}, "train")
-    assert len(dataset.classes) == 2
-    np.testing.assert_array_equal(source[0]["label"][:4, 0], [255, 255, 1, 255])
+    assert len(dataset.classes) == 3
+    np.testing.assert_array_equal(source[0]["label"][:5, 0], [255, 255, 1, 2, 255])
     message = error_of(datasets.load, data | {"void_values": (-1,)}, "train")
     assert message.startswith("--config.data.void_values: found -1")
 

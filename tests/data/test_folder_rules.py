@@ -121,7 +121,7 @@ def test_layouts_of_other_programs_are_refused_with_advice(tmp_path):
     (root / "images" / "c.heic").write_bytes(b"")
     (root / "images" / "Thumbs.db").write_bytes(b"")
     note = "1 files of images/ are of a format that is not read, first c.heic: left out"
-    assert folder.scan(str(root)).notes == (note,)
+    assert note in folder.scan(str(root)).notes
 
 
 def test_two_masks_of_one_stem_are_refused(tmp_path):
@@ -209,6 +209,24 @@ def test_a_value_between_gray_levels_is_named_with_the_levels(tmp_path):
     message = error_of(folder.scan, str(tmp_path))
     assert "masks/a.png: holds the value 1, expected one of 0, 255, the gray" in message
     assert "0..1" not in message
+
+
+def test_classes_without_training_pixels_are_said(tmp_path):
+    make_folder(tmp_path, {"a": ids(0, 2), "b": ids(1, 2), "v": ids(2, 3)})
+    (tmp_path / "val.txt").write_text("v\n")
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    found = folder.scan(str(tmp_path))
+    assert found.notes == ("no training pixel is of car",)
+    assert "note: no training pixel is of car" in folder.report(found)
+    # Masks of 0 and 255, where 255 is void unless the classes say otherwise.
+    for name in "abv":
+        write(tmp_path / "masks" / f"{name}.png", ids(0, 2) * 255)
+    (tmp_path / "classes.txt").write_text("background\nforeground\n")
+    message = error_of(folder.scan, str(tmp_path))
+    assert "hold no class but background; expected at least 2 of the 2" in message
+    assert "'background 0 0 0', 'foreground 255 255 255'" in message
+    (tmp_path / "classes.txt").write_text("background 0 0 0\nforeground 255 255 255\n")
+    assert (labels(tmp_path)["a"] == ids(0, 2)).all()
 
 
 # Palettes against the colors of the classes

@@ -406,8 +406,12 @@ def test_mask_value_out_of_range(own_config, tmp_path):
 def test_corrupt_training_image(own_config, tmp_path):
     """Its header is whole, so that only reading it shows the damage."""
     write_folder(tmp_path / "data")
-    image = tmp_path / "data/images/train0.jpg"
-    image.write_bytes(image.read_bytes()[:700])
+    photo = tmp_path / "data/images/train0.jpg"
+    data = bytearray(image_files.encode_png(image_files.decode_image(photo)))
+    photo.unlink()
+    image = photo.with_suffix(".png")
+    data[data.index(b"IDAT") + 9] ^= 1  # now its checksum is wrong
+    image.write_bytes(data)
     bad = changed(own_config, data__root=str(tmp_path / "data"), eval_every=0)
     fails(f"{image}: cannot be decoded", train.train, bad, tmp_path / "run")
 

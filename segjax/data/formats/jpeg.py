@@ -1,6 +1,5 @@
 """JPEG: headers here, pixels from OpenCV."""
 
-import io
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -50,11 +49,13 @@ def read_header(file: BinaryIO, length: int) -> Header:
     """Reads the header of the frame and the orientation of EXIF data.
 
     Raises:
-      Damaged: no frame, or one that claims more pixels than the file can hold.
+      Damaged: no frame, or one that claims more pixels than the file can hold; the
+        file is cut short, of which some decoders make gray pixels.
       Unsupported: 12 bits per sample, or 2 channels.
     """
-    orientation, frame = None, None
+    orientation, frame, scan = None, None, length
     for marker, start, size in _segments(file):
+        scan = start
         if marker == _APP1 and orientation is None:
             file.seek(start)
             data = file.read(size)
@@ -73,20 +74,24 @@ def read_header(file: BinaryIO, length: int) -> Header:
         )
     header = Header("JPEG", (height, width), samples == 1, 8, orientation or 1)
     check_claim(header, pixels=_PIXELS_PER_BYTE * length)
+    if not _has_end(file, length, scan):
+        raise Damaged("it is cut short")
     return header
 
 
-def decode(data: bytes, header: Header) -> np.ndarray | None:
-    """Pixels as stored: uint8 [H, W] or [H, W, 3] (RGB).
-
-    Raises:
-      Damaged: the file is cut short, of which some decoders make gray pixels.
-    """
+def _has_end(file: BinaryIO, length: int, scan: int) -> bool:
+    """Whether the end of the image follows its first scan, perhaps not at once."""
+    file.seek(max(length - 2, scan))
+    if file.read(2) == b"\xff\xd9":
+        return True
     # Within a scan, 0xFF is followed by 0 or a restart marker; before the first scan
     # there may be a thumbnail with an end of its own.
-    *_, (_, scan, _) = _segments(io.BytesIO(data))
-    if data.find(b"\xff\xd9", scan) < 0:
-        raise Damaged("it is cut short")
+    file.seek(scan)
+    return b"\xff\xd9" in file.read()
+
+
+def decode(data: bytes, header: Header) -> np.ndarray | None:
+    """Pixels as stored: uint8 [H, W] or [H, W, 3] (RGB)."""
     flags = cv2.IMREAD_GRAYSCALE if header.gray else cv2.IMREAD_COLOR
     flags |= cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
