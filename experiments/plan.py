@@ -102,7 +102,10 @@ def network(config: ConfigDict, chips: int) -> Network:
     """
     config_lib.check(config)
     sharding.check_batch_size(
-        config.batch_size, "batch_size", config.grad_accum_steps, chips
+        config.batch_size,
+        "batch_size",
+        grad_accum_steps=config.grad_accum_steps,
+        devices=chips,
     )
     classes, image = sweep_rows.example(config)
     model = models.build(config, classes)

@@ -79,7 +79,9 @@ def make_job(values: flags.FlagValues) -> Job:
         ("batch_size", config.grad_accum_steps),
         ("eval_batch_size", 1),
     ):
-        sharding.check_batch_size(config[field], field, parts, devices)
+        sharding.check_batch_size(
+            config[field], field, grad_accum_steps=parts, devices=devices
+        )
     extra = ["--distributed=on"] if on_tpu else []
     if on_tpu:
         _check_data(config.data)

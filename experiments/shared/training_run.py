@@ -38,7 +38,9 @@ def build_run(config: ConfigDict) -> TrainingRun:
       UserError: a field of the config is wrong, or the data are not there.
     """
     config_lib.check(config)
-    sharding.check_batch_size(config.batch_size, "batch_size", config.grad_accum_steps)
+    sharding.check_batch_size(
+        config.batch_size, "batch_size", grad_accum_steps=config.grad_accum_steps
+    )
     source, info = datasets.load(config.data, config.data.train_split)
     # Resolved here, so that schedules and the saved config have the number of steps.
     config.total_steps = config_lib.count_steps(config, len(source))

@@ -518,7 +518,7 @@ def test_bfloat16_and_accumulated_batches(config, tmp_path):
     arrays = kill.final_arrays(tmp_path, 2)
     kinds = {a.dtype for name, a in arrays.items() if name.startswith("model")}
     assert kinds == {np.dtype(np.float32)} and len(arrays) > 10
-    message = "batch_size=8 .*4 devices in 4 accumulated parts.*multiple of 16"
+    message = "batch_size=8 .*4 devices in 4 micro-batches.*multiple of 16"
     fails(message, train.train, changed(half, grad_accum_steps=4), tmp_path)
     bad = changed(half, grad_accum_steps=3)
     fails("grad_accum_steps is 3; expected a divisor of", train.train, bad, tmp_path)
