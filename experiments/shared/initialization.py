@@ -60,7 +60,7 @@ def start(
         weights_of_run(path, mesh) if path.is_dir() else weights.read_saved(path)
     )
     info = model_info(config, classes)
-    return weights.start(path, source_weights, info, variables=variables)
+    return weights.start(path, source_weights, info=info, variables=variables)
 
 
 def weights_of_run(workdir: Path, mesh: jax.sharding.Mesh) -> weights.Weights:

@@ -97,6 +97,7 @@ class Result(NamedTuple):
 def convert(
     arrays: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
+    *,
     table: Table,
     images: Images,
 ) -> Result:
@@ -239,12 +240,12 @@ class _Work:
             array = self.take(source, target)
             if array is None:
                 continue
-            want = self.shapes[target]
-            leading = array.shape[: max(array.ndim - len(want), 0)]
-            if array.shape != (1,) * len(leading) + want:
+            expected = self.shapes[target]
+            leading = array.shape[: max(array.ndim - len(expected), 0)]
+            if array.shape != (1,) * len(leading) + expected:
                 self.wrong_shape(source, target)
             else:
-                self.results[target] = array.reshape(want)
+                self.results[target] = array.reshape(expected)
                 if name in entry.negated:
                     self.results[target] = -self.results[target]
                     self.how[target].append("negated")
@@ -271,12 +272,12 @@ class _Work:
             self.how[target].append(how)
 
     def wrong_shape(self, source: str, target: str, layout: str = "") -> None:
-        want = self.shapes[target]
+        expected = self.shapes[target]
         if layout:
-            want = tuple(want[_AXES[layout].index(axis)] for axis in range(4))
+            expected = tuple(expected[_AXES[layout].index(axis)] for axis in range(4))
         self.wrong.append(
             f"{source} has shape {self.arrays[source].shape}, our "
-            f"{target.partition('/')[2]} needs {want}"
+            f"{target.partition('/')[2]} needs {expected}"
         )
 
     def raise_problems(self, table: Table, unexpected: set[str]) -> None:
@@ -307,7 +308,7 @@ class _Work:
         factor, offset = between(source, target)
         if not np.allclose(factor, 1, 0, 1e-6):
             self.how[name].append("scale of the images folded in")
-        if shifted := fold(layer, self.results, factor, offset):
+        if shifted := fold(layer, self.results, factor=factor, offset=offset):
             self.how[shifted].append("mean of the images folded in")
 
 

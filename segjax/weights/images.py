@@ -37,7 +37,11 @@ def between(source: Images, target: Images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fold(
-    layer: str, arrays: dict[str, np.ndarray], factor: np.ndarray, offset: np.ndarray
+    layer: str,
+    arrays: dict[str, np.ndarray],
+    *,
+    factor: np.ndarray,
+    offset: np.ndarray,
 ) -> str:
     """Makes a first layer for images x that was made for ``x * factor + offset``.
 

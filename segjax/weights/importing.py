@@ -80,7 +80,7 @@ def import_arrays(
         for (name, shape), other in zip(two.items(), three.values(), strict=True)
     }
     table = tables.find(target._replace(shapes=shapes))
-    result = convert.convert(arrays, shapes, table, info.images)
+    result = convert.convert(arrays, shapes, table=table, images=info.images)
     if not result.arrays:
         raise UserError(f"no layer of the model is in the file ({table.source})")
     return Imported(result, table.source, num_classes, heads, info)

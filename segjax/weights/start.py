@@ -48,7 +48,7 @@ class Report(NamedTuple):
 
 
 def start(
-    path: object, weights: Weights, info: ModelInfo, *, variables: Tree
+    path: object, weights: Weights, *, info: ModelInfo, variables: Tree
 ) -> tuple[dict[str, Any], Report]:
     """Puts weights into a model, layer by layer.
 
@@ -120,7 +120,9 @@ def start(
             f"{path} ({weights.source}) has no layer of this model: it is of model "
             f"{weights.info.model!r}"
         )
-    notes = _convert_images(path, chosen, weights.info.images, info.images)
+    notes = _convert_images(
+        path, chosen, source=weights.info.images, target=info.images
+    )
     notes += _differences(weights, info)
     source = f"{path} ({weights.source})"
     report = Report(source, tuple(loaded), new, unused, tuple(notes))
@@ -182,7 +184,11 @@ def _why_new_scores(weights: Weights, info: ModelInfo) -> str:
 
 
 def _convert_images(
-    path: object, arrays: dict[str, np.ndarray], source: Images, target: Images
+    path: object,
+    arrays: dict[str, np.ndarray],
+    *,
+    source: Images,
+    target: Images,
 ) -> list[str]:
     """Folds another scale and mean of the images into the first layer of `arrays`."""
     factor, offset = images.between(source, target)
@@ -200,7 +206,7 @@ def _convert_images(
             f"{path}: its first layer takes {change}: set --config.model.image_stats "
             "to that of the weights"
         )
-    images.fold(layer, arrays, factor, offset)
+    images.fold(layer, arrays, factor=factor, offset=offset)
     return [
         f"{layer} took {change}: folded into its weights, exactly but for the padding "
         "of the image"

@@ -140,7 +140,7 @@ def test_other_image_statistics_are_folded():
 
     table = convert.Table("a", layers, sources.TORCHVISION, "conv1")
     shapes = dict(shapes, **{"params/conv1/bias": (4,)})
-    result = convert.convert(with_bias, shapes, table, CAFFE_IMAGES)
+    result = convert.convert(with_bias, shapes, table=table, images=CAFFE_IMAGES)
     ours = result.arrays
     got = convolved(seen, ours["params/conv1/kernel"]) + ours["params/conv1/bias"]
     np.testing.assert_allclose(got, y + with_bias["b"], atol=1e-4)
@@ -156,7 +156,7 @@ def test_other_image_statistics_are_folded():
     shapes |= dict.fromkeys(names, (4,))
     layers = layers | {"bn1": convert.Norm("g", "o", "m", "v")}
     table = table._replace(layers=layers)
-    ours = convert.convert(with_norm, shapes, table, CAFFE_IMAGES).arrays
+    ours = convert.convert(with_norm, shapes, table=table, images=CAFFE_IMAGES).arrays
     got = convolved(seen, ours["params/conv1/kernel"]) - ours["batch_stats/bn1/mean"]
     np.testing.assert_allclose(got, y - with_norm["m"], atol=1e-4)
 
@@ -236,7 +236,7 @@ def test_model_starts_from_file(fcn_file):
     def start(**fields):
         tree = fcn_variables(**fields)
         new, report = weights.start(
-            path, weights.read_saved(path), fcn_info(**fields), variables=tree
+            path, weights.read_saved(path), info=fcn_info(**fields), variables=tree
         )
         new = weights.flatten(new)
         assert new.keys() == weights.flatten(tree).keys()
@@ -272,7 +272,7 @@ def test_wrong_network_does_not_start(fcn_file):
 
     def start(tree, **fields):
         info = fcn_info(5, **fields)
-        return weights.start(path, weights.read_saved(path), info, variables=tree)
+        return weights.start(path, weights.read_saved(path), info=info, variables=tree)
 
     tree = fcn_variables(num_classes=5, skips=16, fc_channels=6)
     with pytest.raises(UserError, match=r"params/backbone/fc7/kernel has shape"):
@@ -288,7 +288,7 @@ def test_wrong_network_does_not_start(fcn_file):
     # Between models, backbones may be longer or shorter, but one layer must agree.
     info = weights.ModelInfo("unet", {}, CAFFE_IMAGES, tuple("abcde"))
     with pytest.raises(UserError, match="has no layer of this model: it is of model"):
-        weights.start(path, weights.read_saved(path), info, variables=other)
+        weights.start(path, weights.read_saved(path), info=info, variables=other)
     safetensors_file.write(path, {"a": np.zeros(2)}, {})
     with pytest.raises(UserError, match="was not written by experiments"):
         start(other)
@@ -337,14 +337,14 @@ def test_start_converts_the_images_of_the_first_layer(norm):
 
     source = weights.Weights(flat, info(image_stats="caffe"), "a run", 3, ())
     target = info(image_stats="imagenet")
-    new, report = weights.start("here", source, target, variables=tree)
+    new, report = weights.start("here", source, info=target, variables=tree)
     assert any("enc0_conv1 took images of scale 1 and" in note for note in report.notes)
     model = models.MODELS["unet"](num_classes=3, image_stats="imagenet", **fields)
     got = np.asarray(model.apply(new, images, train=False)[0])
     np.testing.assert_allclose(
         got, expected, rtol=0, atol=1e-4 * np.abs(expected).max()
     )
-    same, report = weights.start("here", source, source.info, variables=tree)
+    same, report = weights.start("here", source, info=source.info, variables=tree)
     assert weights.flatten(same).keys() == flat.keys() and not report.notes
     for name, leaf in weights.flatten(same).items():
         assert leaf.tobytes() == flat[name].tobytes()
@@ -363,7 +363,7 @@ def test_fields_that_no_array_shows_must_agree():
         "--config.model.stride_in_1x1 is False: set it to True"
     )
     with pytest.raises(UserError, match=expected):
-        weights.start("here", source, info, variables=tree)
+        weights.start("here", source, info=info, variables=tree)
 
 
 def test_crfrnn_is_compared_by_the_fields_of_its_base():

@@ -89,7 +89,7 @@ def vgg16_torch(layer: str, names: Set[str]) -> Conv | None:
 
 
 def vgg16_bn_torch(layer: str, names: Set[str]) -> Entry | None:
-    """torchvision's vgg16_bn; its fc6 and fc7 have no normalization, ours then do."""
+    """torchvision's vgg16_bn. Its fc6 and fc7 have no normalization: not for ours."""
     name = layer.removesuffix("_bn")
     if name not in _VGG16_BN_TORCH:
         return None
@@ -101,10 +101,10 @@ def vgg16_bn_torch(layer: str, names: Set[str]) -> Entry | None:
 
 def vgg16_keras(layer: str, names: Set[str]) -> Conv | None:
     """Without top, the files end at block5."""
-    theirs = _VGG16_KERAS.get(layer, "")
-    if theirs.startswith("fc") and f"{theirs}/kernel" not in names:
+    name = _VGG16_KERAS.get(layer, "")
+    if name.startswith("fc") and f"{name}/kernel" not in names:
         return None
-    return keras(theirs) if theirs else None
+    return keras(name) if name else None
 
 
 def alexnet_caffe(layer: str, names: Set[str]) -> Conv | None:
