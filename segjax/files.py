@@ -42,6 +42,53 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
+def user_path(address: str, value: str) -> Path:
+    """A path that a user has given, with ``~`` expanded.
+
+    Args:
+      address: of the value, for the message: "--config.data.root".
+      value: the path.
+
+    Raises:
+      UserError: it names a bucket, holds a zero byte, or begins with a home directory
+        that does not exist.
+    """
+    if "://" in value:
+        problem = "found a URL"
+    elif "\0" in value:
+        problem = "found a zero byte in it"
+    else:
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            problem = "there is no such home directory, or HOME is not set"
+    raise UserError(
+        f"{address}: {value!r}: {problem}; expected a path of this machine: mount "
+        "buckets first"
+    )
+
+
+def find_folder(address: str, value: str, expected: str) -> Path:
+    """A folder that a user has given.
+
+    Args:
+      address: of the value, for the message: "--config.data.root".
+      value: the path of the folder.
+      expected: what should be there.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    path = user_path(address, value)
+    try:
+        if value and path.is_dir():
+            return path
+        state = "is not a folder" if value else "is empty"
+    except OSError as error:  # such as a name that is too long
+        state = f"cannot be read ({error.strerror})"
+    raise UserError(f"{address}: {value[:200]!r} {state}; expected {expected}")
+
+
 def read_text(path: str | os.PathLike, what: str) -> str:
     """Reads a text file in UTF-8, with or without a byte-order mark.
 

@@ -30,6 +30,7 @@ from segjax.data.images import decode_image, voc_palette
 from segjax.data.masks import read_mask
 from segjax.data.source import Example
 from segjax.errors import UserError
+from segjax.files import find_folder
 from segjax.labels import VOID
 
 
@@ -90,10 +91,7 @@ def scan(
       UserError: missing or superfluous files, unequal sizes, undecodable files, mask
         values that are no class, fewer than 2 or more than 255 classes.
     """
-    folder = Path(os.path.expanduser(root))
-    if not root or not folder.is_dir():
-        problem = f"{root} is not a folder" if root else "is empty"
-        raise UserError(f"--config.data.root: {problem}; expected {LAYOUT}")
+    folder = find_folder("--config.data.root", root, LAYOUT)
     for value in void_values:
         if not isinstance(value, int) or not 0 <= value < 2**16:
             raise UserError(

@@ -22,7 +22,7 @@ from segjax.labels import VOID
 cv2.setNumThreads(1)
 
 READ_AHEAD = 4
-"""Batches that each process reads ahead."""
+"""Batches that each process reads ahead, or one per thread if there are more."""
 
 
 class Batch(TypedDict):
@@ -78,10 +78,13 @@ def train_batches(
     )
     # Local batch j of process i is batch j * count + i of the unsliced dataset.
     dataset = dataset[start * count + index :: count]
-    iterable = dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=READ_AHEAD)
-    )
+    iterable = dataset.to_iter_dataset(_read_options(threads))
     return start_workers(iterable, workers) if workers else iter(iterable)
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    # Every thread reads a batch: no more of them work than batches are read ahead.
+    return grain.ReadOptions(threads, prefetch_buffer_size=max(READ_AHEAD, threads))
 
 
 class _Augment:
@@ -162,7 +165,5 @@ def eval_batches(
         return {"image": image, "label": label, "id": np.array(ids)}
 
     return iter(
-        grain.MapDataset.source(plan)
-        .map(read)
-        .to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=READ_AHEAD))
+        grain.MapDataset.source(plan).map(read).to_iter_dataset(_read_options(threads))
     )

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from segjax import files
 from segjax.data.source import DataConfig
 from segjax.errors import UserError
 
@@ -67,14 +68,15 @@ def prepare(form: Format, *, key: str, read: Read, data: DataConfig) -> str:
     """
     root = _root(data)
     folder = root / form.name / key / form.version
-    if _is_complete(folder):
-        return str(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder}: the prepared records are incomplete (there is no "
-            "dataset_info.json); remove this folder: the next start prepares them again"
-        )
     try:
+        if _is_complete(folder):
+            return str(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder}: the prepared records are incomplete (there is no "
+                "dataset_info.json); remove this folder: the next start prepares them "
+                "again"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as own:
             # Imported on demand: TFDS takes a second.
@@ -86,27 +88,22 @@ def prepare(form: Format, *, key: str, read: Read, data: DataConfig) -> str:
         # The rename fails where another process was faster.
         if not _is_complete(folder):
             raise UserError(
-                f"--config.data.data_dir: {root}: cannot write {form.name} there "
-                f"({error.strerror or error}); expected a folder with write permission "
-                "and space for the records"
+                f"--config.data.data_dir: {str(root)[:200]}: cannot write {form.name} "
+                f"there ({error.strerror or error}); expected a folder with write "
+                "permission and space for the records"
             ) from error
     return str(folder)
 
 
 def _root(data: DataConfig) -> Path:
     """The folder of all prepared data."""
-    root = os.path.expanduser(data.get("data_dir") or "~/.cache/segjax")
-    if root.startswith("~"):
-        raise UserError(
-            f"--config.data.data_dir: found {root!r}, but this user has no home "
-            "directory (HOME is not set); expected a folder for prepared records"
-        )
-    return Path(root)
+    given = data.get("data_dir") or "~/.cache/segjax"
+    return files.user_path("--config.data.data_dir", given)
 
 
 def _is_complete(folder: Path) -> bool:
     # The last file that TFDS writes.
-    return (folder / "dataset_info.json").is_file()
+    return os.path.isfile(folder / "dataset_info.json")
 
 
 def check_each(check: Callable[..., None], items: Iterable[tuple]) -> None:

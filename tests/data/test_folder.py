@@ -253,7 +253,7 @@ def test_folder_layout_errors(tmp_path):
     def message(**more) -> str:
         return error_of(datasets.load, {"name": "folder"} | more, "train")
 
-    assert "--config.data.root: is empty" in message()
+    assert "--config.data.root: '' is empty" in message()
     assert "is not a folder" in message(root=str(tmp_path / "nowhere"))
     assert "images is missing" in message(root=str(tmp_path))
     data = both_train(tmp_path)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +96,38 @@ def test_mixed_sizes_share_padded_shapes():
     assert sorted(i for _, indices in plan for i in indices) == list(range(12))
     few = pipeline.eval_plan([(8, 8), (9, 8), (8, 8)], 8)
     assert few == [((8, 8), [0, 2]), ((9, 8), [1])]
+
+
+class Slow(Source):
+    """Counts how many threads read at once."""
+
+    def __init__(self):
+        self.reading, self.most, self.lock = 0, 0, threading.Lock()
+
+    def __getitem__(self, i):
+        with self.lock:
+            self.reading += 1
+            self.most = max(self.most, self.reading)
+        time.sleep(0.02)
+        with self.lock:
+            self.reading -= 1
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3, 9])
+def test_as_many_threads_read_as_asked_for(threads, caplog):
+    source = Slow()
+    stream = pipeline.train_batches(
+        source, AUGMENT, batch_size=1, seed=1, threads=threads
+    )
+    for _ in range(36):
+        next(stream)
+    assert source.most == max(threads, 1)
+    source = Slow()
+    batches = pipeline.eval_batches(source, batch_size=1, channels=3, threads=threads)
+    assert len(list(batches)) == 12
+    assert source.most == max(threads, 1)
+    assert not caplog.records
 
 
 # Worker processes

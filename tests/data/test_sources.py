@@ -226,5 +226,25 @@ def test_a_killed_preparation_is_repeated(tmp_path):
 def test_without_a_home_directory_the_message_names_the_field(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     message = error_of(datasets.load, scenes("~/.cache/segjax"), "train")
-    assert message.startswith("--config.data.data_dir: found '~/.cache/segjax'")
+    assert message.startswith("--config.data.data_dir: '~/.cache/segjax'")
     assert "HOME" in message
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/d", "a\0b", "~nobody_/d", "x" * 300])
+@pytest.mark.parametrize(
+    "name, field",
+    [("scenes", "data_dir"), *((n, "root") for n in ("camvid", "isbi2012", "folder"))],
+)
+def test_paths_that_cannot_be_are_one_line(tmp_path, monkeypatch, name, field, path):
+    """Not a folder called "gs:" in the current one, and no traceback."""
+    monkeypatch.chdir(tmp_path)
+    data = scenes(tmp_path / "d") | {"name": name, field: path}
+    message = error_of(datasets.load, data, "train")
+    assert message.startswith(f"--config.data.{field}: ") and len(message) < 800
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_to_resize_to(tmp_path):
+    for size in ((0, 4), (4,), 4, (4.0, 4.0), (-4, 4), (2**31, 4), (True, True)):
+        message = error_of(datasets.load, scenes(tmp_path) | {"resize": size}, "train")
+        assert message.startswith("--config.data.resize: found")

@@ -96,9 +96,9 @@ def _resize(data: DataConfig) -> Size:
     size = data.get("resize", (0, 0))
     pair = isinstance(size, tuple | list) and len(size) == 2
     good = pair and all(type(side) is int for side in size)
-    if good and (tuple(size) == (0, 0) or min(size) > 0):
+    if good and (tuple(size) == (0, 0) or 0 < min(size) <= max(size) <= 2**16):
         return tuple(size)
     raise UserError(
         f"--config.data.resize: found {size!r}, expected two positive integers "
-        "(height, width), or (0, 0) to keep the sizes"
+        "(height, width) up to 65536, or (0, 0) to keep the sizes"
     )

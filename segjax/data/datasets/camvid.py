@@ -100,10 +100,7 @@ def find(root: str) -> tuple[Path, dict[str, list[Frame]]]:
     Returns:
       The CamVid folder and the frames of each split in the order of its list.
     """
-    folder = Path(root).expanduser()
-    if not root or not folder.is_dir():
-        state = "is not a folder" if root else "is empty"
-        raise UserError(f"--config.data.root: {root!r} {state}; expected {LAYOUT}")
+    folder = files.find_folder("--config.data.root", root, LAYOUT)
     if (folder / "CamVid").is_dir():
         folder = folder / "CamVid"
     splits = {}

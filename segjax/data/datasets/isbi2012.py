@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from segjax import files
 from segjax.data.images import decode_image, encode_png
 from segjax.data.prepare import Format, Record, key_of, prepare
 from segjax.data.records import RecordSource
@@ -71,10 +72,7 @@ def build(data: DataConfig, split: str) -> Source:
 
 def find(root: str) -> tuple[Path, list[Path]]:
     """Returns the folder and the raw files in it, PNG slices before TIFF volumes."""
-    folder = Path(root).expanduser()
-    if not root or not folder.is_dir():
-        state = "is not a folder" if root else "is empty"
-        raise UserError(f"--config.data.root: {root!r} {state}; expected {LAYOUT}")
+    folder = files.find_folder("--config.data.root", root, LAYOUT)
     if (folder / "membrane").is_dir():
         folder = folder / "membrane"
     slices = [
