@@ -1,25 +1,25 @@
 """DeepLab v1 (ICLR 2015) and v2 (TPAMI 2018) as published, on CamVid at 360x480.
 
-    python -m experiments.train --config configs/deeplab_camvid.py:deeplab_largefov \\
+    python -m experiments.train --config configs/deeplab_camvid.py:deeplab-largefov \\
         --workdir runs/largefov --config.data.root=/path/to/CamVid \\
         --config.init_from=weights/vgg16.safetensors
     python -m experiments.train \\
-        --config configs/deeplab_camvid.py:deeplab_msc_largefov \\
+        --config configs/deeplab_camvid.py:deeplab-msc-largefov \\
         --workdir runs/msc --config.data.root=/path/to/CamVid \\
         --config.init_from=runs/largefov
     python -m experiments.train \\
-        --config configs/deeplab_camvid.py:deeplab_v2_resnet101 \\
+        --config configs/deeplab_camvid.py:deeplab-v2-resnet101 \\
         --workdir runs/resnet101 --config.data.root=/path/to/CamVid \\
         --config.init_from=weights/resnet101.safetensors
 
-The networks are those of segjax/models/deeplab.py. Published on the validation set of
+The networks are those of segjax/published.py. Published on the validation set of
 VOC 2012 before the CRF (mIoU):
 
-  deeplab_largefov               62.25    deeplab_7x7                     64.38
-  deeplab                        59.80    deeplab_4x4                     63.41
-  deeplab_msc                    61.30    deeplab_msc_largefov            64.21
-  deeplab_v2_vgg16_aspp_s        66.98    deeplab_v2_vgg16_aspp_l         68.96
-  deeplab_v2_resnet101           76.35    deeplab_v2_resnet101_largefov   (75.54,
+  deeplab-largefov               62.25    deeplab-7x7                     64.38
+  deeplab-v1                     59.80    deeplab-4x4                     63.41
+  deeplab-msc                    61.30    deeplab-msc-largefov            64.21
+  deeplab-v2-vgg16-aspp-s        66.98    deeplab-v2-vgg16-aspp-l         68.96
+  deeplab-v2-resnet101           76.35    deeplab-v2-resnet101-largefov   (75.54,
                                           with its three scales)
 
 DeepLab-LargeFOV has 61.6 on CamVid at 480x640 (as Dilation's paper reports).
@@ -36,13 +36,13 @@ maximum.
 Adapted: the number of steps is VOC's; that of CamVid's epochs is many times higher.
 The v2 ResNet starts from COCO there, from ImageNet here.
 
-Estimated memory: 10 GB, 22 GB for deeplab_v2_resnet101, which
+Estimated memory: 10 GB, 22 GB for deeplab-v2-resnet101, which
 --config.grad_accum_steps=10 divides by ten (the authors did that, too).
 """
 
 from experiments.shared import recipes
-from segjax.config import make, variant
-from segjax.models.deeplab import VARIANTS as _NETWORKS
+from segjax.config import make, variant_name
+from segjax.published import NETWORKS
 
 _V1 = {
     "crop": (321, 321),
@@ -76,24 +76,25 @@ def _held(recipe: dict, *rules: str) -> dict:
 
 
 VARIANTS = {
-    "deeplab_largefov": _LARGEFOV,
-    "deeplab": _FIRST,
-    "deeplab_4x4": _FIRST,
-    "deeplab_7x7": _FIRST,
-    "deeplab_msc": _held(_V1, "backbone=0", "fc[67]=0"),
-    "deeplab_msc_largefov": _held(_LARGEFOV, "backbone=0", "head=0"),
-    "deeplab_v2_vgg16_aspp_s": _V2,
-    "deeplab_v2_vgg16_aspp_l": _V2,
-    "deeplab_v2_resnet101": _RESNET,
-    "deeplab_v2_resnet101_largefov": _RESNET,
+    "deeplab-largefov": _LARGEFOV,
+    "deeplab-v1": _FIRST,
+    "deeplab-4x4": _FIRST,
+    "deeplab-7x7": _FIRST,
+    "deeplab-msc": _held(_V1, "backbone=0", "fc[67]=0"),
+    "deeplab-msc-largefov": _held(_LARGEFOV, "backbone=0", "head=0"),
+    "deeplab-v2-vgg16-aspp-s": _V2,
+    "deeplab-v2-vgg16-aspp-l": _V2,
+    "deeplab-v2-resnet101": _RESNET,
+    "deeplab-v2-resnet101-largefov": _RESNET,
 }
 
 
 def get_config(arg: str = ""):
-    recipe = variant(arg, VARIANTS)
+    name = variant_name(arg, VARIANTS)
+    recipe = VARIANTS[name]
     return make(
         model_name="deeplab",
-        model=_NETWORKS[arg or next(iter(VARIANTS))] | recipe.get("model", {}),
+        model=NETWORKS[name].fields | recipe.get("model", {}),
         augment={
             "crop": recipe["crop"],
             "scale": recipe.get("scale", (1.0, 1.0)),

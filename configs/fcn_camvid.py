@@ -10,7 +10,7 @@
         --workdir runs/fcn8s --config.data.root=/path/to/CamVid \\
         --config.init_from=runs/fcn16s
 
-fcn8s_at_once, fcn_alexnet and fcn_googlenet start from a classifier, like fcn32s
+fcn8s-atonce, fcn-alexnet and fcn-googlenet start from a classifier, like fcn32s
 (docs/weights.md).
 
 From the papers' networks: one whole image per step, no augmentation, momentum 0.99, the
@@ -25,35 +25,32 @@ Published on the 736 images of VOC 2011 (mIoU): 32s 63.6, 16s 65.0, 8s 65.5, 8s 
 for AlexNet's and 12 GB for GoogLeNet's batches.
 """
 
-from segjax.config import make, variant
+from segjax.config import make, variant_name
+from segjax.published import NETWORKS
 
 _VGG = {"batch_size": 1, "total_steps": 100_000}
 _ONE_BY_ONE = {"lr": 1e-10, "momentum": 0.99, "lr_mult": ("bias=2",)}
 _SUM = {"normalize": "images"}
 _TWENTY = {"batch_size": 20, "total_steps": 5000}
 VARIANTS = {
-    "fcn32s": {"model": {"skips": 32}, "optim": _ONE_BY_ONE, "loss": _SUM, **_VGG},
+    "fcn32s": {"optim": _ONE_BY_ONE, "loss": _SUM, **_VGG},
     "fcn16s": {
-        "model": {"skips": 16},
         "optim": _ONE_BY_ONE | {"lr": 1e-12},
         "loss": _SUM,
         **_VGG,
     },
     "fcn8s": {
-        "model": {"skips": 8},
         "optim": _ONE_BY_ONE | {"lr": 1e-14},
         "loss": _SUM,
         **_VGG,
     },
-    "fcn8s_at_once": {
-        "model": {"skips": 8, "at_once": True},
+    "fcn8s-atonce": {
         "optim": _ONE_BY_ONE,
         "loss": _SUM,
         **_VGG,
         "total_steps": 300_000,
     },
-    "fcn_alexnet": {
-        "model": {"skips": 32, "backbone": "alexnet"},
+    "fcn-alexnet": {
         # The backbone's biases are decayed, at the rate of its kernels.
         "optim": {
             "lr": 1e-4,
@@ -62,8 +59,7 @@ VARIANTS = {
         },
         **_TWENTY,
     },
-    "fcn_googlenet": {
-        "model": {"skips": 32, "backbone": "googlenet"},
+    "fcn-googlenet": {
         "optim": {"lr": 5e-5, "lr_mult": ("bias=2",)},
         **_TWENTY,
     },
@@ -71,7 +67,8 @@ VARIANTS = {
 
 
 def get_config(arg: str = ""):
-    fields = dict(variant(arg, VARIANTS))
+    name = variant_name(arg, VARIANTS)
+    fields = dict(VARIANTS[name])
     optim = {
         "name": "caffe_sgd",
         "momentum": 0.9,
@@ -80,6 +77,7 @@ def get_config(arg: str = ""):
     }
     return make(
         model_name="fcn",
+        model=NETWORKS[name].fields,
         data={"name": "camvid"},
         augment={"flip": 0.0},
         optim=optim | fields.pop("optim"),

@@ -1,8 +1,8 @@
 """FRRN A and B (CVPR 2017), from scratch, on CamVid at 360x480.
 
-    python -m experiments.train --config configs/frrn_camvid.py:frrn_a \\
+    python -m experiments.train --config configs/frrn_camvid.py:frrn-a \\
         --workdir runs/frrn_a --config.data.root=/path/to/CamVid
-    python -m experiments.train --config configs/frrn_camvid.py:frrn_b \\
+    python -m experiments.train --config configs/frrn_camvid.py:frrn-b \\
         --workdir runs/frrn_b --config.data.root=/path/to/CamVid
 
 From the authors' code: cross-entropy over the 512 x 64 worst pixels of every image,
@@ -19,8 +19,9 @@ CamVid. Estimated memory: 10 GB, less with --config.model.remat=True.
 """
 
 from segjax.config import make, variant
+from segjax.published import NETWORKS
 
-VARIANTS = {"frrn_a": {"variant": "a"}, "frrn_b": {"variant": "b"}}
+VARIANTS = {name: NETWORKS[name].fields for name in ("frrn-a", "frrn-b")}
 
 
 def get_config(arg: str = ""):

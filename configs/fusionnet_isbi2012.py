@@ -18,10 +18,11 @@ Estimated memory: 8 GB, 5 GB as released.
 """
 
 from segjax.config import make, variant
+from segjax.published import NETWORKS
 
 VARIANTS = {
-    "paper": {},
-    "released": {"layout": "released", "residual_depth": 2, "dropout": 0.25},
+    "paper": NETWORKS["fusionnet"].fields,
+    "released": NETWORKS["fusionnet-released"].fields,
 }
 
 

@@ -36,7 +36,7 @@ from segjax import config as config_lib
 from segjax import models, sharding
 from segjax import workdir as workdir_lib
 from segjax.analysis import counts, receptive_field
-from segjax.analysis.published import NETWORKS, NUMBERS, Network
+from segjax.analysis.published import NUMBERS
 from segjax.analysis.receptive_field import Field
 from segjax.analysis.summary import Layer, Summary, summary
 from segjax.analysis.tracing import LOGITS
@@ -44,6 +44,7 @@ from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.inference.trained import load_model
 from segjax.models import layers
+from segjax.published import NETWORKS, Network
 
 
 class Check(NamedTuple):
@@ -94,7 +95,13 @@ def measure(found: Summary, quantity: str, like: str) -> str:
             return tables.stride_text(output.stride)
         shape = output.output if isinstance(output, Layer) else output.shape
         return str(shape[1])
-    chosen = [layer for layer in found.layers if layer.name.startswith(name)]
+    kind, _, left_out = kind.partition(" without ")
+    chosen = [
+        layer
+        for layer in found.layers
+        if layer.name.startswith(name)
+        and not (left_out and layer.name.startswith(left_out))
+    ]
     if kind == "layers":
         return str(sum(bool(layer.kernel) for layer in chosen))
     if kind == "parameters":

@@ -132,9 +132,21 @@ def variant(arg: str, variants: Mapping[str, dict]) -> dict:
     Raises:
       UserError: no such variant; names them.
     """
-    if arg and arg not in variants:
-        raise errors.unknown("the variant behind the colon", arg, variants)
-    return variants[arg or next(iter(variants))]
+    return variants[variant_name(arg, variants)]
+
+
+def variant_name(arg: str, variants: Mapping[str, dict]) -> str:
+    """The key of `variants` that `arg` means; "_" may stand for "-".
+
+    Raises:
+      UserError: no such variant; names them.
+    """
+    if not arg:
+        return next(iter(variants))
+    for name in (arg, arg.replace("_", "-")):
+        if name in variants:
+            return name
+    raise errors.unknown("the variant behind the colon", arg, variants)
 
 
 def check(config: ConfigDict) -> None:

@@ -19,9 +19,10 @@ ALLOWED = {
     "segjax/labels.py": (),
     "segjax/ops": (),
     "segjax/models": ("segjax.ops",),
-    "segjax/analysis": ("segjax.ops", "segjax.models"),
+    "segjax/analysis": ("segjax.ops", "segjax.models", "segjax.published"),
     "segjax/data": (),
-    "segjax/weights": (),
+    "segjax/published.py": (),
+    "segjax/weights": ("segjax.published",),
     "segjax/config.py": ("segjax.models", "segjax.config_fields"),
     "segjax/config_fields.py": (
         *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),

@@ -8,17 +8,17 @@
 
 The rows are DeepLab (4x4 at rate 4), -4x4 (rate 8), -7x7 (rate 4) and -LargeFOV (3x3 at
 rate 12), as published; the recipe of the full form is that of
-configs/deeplab_camvid.py:deeplab_7x7, with crops of 306 or 321 pixels, as the poolings
+configs/deeplab_camvid.py:deeplab-7x7, with crops of 306 or 321 pixels, as the poolings
 want.  quick has 96x96 scenes and narrow layers.
 """
 
 from experiments.shared import recipes
 from segjax.config import make, variant
-from segjax.models import deeplab
+from segjax.published import NETWORKS
 
 VARIANTS = {
     "camvid": {
-        "model": deeplab.VARIANTS["deeplab"],
+        "model": NETWORKS["deeplab-v1"].fields,
         "augment": {"crop": (306, 306), "flip": 0.5},
         "batch_size": 20,
         "total_steps": 6000,
@@ -28,7 +28,7 @@ VARIANTS = {
     },
     "quick": {
         "model": {
-            **deeplab.VARIANTS["deeplab"],
+            **NETWORKS["deeplab-v1"].fields,
             "widths": (8, 16, 16, 24, 24),
             "norm": "batch",
             "dropout": 0.0,
@@ -44,8 +44,8 @@ def get_config(arg: str = ""):
 
 
 def sweep(arg: str = ""):
-    for name in ("deeplab", "deeplab_4x4", "deeplab_7x7", "deeplab_largefov"):
-        fields = dict(deeplab.VARIANTS[name])
+    for name in ("deeplab-v1", "deeplab-4x4", "deeplab-7x7", "deeplab-largefov"):
+        fields = dict(NETWORKS[name].fields)
         row = {"model.average_pool": False, "model.pool_kernel": 3}
         row |= {f"model.{key}": value for key, value in fields.items()}
         if arg == "quick":

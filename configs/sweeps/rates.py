@@ -8,7 +8,7 @@
 
 The full form is table 3 of DeepLab v2 (LargeFOV, ASPP-S, ASPP-L) with a few single
 rates and sets beside it, on CamVid at 360x480 and by the recipe of
-configs/deeplab_camvid.py:deeplab_v2_vgg16_aspp_l.
+configs/deeplab_camvid.py:deeplab-v2-vgg16-aspp-l.
 
 quick asks which rates reach the context, on procedural scenes of 64x64 pixels: without
 its head the network sees 39 pixels, less than from a tent to the balloon that tells the

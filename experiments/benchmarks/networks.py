@@ -1,7 +1,7 @@
 """Times prediction and training step of the published networks at one image size.
 
     python -m experiments.benchmarks.networks
-    python -m experiments.benchmarks.networks --models="U-Net" --size=320
+    python -m experiments.benchmarks.networks --models="unet" --size=320
     python -m experiments.benchmarks.networks --json=times.json \\
         --markdown=docs/step_times.md
 
@@ -32,37 +32,37 @@ from ml_collections import ConfigDict
 from experiments.benchmarks import measuring
 from experiments.shared import cli, tables
 from segjax import config as config_lib
-from segjax import errors, files, models, training
-from segjax.analysis import counts, published, tracing
+from segjax import files, models, published, training
+from segjax.analysis import counts, tracing
 from segjax.ops import geometry
 
 CLASSES = 21
 # Of each architecture the variants that differ in what they compute; all others are
 # there for --models.
 NETWORKS = (
-    "FCN-AlexNet",
-    "FCN-32s VGG16",
-    "FCN-8s VGG16",
-    "FCN-GoogLeNet",
-    "DeconvNet",
-    "Dilation8 VOC (Large)",
-    "Dilation8 CamVid (Basic)",
-    "DeepLab-7x7",
-    "DeepLab-LargeFOV",
-    "DeepLab v2 VGG16 ASPP-L",
-    "DeepLab v2 ResNet-101 ASPP-L, 3 scales",
-    "CRF-RNN",
-    "U-Net",
-    "U-Net, padded, batch normalization",
-    "FusionNet",
-    "FusionNet, released",
-    "Deep Contextual Network",
-    "FRRN A",
-    "FRRN B",
-    "PSPNet-50 ADE20K, with auxiliary head",
-    "PSPNet-101 VOC",
+    "fcn-alexnet",
+    "fcn32s",
+    "fcn8s",
+    "fcn-googlenet",
+    "deconvnet",
+    "dilation8-voc",
+    "dilation8-camvid",
+    "deeplab-7x7",
+    "deeplab-largefov",
+    "deeplab-v2-vgg16-aspp-l",
+    "deeplab-v2-resnet101",
+    "crfrnn-voc",
+    "unet",
+    "unet-carvana",
+    "fusionnet",
+    "fusionnet-released",
+    "contextual",
+    "frrn-a",
+    "frrn-b",
+    "pspnet50-ade20k",
+    "pspnet101-voc",
 )
-REFERENCE = "FCN-8s VGG16"  # what the last column is relative to
+REFERENCE = "fcn8s"  # what the last column is relative to
 
 
 _TIMES = measuring.struct(seconds=measuring.SECONDS, compile_seconds=measuring.SECONDS)
@@ -251,8 +251,7 @@ def markdown(results: Mapping[str, dict], where: Mapping[str, Any]) -> str:
 def check_networks(names: Sequence[str]) -> None:
     """Raises a UserError unless all networks are known."""
     for name in names:
-        if name not in published.NETWORKS:
-            raise errors.unknown("--models", name, published.NETWORKS)
+        published.find(name, "--models")
 
 
 def main(argv) -> int:

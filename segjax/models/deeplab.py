@@ -1,7 +1,8 @@
 """DeepLab (Chen et al., ICLR 2015) and DeepLab v2 (Chen et al., TPAMI 2018).
 
-The published networks are the rows of VARIANTS; the fields of DeepLab are what tells
-them apart. Choices where the papers and the authors' networks differ or are silent:
+The fields of DeepLab are what tells its published networks apart, which are rows of
+segjax/published.py. Choices where the papers and the authors' networks differ or are
+silent:
 
 * v1 describes its multi-scale features as concatenated in front of the classifier;
   the networks sum one classifier per feature, which is the same.
@@ -25,30 +26,6 @@ from segjax.errors import UserError
 from segjax.models import backbones, layers, network, vgg
 from segjax.ops import geometry, image, pool, resize
 
-_VGG = dict(backbone="vgg16", fc6_channels=1024)
-_FIRST = dict(backbone="vgg16", fc6_channels=4096, pool_kernel=2)
-# v1: the four rows of its field-of-view table and the multi-scale features (MSc).
-# v2: the rows of its two ablations of ASPP, and the released network.
-VARIANTS = {
-    "deeplab": dict(**_FIRST, fc6_kernel=4, rates=(4,)),
-    "deeplab_4x4": dict(**_FIRST, fc6_kernel=4, rates=(8,)),
-    "deeplab_7x7": dict(**_FIRST, fc6_kernel=7, rates=(4,)),
-    "deeplab_largefov": dict(**_VGG, rates=(12,), average_pool=True),
-    "deeplab_msc": dict(
-        backbone="vgg16",
-        fc6_channels=4096,
-        fc6_kernel=4,
-        rates=(4,),
-        side_branches=True,
-    ),
-    "deeplab_msc_largefov": dict(
-        **_VGG, rates=(12,), average_pool=True, side_branches=True
-    ),
-    "deeplab_v2_vgg16_aspp_s": dict(**_VGG, rates=(2, 4, 8, 12)),
-    "deeplab_v2_vgg16_aspp_l": dict(**_VGG, rates=(6, 12, 18, 24)),
-    "deeplab_v2_resnet101_largefov": dict(rates=(12,)),
-    "deeplab_v2_resnet101": dict(rates=(6, 12, 18, 24), scales=(1.0, 0.75, 0.5)),
-}
 # Where the multi-scale features branch off.
 _SIDES = ("image", "pool1", "pool2", "pool3", "pool4")
 

@@ -25,25 +25,6 @@ from segjax.models import layers, network, vgg
 from segjax.models.backbone import dilate
 from segjax.ops import conv, geometry, image, resize
 
-# Fields of the four released networks.
-RELEASED = {
-    "dilation8_pascal_voc": dict(
-        num_classes=21, context="large", context_padding="once", upsampling="interp"
-    ),
-    "dilation8_camvid": dict(num_classes=11, context="basic", upsampling="interp"),
-    "dilation7_kitti": dict(
-        num_classes=11,
-        context="basic",
-        context_rates=(1, 1, 2, 4, 8, 1),
-        upsampling="interp",
-    ),
-    "dilation10_cityscapes": dict(
-        num_classes=19,
-        context="basic",
-        context_rates=(1, 1, 2, 4, 8, 16, 32, 64, 1),
-        upsampling="deconv",
-    ),
-}
 # Poolings 4 and 5 are removed; what follows them dilates by the strides it lost.
 RATES = tuple(step.rate_before for step in dilate((2,) * 5, output_stride=8))
 POOLS = ((2, 2, 0), (2, 2, 0), (2, 2, 0), (), ())

@@ -11,8 +11,8 @@ import pytest
 from experiments.benchmarks import measuring
 from experiments.benchmarks import networks as step_times
 from experiments.benchmarks import operators as op_times
-from segjax import models
-from segjax.analysis import published, tracing
+from segjax import models, published
+from segjax.analysis import tracing
 from segjax.errors import UserError
 
 TINY = published.Network("unet", dict(padding="same", widths=(4, 8)), 3, (16, 16, 3))
@@ -108,44 +108,44 @@ def test_functions_take_turns():
 
 def test_table_is_relative_to_the_reference(tiny):
     double = tiny | {"step": tiny["step"] | {"seconds": 2 * tiny["step"]["seconds"]}}
-    found = step_times.rows({step_times.REFERENCE: tiny, "DeconvNet": double})
-    assert [row[0] for row in found[1:]] == [step_times.REFERENCE, "DeconvNet"]
+    found = step_times.rows({step_times.REFERENCE: tiny, "deconvnet": double})
+    assert [row[0] for row in found[1:]] == [step_times.REFERENCE, "deconvnet"]
     assert [row[-1] for row in found[1:]] == ["1.00", "2.00"]
-    assert step_times.rows({"DeconvNet": tiny})[1][-1] == "-"
+    assert step_times.rows({"deconvnet": tiny})[1][-1] == "-"
 
 
 def test_results_are_added_to_those_in_the_file(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step_times, "measure", lambda network, **_: tiny)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     path, page = tmp_path / "times.json", tmp_path / "times.md"
-    run_steps(monkeypatch, models=["U-Net"], json=str(path))
+    run_steps(monkeypatch, models=["unet"], json=str(path))
     files = dict(json=str(path), markdown=str(page))
-    run_steps(monkeypatch, models=["DeconvNet"], **files)
-    assert json.loads(path.read_text())["results"].keys() == {"U-Net", "DeconvNet"}
+    run_steps(monkeypatch, models=["deconvnet"], **files)
+    assert json.loads(path.read_text())["results"].keys() == {"unet", "deconvnet"}
     table = [line for line in page.read_text().splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| DeconvNet", "| U-Net"]
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| deconvnet", "| unet"]
     assert "--size=16 --batch=1 --repeats=1" in page.read_text()
-    assert "DeconvNet" in capsys.readouterr().out
+    assert "deconvnet" in capsys.readouterr().out
     # Numbers of another size do not belong into the same table.
     with pytest.raises(UserError, match="its size is 16, of this run 32"):
-        run_steps(monkeypatch, models=["U-Net"], json=str(path), size=32)
+        run_steps(monkeypatch, models=["unet"], json=str(path), size=32)
     whole = path.read_text()
     for text, message in (
         ("{}", "'conditions' is a required property"),
         (whole[:-20], "not valid JSON"),
-        (whole.replace('"seconds"', '"second"', 1), "the times of U-Net|DeconvNet"),
-        (whole.replace('"U-Net"', '"U-Nett"'), "unknown value 'U-Nett'; did you mean"),
+        (whole.replace('"seconds"', '"second"', 1), "the times of unet|deconvnet"),
+        (whole.replace('"unet"', '"unett"'), "unknown value 'unett'; did you mean"),
         ("", "is empty"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=f"{path}.*({message})"):
-            run_steps(monkeypatch, models=["U-Net"], json=str(path))
+            run_steps(monkeypatch, models=["unet"], json=str(path))
 
 
 def test_bad_input_is_found_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(step_times, "measure", None)
-    with pytest.raises(UserError, match="--models: .* did you mean 'U-Net'"):
-        run_steps(monkeypatch, models=["U-Nets"])
+    with pytest.raises(UserError, match="--models: .*did you mean 'unet'"):
+        run_steps(monkeypatch, models=["u-net"])
     missing = str(tmp_path / "missing" / "t.json")
     with pytest.raises(UserError, match="--json .* is not a folder"):
         run_steps(monkeypatch, json=missing)

@@ -43,7 +43,7 @@ def commands(file: Path) -> list[str]:
 def arguments(file: Path) -> list[str]:
     """Each ``FILE:ARG``: of its table VARIANTS and of its docstring."""
     module = runpy.run_path(str(file))
-    shown = re.findall(rf"{file.name}:(\w+)", " ".join(commands(file)))
+    shown = re.findall(rf"{file.name}:([\w-]+)", " ".join(commands(file)))
     return list(dict.fromkeys([*module.get("VARIANTS", ("",)), *shown]))
 
 

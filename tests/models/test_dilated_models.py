@@ -13,9 +13,10 @@ from scipy import ndimage
 from segjax import models
 from segjax.errors import UserError
 from segjax.models import deeplab, dilation, vgg
-from segjax.models.deeplab import VARIANTS, DeepLab
-from segjax.models.dilation import RELEASED, Context, Dilation
+from segjax.models.deeplab import DeepLab
+from segjax.models.dilation import Context, Dilation
 from segjax.ops import conv, geometry, resize
+from segjax.published import NETWORKS
 
 TINY_VGG = dict(widths=(3, 4, 4, 5, 6))
 TINY_DILATION = dict(**TINY_VGG, fc_channels=8)
@@ -199,16 +200,21 @@ def test_interpolate():
 # --- Dilation -------------------------------------------------------------------------
 
 
+def released(name):
+    network = NETWORKS[name]
+    return dict(network.fields, num_classes=network.classes)
+
+
 @pytest.mark.parametrize(
     "fields, expected",
     [
         (dict(num_classes=21, context="none"), 134_346_581),
         (dict(num_classes=19, context="none"), 134_338_387),
         (dict(num_classes=11, context="none"), 134_305_611),
-        (RELEASED["dilation8_pascal_voc"], 134_346_581 + 6_803_139),
-        (RELEASED["dilation8_camvid"], 134_305_611 + 7_832),
-        (RELEASED["dilation7_kitti"], 134_305_611 + 6_732),
-        (RELEASED["dilation10_cityscapes"], 134_338_387 + 29_792),
+        (released("dilation8-voc"), 134_346_581 + 6_803_139),
+        (released("dilation8-camvid"), 134_305_611 + 7_832),
+        (released("dilation7-kitti"), 134_305_611 + 6_732),
+        (released("dilation10-cityscapes"), 134_338_387 + 29_792),
         (dict(num_classes=21), 134_346_581 + 28_392),
     ],
 )
@@ -226,8 +232,8 @@ def test_context_counts():
     assert [values(large[f"conv{i}"]) for i in range(1, 8)] + [
         values(large["final"])
     ] == [7_980, 15_918, 31_836, 127_176, 508_368, 2_032_800, 4_064_928, 14_133]
-    seven = RELEASED["dilation7_kitti"]["context_rates"]
-    ten = RELEASED["dilation10_cityscapes"]["context_rates"]
+    seven = NETWORKS["dilation7-kitti"].fields["context_rates"]
+    ten = NETWORKS["dilation10-cityscapes"].fields["context_rates"]
     eight = Context().rates
     for rates, expected in (
         (seven, {21: 24_402, 11: 6_732, 19: 19_988}),
@@ -364,9 +370,9 @@ def test_context_padding():
 @pytest.mark.parametrize(
     "rates, cells, pixels",
     [
-        (RELEASED["dilation7_kitti"]["context_rates"], 35, 652),
+        (NETWORKS["dilation7-kitti"].fields["context_rates"], 35, 652),
         (Context().rates, 67, 908),
-        (RELEASED["dilation10_cityscapes"]["context_rates"], 259, 2444),
+        (NETWORKS["dilation10-cityscapes"].fields["context_rates"], 259, 2444),
     ],
 )
 def test_context_receptive_field(rates, cells, pixels):
@@ -458,23 +464,23 @@ def test_dilation_atrous_consistency():
 
 def variant_params(name):
     # Scales share their parameters, and would be traced one by one.
-    fields = {**VARIANTS[name], "scales": (1.0,)}
+    fields = {**NETWORKS[name].fields, "scales": (1.0,)}
     return abstract_variables(DeepLab(21, **fields))["params"]
 
 
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("deeplab_7x7", 134_346_581),
-        ("deeplab", 65_140_565),
-        ("deeplab_4x4", 65_140_565),
-        ("deeplab_largefov", 20_505_429),
-        ("deeplab_msc", 66_346_686),
-        ("deeplab_msc_largefov", 21_711_550),
-        ("deeplab_v2_vgg16_aspp_s", 37_877_652),
-        ("deeplab_v2_vgg16_aspp_l", 37_877_652),
-        ("deeplab_v2_resnet101_largefov", 42_887_253),
-        ("deeplab_v2_resnet101", 44_048_532),
+        ("deeplab-7x7", 134_346_581),
+        ("deeplab-v1", 65_140_565),
+        ("deeplab-4x4", 65_140_565),
+        ("deeplab-largefov", 20_505_429),
+        ("deeplab-msc", 66_346_686),
+        ("deeplab-msc-largefov", 21_711_550),
+        ("deeplab-v2-vgg16-aspp-s", 37_877_652),
+        ("deeplab-v2-vgg16-aspp-l", 37_877_652),
+        ("deeplab-v2-resnet101-largefov", 42_887_253),
+        ("deeplab-v2-resnet101", 44_048_532),
     ],
 )
 def test_deeplab_counts(name, expected):
@@ -491,28 +497,28 @@ def test_deeplab_head_counts():
         return {layer: values(leaves) for layer, leaves in layers.items()}
 
     largefov = dict(fc6=4_719_616, fc7=1_049_600, fc8=21_525)
-    assert head("deeplab_largefov") == largefov
+    assert head("deeplab-largefov") == largefov
     wide = dict(fc6=102_764_544, fc7=16_781_312, fc8=86_037)
-    assert head("deeplab_7x7") == wide
-    assert head("deeplab_4x4") == wide | dict(fc6=33_558_528)
+    assert head("deeplab-7x7") == wide
+    assert head("deeplab-4x4") == wide | dict(fc6=33_558_528)
     branches = {f"fc1_{i}": 387_093 for i in (1, 2, 3, 4)}
-    assert head("deeplab_v2_resnet101") == branches
-    assert sum(head("deeplab_v2_vgg16_aspp_l").values()) == 4 * 5_790_741
+    assert head("deeplab-v2-resnet101") == branches
+    assert sum(head("deeplab-v2-vgg16-aspp-l").values()) == 4 * 5_790_741
 
 
 @pytest.mark.parametrize(
     "name, side, sizes",
     [
-        ("deeplab_largefov", 321, (161, 81, 41, 41, 41)),
-        ("deeplab_largefov", 513, (257, 129, 65, 65, 65)),
-        ("deeplab_msc_largefov", 321, (161, 81, 41, 41, 41)),
-        ("deeplab", 306, (154, 78, 40, 39, 39)),
-        ("deeplab", 514, (258, 130, 66, 65, 65)),
-        ("deeplab_v2_vgg16_aspp_l", 321, (161, 81, 41, 41, 41)),
+        ("deeplab-largefov", 321, (161, 81, 41, 41, 41)),
+        ("deeplab-largefov", 513, (257, 129, 65, 65, 65)),
+        ("deeplab-msc-largefov", 321, (161, 81, 41, 41, 41)),
+        ("deeplab-v1", 306, (154, 78, 40, 39, 39)),
+        ("deeplab-v1", 514, (258, 130, 66, 65, 65)),
+        ("deeplab-v2-vgg16-aspp-l", 321, (161, 81, 41, 41, 41)),
     ],
 )
 def test_deeplab_vgg_sizes(name, side, sizes):
-    fields = {**VARIANTS[name], **TINY_VGG, "fc6_channels": 3}
+    fields = {**NETWORKS[name].fields, **TINY_VGG, "fc6_channels": 3}
     logits, ends = abstract_outputs(DeepLab(2, **fields), side)
     assert logits.shape == (1, side, side, 2)
     assert tuple(ends[f"pool{i}"].shape[1] for i in range(1, 6)) == sizes
@@ -522,12 +528,12 @@ def test_deeplab_vgg_sizes(name, side, sizes):
 
 def test_deeplab_grids():
     def grid(name):
-        return DeepLab(2, **VARIANTS[name]).grid
+        return DeepLab(2, **NETWORKS[name].fields).grid
 
     # Cells on pixels 8i; the ICLR networks' on 8i + 1/2.
-    for name in ("deeplab_largefov", "deeplab_v2_vgg16_aspp_l", "deeplab_v2_resnet101"):
+    for name in ("deeplab-largefov", "deeplab-v2-vgg16-aspp-l", "deeplab-v2-resnet101"):
         assert grid(name) == geometry.Grid(Fraction(8))
-    assert grid("deeplab") == geometry.Grid(Fraction(8), Fraction(1, 2))
+    assert grid("deeplab-v1") == geometry.Grid(Fraction(8), Fraction(1, 2))
     trunk = vgg.dilated(8, pool_kernel=3)
     assert trunk.rates == (1, 1, 1, 1, 2)
     assert trunk.pools == ((3, 2, 1),) * 3 + ((3, 1, 1),) * 2
@@ -539,7 +545,7 @@ def test_deeplab_grids():
 
 
 @pytest.mark.parametrize(
-    "name, height, pixels", [("deeplab_largefov", 1, 435), ("deeplab", 18, 308)]
+    "name, height, pixels", [("deeplab-largefov", 1, 435), ("deeplab-v1", 18, 308)]
 )
 def test_deeplab_receptive_field(name, height, pixels):
     """Where a constant image has a gradient: all cells of a pooling window tie.
@@ -547,7 +553,7 @@ def test_deeplab_receptive_field(name, height, pixels):
     The even kernel of "deeplab" has no tap in the row of the cell, but two cells below.
     """
     fields = dict(widths=(1, 1, 1, 1, 1), fc6_channels=1, dropout=0.0)
-    model = DeepLab(1, **{**VARIANTS[name], **fields})
+    model = DeepLab(1, **{**NETWORKS[name].fields, **fields})
     ones = jax.tree.map(lambda x: jnp.ones(x.shape), abstract_variables(model))
     middle = 60
 
@@ -567,7 +573,7 @@ def test_deeplab_receptive_field(name, height, pixels):
 
 
 def test_deeplab_multi_scale_sizes():
-    fields = {**TINY_RESNET, **VARIANTS["deeplab_v2_resnet101"]}
+    fields = {**TINY_RESNET, **NETWORKS["deeplab-v2-resnet101"].fields}
     model = DeepLab(2, **fields)
     assert model.scale_strides == (8, 8, 16)
     for side, cells, half in ((321, 41, 21), (513, 65, 33)):
@@ -611,10 +617,10 @@ def test_deeplab_multi_scale_fusion():
     [
         dict(**TINY_RESNET, rates=(1, 2)),
         dict(
-            **VARIANTS["deeplab_msc_largefov"] | TINY_VGG | {"fc6_channels": 3},
+            **NETWORKS["deeplab-msc-largefov"].fields | TINY_VGG | {"fc6_channels": 3},
             side_channels=2,
         ),
-        VARIANTS["deeplab"] | TINY_VGG | {"fc6_channels": 3},
+        NETWORKS["deeplab-v1"].fields | TINY_VGG | {"fc6_channels": 3},
     ],
     ids=["resnet", "msc_largefov", "first"],
 )

@@ -101,7 +101,7 @@ FULL = {
     # 32s, and the scores of pool4 and pool3.
     "fcn8s": (full_fcn, 134_346_581 + 21 * (512 + 1 + 256 + 1)),
     "deconvnet": (full_deconvnet, 251_805_653),
-    "deeplab-v2-vgg16": (full_deeplab_vgg, 37_877_652),
+    "deeplab-v2-vgg16-aspp-l": (full_deeplab_vgg, 37_877_652),
     "deeplab-v2-resnet101": (full_deeplab_resnet, 44_048_532),
     "pspnet50-ade20k": (full_pspnet50, 46_782_550),
     "resnet50": (full_resnet50, 25_557_032),
