@@ -16,6 +16,7 @@ import numpy as np
 from segjax.data import batching, transforms
 from segjax.data.source import Example, Size, Source
 from segjax.data.workers import start_workers
+from segjax.errors import UserError
 from segjax.labels import VOID
 
 # Many examples are read at once; OpenCV's own threads would only compete with them.
@@ -64,22 +65,33 @@ def train_batches(
       Batches of ``batch_size / n`` examples.
 
     Raises:
-      UserError: while iterating: a file cannot be read or has changed, or a worker
-        process has died.
+      UserError: batch_size is no multiple of n.  While iterating: a file cannot be
+        read or has changed, or a worker process has died.
     """
-    index, count = process
+    local_size, index, count = _share(batch_size, process)
     dataset = (
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(_Augment(options))
-        .batch(batch_size // count, drop_remainder=True)
+        .batch(local_size, drop_remainder=True)
     )
     # Local batch j of process i is batch j * count + i of the unsliced dataset.
     dataset = dataset[start * count + index :: count]
     iterable = dataset.to_iter_dataset(_read_options(threads))
     return start_workers(iterable, workers) if workers else iter(iterable)
+
+
+def _share(batch_size: int, process: tuple[int, int]) -> tuple[int, int, int]:
+    """Images of each batch that a process gets, its position, number of processes."""
+    index, count = process
+    if batch_size % count:
+        raise UserError(
+            f"a batch of {batch_size} images cannot be split evenly over {count} "
+            f"processes; expected a multiple of {count}"
+        )
+    return batch_size // count, index, count
 
 
 def _read_options(threads: int) -> grain.ReadOptions:
@@ -147,8 +159,7 @@ def eval_batches(
     Returns:
       Batches of ``batch_size / n`` examples.
     """
-    index, count = process
-    local_size = batch_size // count
+    local_size, index, _ = _share(batch_size, process)
     plan = eval_plan(source.sizes, batch_size)
 
     def read(item: tuple[Size, list[int]]) -> Batch:

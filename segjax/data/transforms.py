@@ -90,21 +90,26 @@ def _draw_geometry(
     stream: Stream, options: Options, *, image_size: Sequence[int], size: Sequence[int]
 ) -> np.ndarray:
     """Draws everything affine; returns the matrix of ``input_from_output``."""
+
+    def draw(name: str, on: bool) -> np.ndarray:
+        """Two numbers in [0, 1); making a generator takes longer than drawing."""
+        return stream(name).random(2) if on else np.array([0.5, 0.5])
+
     low, high = options.scale
-    rotated, angle = stream("rotate").random(2)
-    shift = options.translate * (2 * stream("translate").random(2) - 1) * size
+    rotated, angle = draw("rotate", options.rotate > 0)
+    shift = options.translate * (2 * draw("translate", options.translate > 0) - 1)
     return input_from_output(
         image_size,
         size,
-        scale=low + (high - low) * stream("scale").random(),
+        scale=low + (high - low) * draw("scale", high > low)[0],
         degrees=options.rotate * (2 * angle - 1) * (rotated < options.rotate_prob),
         turns=int(stream("rot90").integers(4)) if options.rot90 else 0,
         mirror=(
-            stream("vflip").random() < options.vflip,
-            stream("flip").random() < options.flip,
+            draw("vflip", options.vflip > 0)[0] < options.vflip,
+            draw("flip", options.flip > 0)[0] < options.flip,
         ),
-        place=stream("crop").random(2),
-        shift=np.rint(shift),
+        place=draw("crop", True),
+        shift=np.rint(shift * size),
         margin=options.margin,
     )
 
@@ -142,7 +147,7 @@ def change_tone(image: np.ndarray, stream: Stream, options: Options) -> np.ndarr
 
 def blur(image: np.ndarray, stream: Stream, options: Options) -> np.ndarray:
     """A 5x5 Gaussian blur, sometimes."""
-    if stream("blur").random() >= options.blur_prob:
+    if options.blur_prob <= 0 or stream("blur").random() >= options.blur_prob:
         return image
     return cv2.GaussianBlur(image, (5, 5), 0)
 

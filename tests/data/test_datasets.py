@@ -185,6 +185,17 @@ def break_camvid(home: Path, how: str) -> None:
         (home / "train" / "b.jpg").unlink()
     elif how == "list missing":
         (home / "val.txt").unlink()
+    elif how == "in two lists":
+        (home / "val.txt").write_text("val/z.png\nval/c.png\n")
+        for part, suffix in (("", ".jpg"), ("annot", ".png")):
+            data = (home / f"train{part}" / f"c{suffix}").read_bytes()
+            (home / f"val{part}" / f"c{suffix}").write_bytes(data)
+    elif how == "listed twice":
+        (home / "train.txt").write_text("train/a.png\ntrain/b.png\ntrain/a.png\n")
+    elif how == "two images":
+        write(home / "train" / "a.png", rgb(0))
+    elif how == "not UTF-8":
+        (home / "val.txt").write_bytes("val/z\xfc.png\n".encode("latin-1"))
     elif how == "list empty":
         (home / "val.txt").write_text("\n")
     elif how == "value":
@@ -212,6 +223,10 @@ def break_camvid(home: Path, how: str) -> None:
         ("image missing", ["2 of 3 files of train/", "first train/a.png", "CamVid/{"]),
         ("list missing", ["val.txt is missing", "CamVid/{"]),
         ("list empty", ["val.txt lists no frame"]),
+        ("in two lists", ["train.txt and val.txt both list c (1 frames"]),
+        ("listed twice", ["train.txt lists a more than once"]),
+        ("two images", ["both train/a.jpg and train/a.png"]),
+        ("not UTF-8", ["val.txt: byte 5 is not UTF-8"]),
         ("value", ["valannot/y.png holds the value 12", "0..10"]),
         ("color", ["valannot/y.png is a color image"]),
         ("size", ["valannot/y.png 6x9", "6x8", "val/y.png"]),
@@ -358,6 +373,10 @@ def test_isbi2012_errors(tmp_path):
     label.unlink()
     assert "11 images and 10 labels" in message(tmp_path / "a")
     assert "slice 10" in message(tmp_path / "a")
+
+    make_isbi(tmp_path / "c", "png")
+    write(tmp_path / "c" / "membrane" / "train" / "image" / "03.png", slices(1, 0)[0])
+    assert "holds both 03.png and 3.png" in message(tmp_path / "c")
 
     make_isbi(tmp_path / "b", "tiff")
     (tmp_path / "b" / "train-labels.tif").unlink()

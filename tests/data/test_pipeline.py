@@ -98,6 +98,14 @@ def test_mixed_sizes_share_padded_shapes():
     assert few == [((8, 8), [0, 2]), ((9, 8), [1])]
 
 
+def test_a_batch_that_cannot_be_split_is_refused():
+    """Rounding down would leave images out of an evaluation without a word."""
+    with pytest.raises(UserError, match="batch of 9 .* 2 processes"):
+        pipeline.eval_batches(Source(), batch_size=9, channels=3, process=(0, 2))
+    with pytest.raises(UserError, match="batch of 9 .* 2 processes"):
+        pipeline.train_batches(Source(), AUGMENT, batch_size=9, seed=0, process=(1, 2))
+
+
 class Slow(Source):
     """Counts how many threads read at once."""
 

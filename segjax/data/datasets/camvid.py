@@ -5,6 +5,7 @@ The folder is the ``CamVid`` of the SegNet tutorial: 367 training, 101 validatio
 (Brostow et al., Pattern Recognition Letters 2009; Badrinarayanan et al., PAMI 2017).
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,14 @@ def find(root: str) -> tuple[Path, dict[str, list[Frame]]]:
             splits[split] = _frames(folder, name, text.splitlines())
         elif split != "test":
             raise UserError(f"camvid: {path} is missing; expected {LAYOUT}")
+    for one, other in itertools.combinations(splits, 2):
+        both = {frame.id for frame in splits[one]} & {f.id for f in splits[other]}
+        if both:
+            raise UserError(
+                f"camvid: {folder}: {FOLDERS[one]}.txt and {FOLDERS[other]}.txt both "
+                f"list {min(both)} ({len(both)} frames in all); scores on training "
+                "frames mean nothing: list each frame once"
+            )
     return folder, splits
 
 
