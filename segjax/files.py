@@ -134,6 +134,14 @@ def read_json(
         raise UserError(
             f"{os.fspath(path)}: is {state}; expected {what}: restore or remove it"
         ) from error
+    if "\\ud" in text.lower():  # half of a pair, which no file and no terminal takes
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{os.fspath(path)}: holds a character that is not Unicode; expected "
+                f"{what}: restore or remove it"
+            ) from error
     check_json(value, path=path, what=what, schema=schema or {"type": "object"})
     return value
 

@@ -60,7 +60,7 @@ _DATASET_SCHEMA = {
             },
         },
         "mean": {"type": "array", "minItems": 1, "items": _NUMBER},
-        "channels": {"type": "integer", "minimum": 1},
+        "channels": {"type": "integer", "minimum": 1, "maximum": 65535},
     },
     "additionalProperties": False,
 }
@@ -96,7 +96,17 @@ def read_dataset(workdir: Path) -> datasets.Dataset:
       UserError: the file is missing or damaged.
     """
     what = "the data set of a run of experiments.train"
-    values = files.read_json(workdir / DATASET, what, _DATASET_SCHEMA)
+    path = workdir / DATASET
+    values = files.read_json(path, what, _DATASET_SCHEMA)
+    for key, number in (
+        ("palette", len(values["classes"])),
+        ("mean", values["channels"]),
+    ):
+        if len(values[key]) != number:
+            raise UserError(
+                f"{path}: {key} has {len(values[key])} entries, expected {number} as of "
+                f"{what}: restore or remove the file"
+            )
     values["palette"] = np.array(values["palette"], np.uint8).reshape(-1, 3)
     for key in ("classes", "mean"):
         values[key] = tuple(values[key])

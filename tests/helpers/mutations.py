@@ -1,5 +1,7 @@
 """Damaged files: hypothesis strategies that mutate valid bytes."""
 
+import copy
+import json
 import random
 import zlib
 
@@ -56,3 +58,54 @@ def mutants(files: dict[str, bytes]) -> st.SearchStrategy[tuple[str, bytes]]:
     return st.tuples(st.sampled_from(sorted(files)), st.integers(0, 2**32)).map(
         lambda pair: (pair[0], mutate(files[pair[0]], pair[1]))
     )
+
+
+ODD_VALUES = (
+    *(None, True, "", "x", "\ud800", "a\0b", "../../x", "é" * 300, "1"),
+    *(0, 1, -1, 0.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**400),
+    *([], {}, [[]], [None], {"a": {}}, [1, 2, 3], {"step": "x"}),
+)
+"""What no field of a JSON file expects, or only some of them."""
+
+
+def mutate_json(data: bytes, seed: int) -> bytes:
+    """One to three edits of the values of a JSON file, or of its bytes.
+
+    Values are replaced by odd ones, removed, added, renamed, repeated, or exchanged for
+    others of the same file.
+    """
+    draw = random.Random(seed)
+    if draw.random() < 0.15:
+        return draw.choice((b"", b"{", data[: draw.randrange(len(data) + 1)], b"\xff"))
+    if draw.random() < 0.15:
+        return mutate(data, seed)
+    value = json.loads(data)
+    for _ in range(draw.randint(1, 3)):
+        places = list(_places(value))
+        if not places:
+            return json.dumps(draw.choice(ODD_VALUES)).encode()
+        # Fields near the root matter most.
+        near = [place for place in places if place[2] <= 2]
+        parent, key, _ = draw.choice(near if near and draw.random() < 0.6 else places)
+        kind = draw.choice(("odd", "odd", "delete", "rename", "repeat", "exchange"))
+        if kind == "odd":
+            parent[key] = copy.deepcopy(draw.choice(ODD_VALUES))
+        elif kind == "delete":
+            del parent[key]
+        elif kind == "rename" and isinstance(parent, dict):
+            parent[draw.choice(("x", f"{key}x", ""))] = parent.pop(key)
+        elif kind == "repeat" and isinstance(parent, list):
+            parent.insert(key, copy.deepcopy(parent[key]))
+        else:
+            other, other_key, _ = draw.choice(places)
+            parent[key] = copy.deepcopy(other[other_key])
+    return json.dumps(value).encode()
+
+
+def _places(value, depth: int = 1):
+    """(container, key, depth) of everything in a JSON value."""
+    items = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list) else items
+    for key, item in list(items):
+        yield value, key, depth
+        yield from _places(item, depth + 1)
