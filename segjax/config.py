@@ -241,4 +241,8 @@ def load(path: Path) -> ConfigDict:
         raise UserError(
             f"{path} not found: give a workdir written by experiments.train"
         )
-    return make(**json_like(files.read_json(path, "the config of a training run")))
+    values = files.read_json(path, "the config of a training run")
+    try:
+        return make(**json_like(values))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -20,13 +20,12 @@ from experiments.sweeps import report_page, report_rows
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from segjax import config as config_lib
-from segjax import viz
 from segjax import workdir as workdir_lib
 from segjax.analysis import published
 from segjax.data import datasets
 from segjax.errors import UserError
 
-FEW, MANY = 90, 1600
+FEW, MANY = 60, 1600
 STEPS = 4
 
 
@@ -117,7 +116,7 @@ def readers(workdir: Path, folder: Path) -> list:
         lambda: workdir_lib.read_validation(workdir),
         lambda: workdir_lib.read_versions(workdir),
         lambda: workdir_lib.read_exit(workdir),
-        lambda: viz.curves_figure(workdir_lib.read_metrics(workdir)),
+        lambda: [row["step"] + 1 for row in workdir_lib.read_metrics(workdir)],
         lambda: config_lib.check(config_lib.load(workdir / "config.json")),
         lambda: report_rows.read_run(workdir, 0, STEPS),
         lambda: report.report(folder, folder, ["all"], [], erf=True),
