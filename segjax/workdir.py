@@ -104,8 +104,8 @@ def read_dataset(workdir: Path) -> datasets.Dataset:
     ):
         if len(values[key]) != number:
             raise UserError(
-                f"{path}: {key} has {len(values[key])} entries, expected {number} as of "
-                f"{what}: restore or remove the file"
+                f"{path}: {key} has {len(values[key])} entries, expected {number}; "
+                f"restore or remove the file, which holds {what}"
             )
     values["palette"] = np.array(values["palette"], np.uint8).reshape(-1, 3)
     for key in ("classes", "mean"):
