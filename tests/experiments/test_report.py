@@ -22,7 +22,8 @@ from segjax import config as config_lib
 from segjax import viz
 from segjax import workdir as workdir_lib
 from segjax.analysis import receptive_field
-from segjax.data import datasets, scenes
+from segjax.data import datasets
+from segjax.data import scene_canvas as scenes
 from segjax.errors import UserError
 from segjax.ops import geometry
 
