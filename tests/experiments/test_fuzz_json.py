@@ -20,8 +20,8 @@ from experiments.sweeps import report_page, report_rows
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from segjax import config as config_lib
+from segjax import published
 from segjax import workdir as workdir_lib
-from segjax.analysis import published
 from segjax.data import datasets
 from segjax.errors import UserError
 
