@@ -123,7 +123,7 @@ def _run_here(workdir: Path, runs: dict[Path, Job], jobs: int) -> int:
 
     submitit's local executor starts whatever it is given at once, so that the number of
     processes is kept here.  Its jobs do not die with this process: the lock of a run
-    (sweep_worker.lock) keeps two of them from training in the same folder.
+    (workdir.lock) keeps two of them from training in the same folder.
     """
     executor = _executor(workdir, "local", timeout_min=_FOREVER, stderr_to_stdout=True)
     at = {folder: sweep_runs.state(folder, run.steps) for folder, run in runs.items()}

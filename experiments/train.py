@@ -9,24 +9,23 @@ explains each.  The same command started again continues from the last checkpoin
 ends with the same bits as an uninterrupted run.  On several hosts, start the same
 command on each of them.
 
-The workdir holds config.json, dataset.json, versions.json, metrics.jsonl,
+The workdir holds config.json, dataset.json, splits.json, versions.json, metrics.jsonl,
 validation.json (the newest evaluation: confusion matrix, speed, memory), tensorboard/,
-pictures/, checkpoints/ (the latest) and best/ (highest validation mIoU).
+pictures/ and checkpoints/ (the latest, and the one of the highest validation mIoU).
 
-Exit codes: 0 finished; 2 bad input; 3 the loss became NaN or infinite; 75 stopped by
-SIGTERM or SIGINT after saving: start again to continue.
+Exit codes: 0 finished; 2 bad input; 3 training diverged: the loss became NaN or
+infinite, or the weights absurdly large; 75 stopped by SIGTERM or SIGINT after saving:
+start again to continue.
 """
 
+import contextlib
 import errno
-import signal
-import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-import cv2
 import jax
-import numpy as np
-import tqdm
 from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
@@ -34,343 +33,224 @@ from ml_collections import ConfigDict, config_flags
 from experiments.shared import (
     cli,
     evaluation,
-    initialization,
-    provenance,
+    run_description,
     run_stats,
     training_run,
 )
-from segjax import (
-    checkpoint,
-    compilation,
-    evaluators,
-    metrics,
-    optim,
-    sharding,
-    training,
-    viz,
-)
+from experiments.shared.stop_signal import StopSignal
+from experiments.shared.training_log import TrainingLog
+from segjax import checkpoint, compilation, evaluators, metrics, sharding
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.writer import Writer
 
 STOPPED = 75  # EX_TEMPFAIL: schedulers restart on it
-NON_FINITE = 3
+DIVERGED = 3
 
-# Fields that may differ when a run is continued: they do not change what is learned.
-FREE_FIELDS = {
-    "workers",
-    "threads",
-    "eval_every",
-    "eval_batch_size",
-    "eval_images",
-    "save_every",
-    "log_every",
-    "keep",
-    "tile",
-    "total_steps",
-    "total_epochs",
-    "data.root",
-    "data.data_dir",
-    *(f"crf.{field}" for field in config_lib.DEFAULTS["crf"]),
-}
+PROFILED_STEPS = 3, 5  # of this start; the first one compiles
 
 
-def train(config: ConfigDict, workdir: Path) -> int:
-    """Trains ``config`` in ``workdir``, or continues there; returns the exit code."""
-    # Everything is checked before any long work.
-    run = training_run.build_run(config)
-    sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
-    eval_source, info = datasets.load(config.data, config.data.eval_split)
-    abstract = _abstract_state(run)
-    if jax.process_index() == 0:
-        _prepare_workdir(config, info, workdir)
+class _Stopped(Exception):
+    """The stop signal came during an evaluation."""
+
+
+def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
+    """Trains ``config`` in ``workdir``, or continues there; returns the exit code.
+
+    Args:
+      config: see segjax/config.py.
+      workdir: of a new run, or of one with the same config.
+      profile: writes a trace of a few early steps to WORKDIR/profile.
+    """
+    with contextlib.ExitStack() as stack:
+        return _train(config, workdir, profile=profile, stack=stack)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, *, profile: bool, stack: contextlib.ExitStack
+) -> int:
+    main = jax.process_index() == 0
+
+    # Data. Everything is checked before any long work.
+    training_run.check(config)
+    source, info = training_run.load_data(config)
+    eval_source, _ = datasets.load(config.data, config.data.eval_split)
+    # Resolved here, so that schedules and the saved config have the number of steps.
+    config.total_steps = config_lib.count_steps(config, len(source))
+
+    # Model
+    mesh = sharding.make_mesh()
+    model = training_run.build_model(config, info)
+    augment = training_run.augmentation(config, source, model=model, info=info)
+    image_shape = (*augment.crop, info.channels)
+
+    # Optimizer, whose state is a part of the training state
+    init = training_run.make_init(config, model, image_shape=image_shape, mesh=mesh)
+    abstract = training_run.abstract_state(init, mesh, image_shape=image_shape)
+
+    # Step
+    train_step = training_run.make_train_step(
+        config, model, params=abstract.params, mesh=mesh
+    )
+    eval_step = evaluation.make_eval_step(config, model, len(info.classes), mesh)
+
+    # Restore: the newest checkpoint, or the weights of the seed or of another run.
+    if main:
+        _make_folder(workdir)
+        stack.enter_context(workdir_lib.hold(workdir))
+        splits = training_run.splits(config, source, eval_source)
+        run_description.check_same_run(config, info, splits, workdir=workdir)
         checkpoint.check_space(workdir, abstract, copies=config.keep + 2)
+        run_description.write_description(config, info, splits, workdir=workdir)
+        checkpoint.tidy(workdir)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("workdir")
-
-    # The state: from the newest checkpoint, or from the seed.
-    latest = checkpoint.open_folder(workdir / "checkpoints", config.keep)
-    best = checkpoint.open_folder(workdir / "best", 1)
-    restored = checkpoint.restore_latest(latest, abstract)
+    manager = checkpoint.open_folder(workdir / workdir_lib.CHECKPOINTS, config.keep)
+    restored = checkpoint.restore_latest(manager, abstract)
     if restored:
-        state, extra = restored
+        state = restored[0]
         cli.log(f"continuing from step {int(state.step)} of {config.total_steps}")
     else:
-        state, extra = run.init(), {"best_miou": -1.0}
+        state = init()
         if config.init_from:
-            state = _initialize(state, config, run, abstract)
+            state = training_run.start_from_weights(
+                state, config, classes=info.classes, mesh=mesh
+            )
     start = int(state.step)
+    evaluated = start in checkpoint.scores(manager.directory)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
-        f"{config.model_name}: {count:,} parameters; {info.name}: {len(run.source)} "
+        f"{config.model_name}: {count:,} parameters; {info.name}: {len(source)} "
         f"train and {len(eval_source)} evaluation images, {len(info.classes)} classes"
     )
-    step_fn = run.make_train_step(state.params)
-    eval_step = evaluation.make_eval_step(
-        config, run.model, len(info.classes), run.mesh
-    )
 
+    def evaluate(step: int) -> None:
+        """Scores the checkpoint of this step; raises _Stopped between two batches."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        batches = evaluation.eval_batches(config, eval_source, info.channels)
+        began = time.perf_counter()
+        confusion, examples = evaluators.evaluate(
+            eval_step, variables, _until(stop, batches), mesh, config.eval_images
+        )
+        rate = len(eval_source) / (time.perf_counter() - began)
+        scores = metrics.scores(confusion)
+        if main:
+            run_stats.save(workdir, step, confusion, rate)
+        log.evaluation(step, scores, examples=examples, info=info)
+        checkpoint.add_score(manager, step, scores["miou"])
+
+    def evaluation_due(step: int) -> bool:
+        if step == config.total_steps:
+            return True
+        return bool(config.eval_every) and step % config.eval_every == 0
+
+    # Loop. Its order makes resuming exact: a checkpoint of step i has consumed exactly
+    # i batches, and neither saving nor evaluating changes the state. A checkpoint is
+    # saved before it is evaluated, so that nothing is lost if the evaluation is long.
     cli.log("compiling the training step (kept for the next start) ...")
-
-    # The loop.  Its order makes resuming exact: a checkpoint of step i has consumed
-    # exactly i batches, and neither evaluating nor saving changes the state.
-    code, stop, step = 0, _StopSignal(), start
-    progress = _Progress(config, workdir, start)
+    code, step, stop = 0, start, StopSignal()
+    log = TrainingLog(config, workdir, start=start, evaluated=evaluated)
     try:
-        feed = sharding.prefetch(run.batches(start), run.mesh)
+        if start and evaluation_due(start) and not evaluated:
+            evaluate(start)  # an interruption had left it out
+        batches = training_run.train_batches(
+            config, source, augment=augment, start=start
+        )
+        batches = sharding.prefetch(batches, mesh)
         for step in range(start + 1, config.total_steps + 1):
-            batch, on_device = progress.wait_for(feed)
-            state, values = step_fn(state, on_device)
-            progress.add(step, batch["id"], values)
+            with log.waiting():
+                batch, on_device = next(batches)
+            state, values = train_step(state, on_device)
+            log.add(step, batch["id"], values)
+            if profile:
+                _profile(workdir, step - start, values)
             last = step == config.total_steps
-            stopping = stop.requested(step) and not last
-            evaluating = last or (config.eval_every and step % config.eval_every == 0)
-            saving = last or stopping or step % config.save_every == 0
-            if (evaluating or saving or step % config.log_every == 0) and (
-                bad := progress.flush()
-            ):
-                progress.close()
-                good = max(latest.all_steps(), default=None)
-                cli.log(
-                    f"error: {bad}; last good checkpoint: "
-                    + ("none" if good is None else f"{workdir}/checkpoints/{good}")
-                    + "; lower config.optim.lr or set config.optim.clip_norm"
-                )
-                code = NON_FINITE
-                break
-            if evaluating and not stopping:
-                variables = {"params": state.params, "batch_stats": state.batch_stats}
-                began = time.perf_counter()
-                h, shown = evaluators.evaluate(
-                    eval_step,
-                    variables,
-                    evaluation.eval_batches(config, eval_source, info.channels),
-                    run.mesh,
-                    config.eval_images,
-                )
-                rate = len(eval_source) / (time.perf_counter() - began)
-                if jax.process_index() == 0:
-                    run_stats.save(workdir, step, h, rate)
-                scores = metrics.scores(h)
-                progress.evaluation(step, scores, shown, info)
-                if scores["miou"] > extra["best_miou"]:
-                    extra["best_miou"] = scores["miou"]
-                    checkpoint.finish(latest)  # processes agree on one save at a time
-                    checkpoint.save(best, state, {"miou": scores["miou"]})
-                    checkpoint.finish(best)
+            stopping = stop.requested() and not last
+            evaluating = evaluation_due(step) and not stopping
+            saving = last or stopping or evaluating or step % config.save_every == 0
+            if saving or step % config.log_every == 0:
+                problem = log.flush()
+                if saving and not problem:
+                    problem = training_run.divergence(state)
+                if problem:
+                    log.close()
+                    cli.log(f"error: {problem}; {_advice(manager, workdir)}")
+                    code = DIVERGED
+                    break
             if saving:
-                checkpoint.save(latest, state, extra)
+                checkpoint.save(manager, state)
+            if evaluating:
+                evaluate(step)
             if stopping:
                 code = STOPPED
                 break
-        checkpoint.finish(latest)
+        checkpoint.finish(manager)
+    except _Stopped:
+        checkpoint.finish(manager)
+        code = STOPPED
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise checkpoint.write_failed(latest, error) from error
+            raise checkpoint.write_failed(manager, error) from error
         raise
     finally:
         stop.restore()
-        progress.close()
+        log.close()
     if code == STOPPED:
         cli.log(f"stopped and saved at step {step}; start again to continue")
     elif code == 0:
+        _, best_step, miou = checkpoint.best(workdir)
         cli.log(
-            f"done: best validation mIoU {extra['best_miou']:.4f}; "
+            f"done: best validation mIoU {miou:.4f} at step {best_step}; "
             f"{compilation.count()} programs compiled; results in {workdir}"
         )
     return code
 
 
-class _Progress:
-    """Metrics that are still on the device, timing, the bar and the log files."""
-
-    def __init__(self, config: ConfigDict, workdir: Path, start: int):
-        self.workdir = workdir
-        self.batch_size = config.batch_size
-        self.rate = optim.schedule(config.optim, config.total_steps)
-        main = jax.process_index() == 0
-        self.writer = Writer(workdir, start) if main else None
-        self.bar = tqdm.tqdm(
-            total=config.total_steps,
-            initial=start,
-            unit="step",
-            disable=not main,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
-        )
-        self.pending: list[tuple[int, np.ndarray, dict]] = []
-        self._restart_clock()
-
-    def _restart_clock(self) -> None:
-        self.began, self.waited = time.perf_counter(), 0.0
-
-    def wait_for(self, feed):
-        asked = time.perf_counter()
-        item = next(feed)
-        self.waited += time.perf_counter() - asked
-        return item
-
-    def add(self, step: int, ids: np.ndarray, values: dict) -> None:
-        self.pending.append((step, ids, values))
-
-    def flush(self) -> str:
-        """Fetches and logs the pending metrics; says which step was not finite."""
-        rows = jax.device_get([values for _, _, values in self.pending])
-        elapsed = time.perf_counter() - self.began
-        bad = training.non_finite(rows)
-        if bad is not None:
-            step, ids, _ = self.pending[bad]
-            return (
-                f"loss {rows[bad]['loss']}, gradient norm {rows[bad]['grad_norm']} at "
-                f"step {step}, batch of {', '.join(map(str, ids))}"
-            )
-        step = self.pending[-1][0]
-        speed = len(rows) * self.batch_size / elapsed
-        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        means["lr"] = float(self.rate(step - 1))
-        means["images_per_second"] = speed
-        means["input_wait"] = self.waited / elapsed
-        if self.writer:
-            self.writer.scalars(step, means)
-        text = f"loss {means['loss']:.3f}, {speed:.1f} img/s"
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(step - self.bar.n)
-        self.pending.clear()
-        self._restart_clock()
-        return ""
-
-    def evaluation(self, step: int, scores: dict, shown: list[dict], info) -> None:
-        """Logs the scores and the pictures image / truth / prediction."""
-        if self.writer:
-            names = ("pixel_accuracy", "mean_accuracy", "miou", "fwiou")
-            values = {f"val_{name}": scores[name] for name in names}
-            self.writer.scalars(step, values)
-            line = ", ".join(f"{name} {scores[name]:.4f}" for name in names)
-            self.bar.write(f"step {step}: validation {line}", file=sys.stderr)
-            folder = self.workdir / "pictures"
-            folder.mkdir(exist_ok=True)
-            for i, example in enumerate(shown):
-                picture = viz.panel(
-                    example["image"],
-                    example["label"],
-                    example["prediction"],
-                    info.palette,
-                )
-                self.writer.picture(step, f"validation/{i}", picture)
-                path = folder / f"{step:08d}_{i}.png"
-                cv2.imwrite(str(path), picture[..., ::-1])
-        self._restart_clock()
-
-    def close(self) -> None:
-        self.bar.close()
-        if self.writer:
-            self.writer.close()
-            self.writer = None
+def _until(stop: StopSignal, batches: Iterable[dict]) -> Iterator[dict]:
+    """The batches; raises _Stopped before the next one when the signal has come."""
+    for batch in batches:
+        if stop.requested():
+            raise _Stopped
+        yield batch
 
 
-class _StopSignal:
-    """Whether SIGTERM or SIGINT asked for a save; agreed on by all processes."""
-
-    def __init__(self):
-        self.received = False
-        self.many = jax.process_count() > 1
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.getsignal(number) for number in numbers}
-        if self.many:
-            # The runtime's own SIGTERM handler tells all processes; Ctrl-C joins it.
-            signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
-        else:
-            signal.signal(signal.SIGTERM, self._receive)
-            signal.signal(signal.SIGINT, self._receive)
-
-    def _receive(self, number: int, _) -> None:
-        self.received = True
-        signal.signal(number, signal.SIG_DFL)  # the second one ends at once
-
-    def restore(self) -> None:
-        """Gives the signals back: what follows training is not to be saved."""
-        for number, handler in self.before.items():
-            if not (self.many and number == signal.SIGTERM):
-                signal.signal(number, handler)
-
-    def requested(self, step: int) -> bool:
-        if self.many:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.received
-
-
-def _abstract_state(run: training_run.TrainingRun) -> training.TrainState:
-    """The structure of the state; no computation, so that bad fields fail early."""
-    try:
-        shapes = jax.eval_shape(run.init)
-    except UserError:
-        raise
-    except ValueError as error:
-        h, w = run.augment.crop
-        raise UserError(f"config on {h}x{w} crops: {error}") from error
-    place = sharding.replicated(run.mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
-    )
-
-
-def _initialize(
-    state: training.TrainState,
-    config: ConfigDict,
-    run: training_run.TrainingRun,
-    abstract: training.TrainState,
-) -> training.TrainState:
-    """Replaces what a run or a file of weights holds, and says what it does not."""
-    variables, report = initialization.start(
-        config.init_from,
-        config,
-        classes=run.info.classes,
-        variables={
-            "params": jax.device_get(state.params),
-            "batch_stats": jax.device_get(state.batch_stats),
-        },
-        mesh=run.mesh,
-    )
-    for line in report.lines():
-        cli.log(line)
-    places = {"params": abstract.params, "batch_stats": abstract.batch_stats}
-    put = jax.tree.map(
-        lambda x, like: jax.device_put(x, like.sharding), variables, places
-    )
-    return state.replace(**put)
-
-
-def _prepare_workdir(config: ConfigDict, info: datasets.Dataset, workdir: Path) -> None:
-    """Writes what describes the run; refuses to continue a different one."""
+def _make_folder(workdir: Path) -> None:
+    """Makes the workdir, and makes sure that files can be written there."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / workdir_lib.LOCK).touch()
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}") from error
-    path = workdir / "config.json"
-    if path.exists():
-        workdir_lib.check_same_classes(workdir_lib.read_dataset(workdir), info)
-        old, new = _flat(config_lib.load(path)), _flat(config)
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key) and key not in FREE_FIELDS:
-                raise UserError(
-                    f"{workdir} was trained with config.{key}={old.get(key)!r}, this "
-                    f"command has {new.get(key)!r}: use another --workdir, or the old "
-                    "value to continue"
-                )
-    workdir_lib.write_dataset(workdir, info)
-    workdir_lib.write_versions(workdir, provenance.versions())
-    config_lib.save(config, path)
+        raise UserError(
+            f"--workdir {workdir}: cannot be written ({error.strerror}): choose "
+            "another one"
+        ) from error
 
 
-def _flat(values, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in config_lib.json_like(values).items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def _advice(manager: Any, workdir: Path) -> str:
+    """What to do after training has diverged."""
+    steps = manager.all_steps()
+    good = f"{manager.directory}/{max(steps)}" if steps else "none"
+    start = f"--config.init_from={workdir} and " if steps else ""
+    return (
+        f"last good checkpoint: {good}; start again in another --workdir with {start}"
+        "a lower --config.optim.lr or a --config.optim.clip_norm such as 1"
+    )
+
+
+def _profile(workdir: Path, step: int, values: dict[str, jax.Array]) -> None:
+    """Starts and ends the trace; ``step`` counts from 1 in every start."""
+    first, last = PROFILED_STEPS
+    if step == first - 1:
+        jax.block_until_ready(values)
+        jax.profiler.start_trace(workdir / workdir_lib.PROFILE)
+    elif step == last:
+        jax.block_until_ready(values)
+        jax.profiler.stop_trace()
+        cli.log(
+            f"profile of steps {first} to {last} of this start in "
+            f"{workdir / workdir_lib.PROFILE}; open it with TensorBoard or XProf"
+        )
 
 
 def main(argv) -> int:
@@ -381,7 +261,8 @@ def main(argv) -> int:
             "experiments.launch do it (docs/pods.md)"
         )
     cli.start()
-    return train(_CONFIG.value, Path(_WORKDIR.value).expanduser().absolute())
+    workdir = Path(_WORKDIR.value).expanduser().absolute()
+    return train(_CONFIG.value, workdir, profile=_PROFILE.value)
 
 
 if __name__ == "__main__":
@@ -390,6 +271,9 @@ if __name__ == "__main__":
     )
     _WORKDIR = flags.DEFINE_string(
         "workdir", None, "Where everything is written; resumes if it exists."
+    )
+    _PROFILE = flags.DEFINE_bool(
+        "profile", False, "Write a trace of a few early steps to WORKDIR/profile."
     )
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

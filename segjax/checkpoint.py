@@ -5,8 +5,14 @@ batch_stats, all that inference needs), ``optimizer`` (opt_state) and ``meta`` (
 the shape, dtype and CRC-32 of every array, and what the caller adds).  Orbax writes
 it under a temporary name and renames it when complete, so a kill at any moment
 leaves the previous ones; the CRCs find damage that the file format would not.
+
+A checkpoint is saved before it is evaluated.  Its validation mIoU is added afterwards
+as orbax's own item ``metrics``, from which orbax knows which checkpoint to preserve as
+the best one.  Earlier versions kept the best checkpoint in a second folder, ``best``;
+:func:`find` reads it, and :func:`tidy` moves it to the others.
 """
 
+import json
 import logging
 import shutil
 import warnings
@@ -18,19 +24,176 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
 
+from segjax import files
+from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 from segjax.training import TrainState
 
 log = logging.getLogger(__name__)
 
 
+_SCORE = "metrics/metrics"  # inside a checkpoint: where orbax looks for its metrics
+_SCORE_SCHEMA = {
+    "type": "object",
+    "required": ["miou"],
+    "properties": {"miou": {"type": "number"}},
+}
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask whether the job is being preempted.
+
+    Training asks, in every step, and counts these questions; another one that counts
+    differently could make two processes stop at different steps.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 def open_folder(folder: str | Path, keep: int) -> ocp.CheckpointManager:
-    """A manager of the checkpoints in ``folder``; the newest ``keep`` stay."""
+    """A manager of the checkpoints in ``folder``.
+
+    The newest ``keep`` are preserved, and the one with the highest validation mIoU.
+    """
+    policies = [
+        checkpoint_managers.LatestN(n=keep),
+        checkpoint_managers.BestN(
+            get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False
+        ),
+    ]
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        create=True,
+        cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    return _Manager(Path(folder).absolute(), options=options)
+
+
+def _miou(metrics: dict) -> float:
+    return metrics["miou"]
+
+
+def scores(folder: str | Path) -> dict[int, float]:
+    """Validation mIoU of the checkpoints in ``folder`` that have been evaluated."""
+    rows = {path: _read_score(path) for path in Path(folder).glob(f"*/{_SCORE}")}
+    named = {path.parent.parent.name: score for path, score in rows.items()}
+    return {
+        int(name): score
+        for name, score in named.items()
+        if name.isdigit() and score is not None
+    }
+
+
+def _read_score(path: Path) -> float | None:
+    """A validation mIoU; None if the file is damaged."""
+    what = "the validation mIoU of a checkpoint"
+    try:
+        return float(files.read_json(path, what, _SCORE_SCHEMA)["miou"])
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+
+
+def tidy(workdir: Path) -> None:
+    """Makes the checkpoints of a run ready for :func:`open_folder`.
+
+    The best checkpoint of an earlier version moves to the others, with its score; what
+    orbax could not read is removed: scores that are damaged.
+    """
+    folder = workdir / workdir_lib.CHECKPOINTS
+    for path in folder.glob(f"*/{_SCORE}"):
+        if _read_score(path) is None:
+            path.unlink()
+    if earlier := _earlier_best(workdir):
+        miou, step, best_folder = earlier
+        target = folder / str(step)
+        if not target.exists():
+            folder.mkdir(exist_ok=True)
+            (best_folder / str(step)).rename(target)
+        (target / _SCORE).parent.mkdir(exist_ok=True)
+        files.write_json(target / _SCORE, {"miou": miou}, indent=None)
+        shutil.rmtree(best_folder)
+
+
+def add_score(manager: ocp.CheckpointManager, step: int, miou: float) -> None:
+    """Notes the validation mIoU of a checkpoint, once it is on the disk.
+
+    Raises:
+      UserError: the checkpoint could not be written.
+    """
+    finish(manager)
+    if jax.process_index() == 0:
+        path = Path(manager.directory) / str(step) / _SCORE
+        path.parent.mkdir(exist_ok=True)
+        # Without a valid pixel there is no mIoU: any other checkpoint is better.
+        value = miou if np.isfinite(miou) else -1.0
+        files.write_json(path, {"miou": float(value)}, indent=None)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"score {step}")
+    manager.reload()
+
+
+def best(workdir: Path) -> tuple[Path, int, float] | None:
+    """Folder, step and validation mIoU of the best checkpoint of a run; None: none.
+
+    Among equal ones it is the newest, as for orbax.
+    """
+    folder = workdir / workdir_lib.CHECKPOINTS
+    rows = [(miou, step, folder) for step, miou in scores(folder).items()]
+    if earlier := _earlier_best(workdir):
+        rows.append(earlier)
+    if not rows:
+        return None
+    miou, step, folder = max(rows)
+    return folder, step, miou
+
+
+def _earlier_best(workdir: Path) -> tuple[float, int, Path] | None:
+    """mIoU, step and folder of the best checkpoint as earlier versions kept it."""
+    folder = workdir / workdir_lib.BEST
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not steps:
+        return None
+    step = max(steps)
+    try:
+        meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
+        miou = float(meta["extra"]["miou"])
+    except (OSError, ValueError, LookupError, TypeError):
+        miou = -1.0  # it is read, and found damaged, if there is no other
+    return miou, step, folder
+
+
+def find(workdir: Path, which: str) -> tuple[Path, int]:
+    """Folder and step of a checkpoint of a run.
+
+    Args:
+      workdir: of experiments.train.
+      which: "best" (the latest if the run has not evaluated yet), "latest" or a step.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    if which not in ("best", "latest") and not which.isdigit():
+        raise UserError(f"--checkpoint={which}: expected 'best', 'latest' or a step")
+    folder = workdir / workdir_lib.CHECKPOINTS
+    if which == "best":
+        if row := best(workdir):
+            return row[0], row[1]
+        log.warning("no best checkpoint in %s yet: taking the latest", workdir)
+    earlier = _earlier_best(workdir)
+    only_earlier = which.isdigit() and not (folder / which).is_dir()
+    if only_earlier and earlier and earlier[1] == int(which):
+        return earlier[2], earlier[1]
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not steps:
+        raise UserError(f"no checkpoint in {folder} yet: train first")
+    if which.isdigit() and int(which) not in steps:
+        raise UserError(f"no checkpoint of step {which} in {folder}; it has {steps}")
+    return folder, int(which) if which.isdigit() else steps[-1]
 
 
 def _items(state: TrainState) -> dict:
@@ -48,10 +211,21 @@ def _crc(array: jax.Array) -> int:
     return zlib.crc32(np.ascontiguousarray(array.addressable_data(0)))
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, extra: dict) -> None:
+def _meta_crc(arrays: dict, extra: dict) -> int:
+    return zlib.crc32(json.dumps([arrays, extra], sort_keys=True).encode())
+
+
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, extra: dict | None = None
+) -> None:
     """Starts writing ``state`` as the checkpoint of its step (asynchronously).
 
     Saving a step that is there already does nothing: it has the same bits.
+
+    Args:
+      manager: from ``open_folder``.
+      state: replicated over the devices.
+      extra: JSON values to keep with it.
 
     Raises:
       UserError: this or the previous write failed (a full disk, say).
@@ -64,14 +238,17 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: dict) -> None
         name: [list(leaf.shape), str(leaf.dtype), _crc(leaf)]
         for name, leaf in _named_leaves(items)
     }
+    meta = {"arrays": arrays, "extra": extra or {}}
+    meta["crc"] = _meta_crc(**meta)
     try:
         manager.save(
             step,
             args=ocp.args.Composite(
                 model=ocp.args.StandardSave(items["model"]),
                 optimizer=ocp.args.StandardSave(items["optimizer"]),
-                meta=ocp.args.JsonSave({"arrays": arrays, "extra": extra}),
+                meta=ocp.args.JsonSave(meta),
             ),
+            force=True,
         )
     except Exception as error:  # tensorstore reports a full disk in many types
         raise write_failed(manager, error) from error
@@ -164,48 +341,43 @@ def restore_latest(
     return None
 
 
-def restore_model(
-    folder: str | Path, step: int | None, abstract: dict
-) -> tuple[dict, int, dict]:
+def restore_model(folder: str | Path, step: int, abstract: dict) -> tuple[dict, dict]:
     """The variables ``{"params", "batch_stats"}`` of one checkpoint, for inference.
 
     Args:
-      folder: holds the checkpoint folders.
-      step: which one; None: the newest.
+      folder: holds the checkpoint folders, see :func:`find`.
+      step: which one.
       abstract: the variables as ``jax.ShapeDtypeStruct``, with shardings.
 
     Returns:
-      Variables, step, and the ``extra`` given to ``save``.
+      Variables, and the ``extra`` given to ``save``.
 
     Raises:
-      UserError: no such checkpoint, damaged, or of another model.
+      UserError: the checkpoint is damaged, or of another model.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"no checkpoints in {folder}: train first, or check --workdir")
-    with ocp.CheckpointManager(Path(folder).absolute()) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise UserError(f"no checkpoint in {folder} yet: train first")
-        if step is not None and step not in steps:
-            raise UserError(f"no checkpoint of step {step} in {folder}; it has {steps}")
-        step = steps[-1] if step is None else step
+    # Steps and scores are not needed, so that damaged ones do no harm.
+    options = ocp.CheckpointManagerOptions(lightweight_initialize=True, read_only=True)
+    with _Manager(Path(folder).absolute(), options=options) as manager:
         try:
             items, extra = _restore(manager, step, {"model": abstract})
         except UserError:
             raise
         except Exception as error:
+            others = sorted(set(manager.all_steps()) - {step})
             raise UserError(
                 f"checkpoint {folder}/{step} is damaged "
-                f"({' '.join(str(error).split())[:200]}); others there: "
-                f"{[s for s in steps if s != step]}"
+                f"({' '.join(str(error).split())[:200]}); others there: {others}"
             ) from error
-    return items["model"], step, extra
+    return items["model"], extra
 
 
 def _restore(manager, step: int, abstract: dict) -> tuple[dict, dict]:
     """Reads the items of ``abstract``, checks shapes before and CRCs after."""
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     meta = meta["meta"]
+    # Checkpoints of earlier versions have no checksum of the description itself.
+    if meta.get("crc", None) not in (None, _meta_crc(meta["arrays"], meta["extra"])):
+        raise ValueError("its description does not match its checksum")
     expected = {name: leaf for name, leaf in _named_leaves(abstract)}
     found = {
         name: row

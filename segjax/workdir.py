@@ -4,23 +4,31 @@
 
     WORKDIR/config.json        the resolved configuration (segjax.config)
     WORKDIR/dataset.json       classes, palette, mean and channels of the data set
+    WORKDIR/splits.json        number of images and fingerprint of each split
     WORKDIR/versions.json      packages, devices, command line and git commit
     WORKDIR/metrics.jsonl      one JSON object per logged step
     WORKDIR/validation.json    the newest evaluation: confusion matrix, speed, memory
     WORKDIR/tensorboard/       the same scalars, and pictures
     WORKDIR/pictures/          image, truth and prediction at each evaluation
     WORKDIR/checkpoints/STEP/  training states (segjax.checkpoint)
-    WORKDIR/best/STEP/         the state with the highest validation mIoU
+    WORKDIR/best/STEP/         the best one, in runs of earlier versions
+    WORKDIR/profile/           traces of the profiler
     WORKDIR/evaluation/        results of experiments.evaluate
-    WORKDIR/lock, exit.json, log.txt   of the job that trains, in a sweep
+    WORKDIR/lock               held by the process that trains
+    WORKDIR/exit.json, log.txt of the job that trains, in a sweep
 
 Nothing here imports jax: jobs of a sweep read these files before they start training.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -30,17 +38,22 @@ from segjax.errors import UserError
 
 CONFIG = "config.json"
 DATASET = "dataset.json"
+SPLITS = "splits.json"
 VERSIONS = "versions.json"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.json"
 TENSORBOARD = "tensorboard"
 PICTURES = "pictures"
+PROFILE = "profile"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 EVALUATION = "evaluation"
 LOCK = "lock"
 EXIT = "exit.json"
 LOG = "log.txt"
+
+LOCK_VARIABLE = "SEGJAX_LOCK"
+"""Environment: the file descriptor of a lock that a parent process holds for us."""
 
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**62}
 _NUMBER = {"type": "number"}
@@ -64,6 +77,15 @@ _DATASET_SCHEMA = {
     },
     "additionalProperties": False,
 }
+_SPLITS_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["images", "fingerprint"],
+        "properties": {"images": _COUNT, "fingerprint": {"type": "string"}},
+        "additionalProperties": False,
+    },
+}
 _VALIDATION_SCHEMA = {
     "type": "object",
     "required": ["step", "confusion"],
@@ -82,11 +104,27 @@ _VALIDATION_SCHEMA = {
 }
 
 
+class Split(NamedTuple):
+    """Which images a split of a data set holds."""
+
+    images: int
+    fingerprint: str  # of ids and sizes: ``datasets.fingerprint``
+
+
 def write_dataset(workdir: Path, info: datasets.Dataset) -> None:
     """Writes what programs need to know of the data set when it is not there."""
     values = {key: getattr(info, key) for key in _DATASET_SCHEMA["required"]}
     values["palette"] = np.asarray(info.palette).tolist()
-    files.write_json(workdir / DATASET, values)
+    _write_if_changed(workdir / DATASET, values)
+
+
+def _write_if_changed(path: Path, value: Any) -> None:
+    """Leaves a file alone that holds the same value: a full disk cannot harm it."""
+    if path.is_file():
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if json.loads(path.read_text("utf-8")) == json.loads(json.dumps(value)):
+                return
+    files.write_json(path, value)
 
 
 def read_dataset(workdir: Path) -> datasets.Dataset:
@@ -115,7 +153,31 @@ def read_dataset(workdir: Path) -> datasets.Dataset:
 
 def write_versions(workdir: Path, versions: dict[str, Any]) -> None:
     """Writes packages, devices, command line and git commit of a start."""
-    files.write_json(workdir / VERSIONS, versions)
+    _write_if_changed(workdir / VERSIONS, versions)
+
+
+def write_config(workdir: Path, values: Mapping[str, Any]) -> None:
+    """Writes the resolved configuration, as ``config.json_like`` returns it."""
+    _write_if_changed(workdir / CONFIG, values)
+
+
+def write_splits(workdir: Path, splits: Mapping[str, Split]) -> None:
+    """Writes number of images and fingerprint of each split, by its name."""
+    values = {name: split._asdict() for name, split in splits.items()}
+    _write_if_changed(workdir / SPLITS, values)
+
+
+def read_splits(workdir: Path) -> dict[str, Split]:
+    """Reads what :func:`write_splits` wrote; {} for a run of an earlier version.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    if not (workdir / SPLITS).is_file():
+        return {}
+    what = "the images of a run of experiments.train"
+    values = files.read_json(workdir / SPLITS, what, _SPLITS_SCHEMA)
+    return {name: Split(**row) for name, row in values.items()}
 
 
 def read_versions(workdir: Path) -> dict[str, Any]:
@@ -212,18 +274,105 @@ def log_tail(workdir: Path, lines: int = 5) -> list[str]:
     return [line for line in kept if line and "step/s" not in line][-lines:]
 
 
-def check_same_classes(trained: datasets.Dataset, info: datasets.Dataset) -> None:
-    """Raises UserError if a model of ``trained`` cannot be used on ``info``."""
-    for what, have, want in (
+def check_same_classes(
+    trained: datasets.Dataset, info: datasets.Dataset, *, where: str = "the checkpoint"
+) -> None:
+    """Raises UserError if a model of ``trained`` cannot be used on ``info``.
+
+    Args:
+      trained: what the model was trained on.
+      info: of the data at hand.
+      where: what was trained, for the message.
+    """
+    for what, before, now in (
         ("classes", len(trained.classes), len(info.classes)),
         ("image channels", trained.channels, info.channels),
     ):
-        if have != want:
+        if before != now:
             remedy = f"use data with the same {what} or train in another --workdir"
             if what == "classes" and info.name == "folder":
                 # Without that file, the masks at hand tell how many there are.
-                remedy += ", or name all classes in config.data.classes"
+                remedy += ", or name all classes in --config.data.classes"
             raise UserError(
-                f"the checkpoint was trained on {trained.name} with {have} {what}, but "
-                f"{info.name} has {want}: {remedy}"
+                f"{where} was trained on {trained.name} with {before} {what}, but "
+                f"{info.name} has {now}: {remedy}"
             )
+    for index, (before, now) in enumerate(zip(trained.classes, info.classes)):
+        if before != now:
+            raise UserError(
+                f"{where} was trained with class {index} named {before!r}, but in "
+                f"{info.name} it is {now!r}: list the classes in the order of "
+                f"dataset.json beside the checkpoints ({', '.join(trained.classes)}), "
+                "or train in another --workdir"
+            )
+
+
+@contextlib.contextmanager
+def lock(workdir: Path, wait: bool = True) -> Iterator[IO | None]:
+    """Holds the lock of a run; yields its file, or None if another process holds it.
+
+    Without ``wait`` it is shared: several may look at once, none sees the others.
+    Processes that inherit the file hold the lock, too: it is free when the training is
+    over, whatever became of the process that had started it.
+    """
+    with (workdir / LOCK).open("a+") as file:  # some file systems want both
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        if wait:
+            _write_holder(file)
+        yield file
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Keeps a second training out of a workdir.
+
+    The lock may be held already by the job that started this process, which then
+    passes it on (:data:`LOCK_VARIABLE`). Where the file system has no locks, nothing
+    is kept out.
+
+    Raises:
+      UserError: another process trains there; names it.
+    """
+    path = workdir / LOCK
+    if _inherited(path):
+        yield
+        return
+    with path.open("a+") as file:
+        # Programs that look at a run hold the lock, too, for an instant.
+        for attempt in range(10):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if attempt == 9:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise UserError(
+                        f"--workdir {workdir}: {holder} trains there: wait for its "
+                        "end, stop it, or use another --workdir"
+                    ) from error
+                time.sleep(0.2)
+            except OSError:
+                break
+            else:
+                _write_holder(file)
+                break
+        yield
+
+
+def _write_holder(file: IO) -> None:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+
+
+def _inherited(path: Path) -> bool:
+    """Whether the parent process has passed on that it holds this lock."""
+    try:
+        number = int(os.environ[LOCK_VARIABLE])
+        return os.path.samestat(os.fstat(number), path.stat())
+    except (KeyError, ValueError, OSError):
+        return False

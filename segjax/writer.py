@@ -16,13 +16,19 @@ from segjax.workdir import METRICS, TENSORBOARD, read_metrics
 class Writer:
     """Writes to ``workdir/metrics.jsonl`` and ``workdir/tensorboard``.
 
-    A resumed run repeats the steps after its checkpoint; their earlier rows are
-    removed, so that each step stands in the file once.
+    A resumed run repeats the steps after its checkpoint, and the evaluation of the
+    checkpoint if that was interrupted; their earlier rows are removed, so that each
+    step stands in the file once.
     """
 
-    def __init__(self, workdir: Path, start: int):
+    def __init__(self, workdir: Path, start: int, *, evaluated: bool = True):
         path = workdir / METRICS
-        rows = [row for row in read_metrics(workdir) if row["step"] <= start]
+        rows = [
+            row
+            for row in read_metrics(workdir)
+            if row["step"] < start
+            or (row["step"] == start and (evaluated or "loss" in row))
+        ]
         files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", buffering=1)
         # Not SummaryWriter: its thread dies silently on a full disk, and then the

@@ -34,7 +34,7 @@ ALLOWED = {
     "segjax/optim.py": (),
     "segjax/sharding.py": (),
     "segjax/compilation.py": (),
-    "segjax/checkpoint.py": ("segjax.training",),
+    "segjax/checkpoint.py": ("segjax.training", "segjax.workdir"),
     "segjax/writer.py": ("segjax.workdir",),
     "segjax/viz.py": (),
     "segjax/training.py": ("segjax.ops", "segjax.models", "segjax.losses"),

@@ -1,14 +1,13 @@
 """Evaluating the model of a config on a split of its data set."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from segjax import evaluators, inference, sharding
-from segjax.data import pipeline
+from segjax import compilation, evaluators, inference, sharding
+from segjax.data import datasets, pipeline
 
 
 def make_predictor(config: ConfigDict, model: nn.Module) -> inference.Predictor:
@@ -23,11 +22,14 @@ def make_eval_step(
 ) -> Callable:
     """The jitted ``evaluators.make_eval_step`` of a config."""
     step = evaluators.make_eval_step(make_predictor(config, model), classes)
+    step = compilation.precision(config.precision)(step)
     places = sharding.replicated(mesh), sharding.split(mesh)
     return jax.jit(step, out_shardings=places)
 
 
-def eval_batches(config: ConfigDict, source: Any, channels: int) -> Iterator[dict]:
+def eval_batches(
+    config: ConfigDict, source: datasets.Source, channels: int
+) -> Iterator[dict]:
     """This process's share of the evaluation batches of a source."""
     return pipeline.eval_batches(
         source,

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from experiments.shared import cli
+from experiments.shared import cli, initialization
 from segjax import compilation, models, optim, sharding, training
 from segjax import config as config_lib
+from segjax import workdir as workdir_lib
 from segjax.data import datasets, folder, pipeline, transforms
 from segjax.errors import UserError
 
@@ -22,7 +24,7 @@ class TrainingRun(NamedTuple):
     """Everything that a training step and its input need."""
 
     model: nn.Module
-    source: Any  # of the training split
+    source: datasets.Source  # of the training split
     info: datasets.Dataset
     augment: transforms.Options
     mesh: jax.sharding.Mesh
@@ -37,15 +39,10 @@ def build_run(config: ConfigDict) -> TrainingRun:
     Raises:
       UserError: a field of the config is wrong, or the data are not there.
     """
-    config_lib.check(config)
-    sharding.check_batch_size(
-        config.batch_size, "batch_size", grad_accum_steps=config.grad_accum_steps
-    )
-    source, info = datasets.load(config.data, config.data.train_split)
+    check(config)
+    source, info = load_data(config)
     # Resolved here, so that schedules and the saved config have the number of steps.
     config.total_steps = config_lib.count_steps(config, len(source))
-    if config.data.name == "folder":
-        cli.log(folder.report(datasets.scan_folder(config.data)))
     model = build_model(config, info)
     augment = augmentation(config, source, model=model, info=info)
     mesh = sharding.make_mesh()
@@ -63,6 +60,42 @@ def build_run(config: ConfigDict) -> TrainingRun:
         make_train_step=step_for,
         batches=batches,
     )
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what can be checked without data.
+
+    Raises:
+      UserError: a field of the config is wrong.
+    """
+    config_lib.check(config)
+    sharding.check_batch_size(
+        config.batch_size, "batch_size", grad_accum_steps=config.grad_accum_steps
+    )
+    sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
+
+
+def load_data(config: ConfigDict) -> tuple[datasets.Source, datasets.Dataset]:
+    """The training split of a config, and the description of its data set.
+
+    Raises:
+      UserError: the data are not there, or something is wrong with them.
+    """
+    source, info = datasets.load(config.data, config.data.train_split)
+    if config.data.name == "folder":
+        cli.log(folder.report(datasets.scan_folder(config.data)))
+    return source, info
+
+
+def splits(
+    config: ConfigDict, source: datasets.Source, eval_source: datasets.Source
+) -> dict[str, workdir_lib.Split]:
+    """Which images a run trains and evaluates on, by the names of the splits."""
+    sources = {config.data.train_split: source, config.data.eval_split: eval_source}
+    return {
+        name: workdir_lib.Split(len(split), datasets.fingerprint(split))
+        for name, split in sources.items()
+    }
 
 
 def build_model(config: ConfigDict, info: datasets.Dataset) -> nn.Module:
@@ -83,7 +116,11 @@ def build_model(config: ConfigDict, info: datasets.Dataset) -> nn.Module:
 
 
 def augmentation(
-    config: ConfigDict, source: Any, *, model: nn.Module, info: datasets.Dataset
+    config: ConfigDict,
+    source: datasets.Source,
+    *,
+    model: nn.Module,
+    info: datasets.Dataset,
 ) -> transforms.Options:
     """The augmentation of a config, with the size of the images as the default crop."""
     options = transforms.options(config.augment, info.mean)
@@ -91,7 +128,7 @@ def augmentation(
     return options._replace(crop=crop, margin=model.tiling.margin)
 
 
-def common_size(source: Any) -> tuple[int, int]:
+def common_size(source: datasets.Source) -> tuple[int, int]:
     """(H, W) of all images of a source.
 
     Raises:
@@ -108,7 +145,11 @@ def common_size(source: Any) -> tuple[int, int]:
 
 
 def train_batches(
-    config: ConfigDict, source: Any, *, augment: transforms.Options, start: int
+    config: ConfigDict,
+    source: datasets.Source,
+    *,
+    augment: transforms.Options,
+    start: int,
 ) -> Iterator[dict]:
     """This process's share of the training batches, from batch ``start`` on."""
     return pipeline.train_batches(
@@ -156,6 +197,59 @@ def make_init(
     return jax.jit(init, out_shardings=sharding.replicated(mesh))
 
 
+def abstract_state(
+    init: Callable[[], training.TrainState],
+    mesh: jax.sharding.Mesh,
+    *,
+    image_shape: tuple[int, int, int],
+) -> training.TrainState:
+    """The structure of the state; computes nothing, so that bad fields fail early.
+
+    Raises:
+      UserError: the network does not fit images of this shape.
+    """
+    try:
+        shapes = jax.eval_shape(init)
+    except UserError:
+        raise
+    except ValueError as error:
+        h, w, _ = image_shape
+        raise UserError(f"config on {h}x{w} crops: {error}") from error
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding.replicated(mesh)
+        ),
+        shapes,
+    )
+
+
+def start_from_weights(
+    state: training.TrainState,
+    config: ConfigDict,
+    *,
+    classes: tuple[str, ...],
+    mesh: jax.sharding.Mesh,
+) -> training.TrainState:
+    """The first state with the weights of ``config.init_from``; says what is not there.
+
+    Raises:
+      UserError: no such run or file, or one of another network.
+    """
+    variables, report = initialization.start(
+        config.init_from,
+        config,
+        classes=classes,
+        variables={
+            "params": jax.device_get(state.params),
+            "batch_stats": jax.device_get(state.batch_stats),
+        },
+        mesh=mesh,
+    )
+    for line in report.lines():
+        cli.log(line)
+    return state.replace(**jax.device_put(variables, sharding.replicated(mesh)))
+
+
 def make_train_step(
     config: ConfigDict, model: nn.Module, *, params: dict, mesh: jax.sharding.Mesh
 ) -> TrainStep:
@@ -173,3 +267,31 @@ def make_train_step(
     )
     step = compilation.precision(config.precision)(step)
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+LARGEST_WEIGHT = 1e12
+"""Larger parameters or statistics are those of a run that has diverged."""
+
+
+@jax.jit
+def _largest(tree: Any) -> jax.Array:
+    """The largest magnitude of all arrays; NaN if any of them holds one."""
+    sizes = [jnp.max(jnp.abs(x)).astype(jnp.float32) for x in jax.tree.leaves(tree)]
+    return jnp.max(jnp.stack(sizes)) if sizes else jnp.float32(0)
+
+
+def divergence(state: training.TrainState) -> str:
+    """Why a state is not worth saving; "" if it is.
+
+    The loss alone does not tell: it is that of the weights before the step, and may be
+    finite where they are absurdly large.
+    """
+    for what, tree, limit in (
+        ("weight", state.params, LARGEST_WEIGHT),
+        ("batch statistic", state.batch_stats, LARGEST_WEIGHT),
+        ("value of the optimizer's state", state.opt_state, float("inf")),
+    ):
+        largest = float(_largest(tree))
+        if not largest < limit:
+            return f"the largest {what} is {largest:.3g} at step {int(state.step)}"
+    return ""

@@ -15,15 +15,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import train
-from experiments.shared import training_run
+from experiments.shared import run_description, training_run
 from segjax import config as config_lib
 from segjax import models, optim, training
 from segjax.data import datasets
 from segjax.errors import UserError
 
 # Fields that do not make another experiment: a changed one continues the same run.
-_FREE = (train.FREE_FIELDS - {"total_steps"}) | {"seed"}
+_FREE = (run_description.FREE_FIELDS - {"total_steps"}) | {"seed"}
 
 
 class Row(NamedTuple):

@@ -159,7 +159,7 @@ def state(workdir: Path, total_steps: int) -> State:
         return State("finished", total_steps)
     if not workdir.is_dir():
         return State("missing")
-    with worker.lock(workdir, wait=False) as ours:
+    with workdir_lib.lock(workdir, wait=False) as ours:
         if not ours:
             return State("running", step)
     code = workdir_lib.read_exit(workdir)

@@ -4,13 +4,11 @@ A module of its own, without jax, because submitit imports it in every job.
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import submitit
 
@@ -39,8 +37,9 @@ def work(
     env = {key: x for key, x in (os.environ | environment).items() if x is not None}
     # In a job of several tasks, the first one speaks for all.
     first = int(env.get("SLURM_PROCID", 0)) == 0
-    with lock(folder) if first else contextlib.nullcontext() as held:
+    with workdir_lib.lock(folder) if first else contextlib.nullcontext() as held:
         if first:
+            env[workdir_lib.LOCK_VARIABLE] = str(held.fileno())
             (folder / workdir_lib.EXIT).unlink(missing_ok=True)
         # SLURM signals every process of a job before its time is up.  Only this one
         # knows what to do then: training inherits that it is ignored.
@@ -76,20 +75,3 @@ def _save_and_submit_again(*arguments) -> submitit.helpers.DelayedSubmission:
 
 
 work.checkpoint = _save_and_submit_again
-
-
-@contextlib.contextmanager
-def lock(workdir: Path, wait: bool = True) -> Iterator[IO | None]:
-    """Holds the lock of a run; yields its file, or None if another process holds it.
-
-    Without ``wait`` it is shared: several may look at once, none sees the others.
-    Processes that inherit the file hold the lock, too: it is free when the training is
-    over, whatever became of the process that had started it.
-    """
-    with (workdir / workdir_lib.LOCK).open("a+") as file:  # some file systems want both
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield file

@@ -264,18 +264,8 @@ def load_model(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})},
     )
-    if which not in ("best", "latest") and not which.isdigit():
-        raise UserError(f"--checkpoint={which}: expected 'best', 'latest' or a step")
-    best = workdir / "best"
-    # A run that has not evaluated yet has an empty folder.
-    if which == "best" and not any(path.name.isdigit() for path in best.glob("*")):
-        log.warning("no best checkpoint in %s yet: taking the latest", workdir)
-        which = "latest"
-    folder = best if which == "best" else workdir / "checkpoints"
-    step = int(which) if which.isdigit() else None
-    if step is not None and (best / which).is_dir():
-        folder = best
-    variables, step, _ = checkpoint.restore_model(folder, step, abstract)
+    folder, step = checkpoint.find(workdir, which)
+    variables, _ = checkpoint.restore_model(folder, step, abstract)
     return model, variables, step
 
 

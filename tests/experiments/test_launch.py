@@ -159,7 +159,7 @@ def test_jobset_restarts_on_the_exit_code_of_a_preemption_but_not_on_bad_input(
     assert rule["onExitCodes"]["containerName"] == "train"
     fatal = rule["onExitCodes"]["values"]
     assert rule["onExitCodes"]["operator"] == "In"
-    assert train.NON_FINITE in fatal and 2 in fatal and train.STOPPED not in fatal
+    assert train.DIVERGED in fatal and 2 in fatal and train.STOPPED not in fatal
     # Such a Job fails with the reason PodFailurePolicy, every other with
     # BackoffLimitExceeded, for which the default is to restart.
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]

@@ -17,8 +17,8 @@ from PIL import Image
 
 from experiments import evaluate, predict, train
 from experiments.shared import initialization, prediction_files
+from segjax import checkpoint, sharding, weights
 from segjax import config as config_lib
-from segjax import sharding, weights
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.data import images as image_files
@@ -176,8 +176,18 @@ def test_the_workdir_describes_the_run(config, trained):
     assert versions["jax"] == jax.__version__ and versions["devices"].startswith("4 x")
     assert versions.keys() >= {"flax", "python", "git_commit", "command"}
     assert {p.name for p in (trained / "checkpoints").iterdir()} == {"2", "4"}
-    best = max(read_metrics(trained), key=lambda row: row.get("val_miou", -1))
-    assert [p.name for p in (trained / "best").iterdir()] == [str(best["step"])]
+    scores = {
+        row["step"]: row["val_miou"]
+        for row in read_metrics(trained)
+        if "val_miou" in row
+    }
+    assert checkpoint.scores(trained / "checkpoints") == pytest.approx(scores)
+    splits = json.loads((trained / "splits.json").read_text())
+    assert {name: row["images"] for name, row in splits.items()} == {
+        "train": 10,
+        "validation": 4,
+    }
+    assert splits["train"]["fingerprint"] != splits["validation"]["fingerprint"]
     pictures = sorted(p.name for p in (trained / "pictures").iterdir())
     assert pictures == ["00000002_0.png", "00000004_0.png"]
     assert list((trained / "tensorboard").iterdir())
@@ -330,7 +340,7 @@ def test_predict_names_corrupt_images_and_does_the_rest(trained, tmp_path):
     bars = [line for line in lines if line.startswith("predict:")]
     failed = [line for line in lines if line.startswith("failed: ")]
     assert len(lines) == 1 + len(bars) + len(failed), err
-    assert [line.split()[1] for line in failed] == [
+    assert sorted(line.split()[1] for line in failed) == [
         f"{pictures / 'cut.png'}:",
         f"{pictures / 'text.jpg'}:",
     ]
@@ -431,8 +441,13 @@ def test_truncated_checkpoint(config, run):
 def test_which_checkpoint(config, run):
     fails("--checkpoint=bset: expected 'best'", evaluate.evaluate, config, run, "bset")
     fails(r"no checkpoint of step 7 .*\[2, 4\]", evaluate.evaluate, config, run, "7")
-    for checkpoint in (run / "best").iterdir():
-        shutil.rmtree(checkpoint)
+    for step, score in ((2, 0.9), (4, 0.1)):
+        file = run / f"checkpoints/{step}/metrics/metrics"
+        assert file.exists()
+        file.write_text(json.dumps({"miou": score}))
+    assert evaluate.evaluate(config, run, "best")["step"] == 2
+    for metrics in run.glob("checkpoints/*/metrics"):
+        shutil.rmtree(metrics)
     assert evaluate.evaluate(config, run, "best")["step"] == 4
     (run / "dataset.json").unlink()
     fails("dataset.json: cannot be read", evaluate.evaluate, config, run)
@@ -493,7 +508,9 @@ def write_config(folder, config):
 
 def test_a_changed_learning_rate_is_refused_but_not_how_often_is_logged(config, run):
     other = changed(config, optim__lr=0.5)
-    message = f"{run} was trained with config.optim.lr=0.01, this command has 0.5: use"
+    message = (
+        f"{run} was trained with --config.optim.lr=0.01, this command has 0.5: use"
+    )
     fails(message, train.train, other, run)
     assert json.loads((run / "config.json").read_text())["optim"]["lr"] == 0.01
     before = read_metrics(run)
@@ -554,10 +571,13 @@ json.dump(results, sys.stdout)
 TRAIN = ("train", "--config=configs/quickstart.py", "--workdir=/tmp/never")
 BAD_COMMANDS = {
     # command: what its one line says
-    (*TRAIN, "--config.model.widhts=4,8"): "'config.model.widhts'; did you mean 'wid",
-    (*TRAIN, "--config.lr=1"): "'config.lr'; did you mean 'config.optim.lr'?",
-    (*TRAIN, "--config.optim.rate=1"): "'config.optim.rate'; known: b2, clip_norm, de",
-    (*TRAIN, "--config.optim.lr.x=1"): "'config.optim.lr' is a value",
+    (
+        *TRAIN,
+        "--config.model.widhts=4,8",
+    ): "--config.model.widhts: .* did you mean 'wid",
+    (*TRAIN, "--config.lr=1"): "--config.lr: .* did you mean .*config.optim.lr",
+    (*TRAIN, "--config.optim.rate=1"): "--config.optim.rate: .*: b2, clip_norm, de",
+    (*TRAIN, "--config.optim.lr.x=1"): "config.optim.lr is a value",
     (*TRAIN, "--config.optim=1"): "--config.optim is a group of fields",
     (*TRAIN, "--config.optim.lr=fast"): "--config.optim.lr=fast: could not convert",
     (*TRAIN, "--config.batch_size=4.5"): "--config.batch_size=4.5",
@@ -574,7 +594,7 @@ BAD_COMMANDS = {
     ("train", "--config=FOLDER/model.py"): "model.py: unknown model_name 'unett'; did",
     ("evaluate",): "--workdir must be given",
     ("evaluate", "--workdir=FOLDER"): "FOLDER/config.json not found: give a workdir",
-    ("evaluate", "--workdir=RUN", "--config.modl.widths=1"): "did you mean 'config.mo",
+    ("evaluate", "--workdir=RUN", "--config.modl.widths=1"): "did you mean .*mo",
     (
         "evaluate",
         "--workdir=RUN",
@@ -656,4 +676,4 @@ def test_help(commands, program):
     assert (code, err) == (0, "")
     assert f"python -m experiments.{program}" in out
     assert {"--workdir:", "--compilation_cache:", "--distributed:"} <= set(out.split())
-    assert len(out.splitlines()) < 60
+    assert len(out.splitlines()) < 200

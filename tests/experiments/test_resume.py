@@ -110,7 +110,7 @@ def test_processes_and_devices_give_the_same_training(folder, whole):
     for other in (four, two):
         a, b = kill.final_arrays(whole, STEPS), kill.final_arrays(other, STEPS)
         for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-2, atol=1e-4)
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-2, atol=1e-3)
 
 
 def test_sigterm_to_one_process_saves_on_both_and_restores_on_another_topology(
@@ -134,7 +134,7 @@ def test_infinite_loss_stops_and_names_step_batch_and_checkpoint(folder):
     args = ARGS | {"optim.lr": 1e30, "optim.schedule": "constant", "save_every": 1}
     log = kill.finish(kill.start(kill.command(run, folder, **args)), code=3)
     line = next(line for line in log.splitlines() if line.startswith("error:"))
-    step = int(line.partition("at step ")[2].split(",")[0])
-    assert 1 <= step <= 3 and "batch of train_" in line
-    good = "none" if step == 1 else f"{run}/checkpoints/{step - 1}"
-    assert f"last good checkpoint: {good};" in line
+    # The loss of the first step is finite, but the state behind it is of no use.
+    assert "the largest weight is" in line and "at step 1;" in line
+    assert "last good checkpoint: none; start again in another --workdir with" in line
+    assert not list((run / "checkpoints").iterdir())

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from workdirs import make_run
 
 from experiments import evaluate, export, import_weights, predict, train
-from experiments.shared import run_stats, training_run
+from experiments.shared import run_description, run_stats, training_run
 from segjax import checkpoint, inference, sharding, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
@@ -275,7 +275,7 @@ def test_tensorboard_holds_the_metrics_and_the_pictures(trained):
 
 FREE = {
     *("workers", "threads", "eval_every", "eval_batch_size", "eval_images"),
-    *("save_every", "log_every", "keep", "tile", "total_steps"),
+    *("save_every", "log_every", "keep", "tile", "total_steps", "total_epochs"),
     *("data.root", "data.data_dir"),
     *(f"crf.{field}" for field in config_lib.DEFAULTS["crf"]),
 }
@@ -302,7 +302,13 @@ def other_value(value):
 def test_every_field_is_either_free_or_refused_on_resume(config, validation, tmp_path):
     """All fields of all sections: a run never goes on with another one silently."""
     info, run = validation[-1], tmp_path / "run"
-    train._prepare_workdir(config, info, run)
+    run.mkdir()
+
+    def prepare(config):
+        run_description.check_same_run(config, info, {}, workdir=run)
+        run_description.write_description(config, info, {}, workdir=run)
+
+    prepare(config)
     fields = dict(leaves(config_lib.json_like(config)))
     sections = {name.partition(".")[0] for name in fields if "." in name}
     assert sections == {"model", "data", "augment", "loss", "optim", "crf"}
@@ -311,14 +317,14 @@ def test_every_field_is_either_free_or_refused_on_resume(config, validation, tmp
         new = other_value(value)
         other = changed(config, **{name: new})
         if name in FREE:
-            train._prepare_workdir(other, info, run)
+            prepare(other)
             saved = config_lib.load(run / "config.json")
             assert dict(leaves(config_lib.json_like(saved)))[name] == new
-            train._prepare_workdir(config, info, run)
+            prepare(config)
             continue
         text = f"config.{name}={value!r}, this command has {new!r}: use another"
         with pytest.raises(UserError) as caught:
-            train._prepare_workdir(other, info, run)
+            prepare(other)
         assert text in str(caught.value)
         assert config_lib.load(run / "config.json") == config
 
@@ -335,7 +341,7 @@ def test_every_field_is_either_free_or_refused_on_resume(config, validation, tmp
 )
 def test_train_refuses_other_fields_of_a_run(config, trained, field, value):
     before = (trained / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=rf"was trained with config\.{field}="):
+    with pytest.raises(UserError, match=rf"was trained with --config\.{field}="):
         train.train(changed(config, **{field: value, "total_steps": 5}), trained)
     assert (trained / "metrics.jsonl").read_bytes() == before
 
