@@ -136,7 +136,8 @@ def _table() -> dict[str, Option]:
         if name in ("margin", "fill"):
             continue
         allowed, meaning = hint.__metadata__
-        table[name] = Option(Options._field_defaults[name], *allowed, meaning)
+        default = Options._field_defaults[name]
+        table[name] = Option(default, allowed.expected, allowed.accepts, meaning)
     return table
 
 
@@ -154,7 +155,7 @@ def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
     Raises:
       UserError: unknown field, or a value of the wrong kind or out of its range.
     """
-    values = {}
+    values: dict[str, Any] = {"fill": tuple(float(value) for value in mean)}
     for name, value in dict(config).items():
         if name not in OPTIONS:
             raise errors.unknown("--config.augment", name, OPTIONS)
@@ -164,7 +165,7 @@ def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
                 f"--config.augment.{name}: found {value!r}, expected {option.expected}"
             )
         values[name] = tuple(value) if isinstance(option.default, tuple) else value
-    return Options(**values, fill=tuple(float(value) for value in mean))
+    return Options(**values)
 
 
 NO_AUGMENTATION = Options(flip=0.0)

@@ -68,15 +68,15 @@ def plan(
     shapes = padded_shapes([*sizes, *others], padding, max_pixels=max_pixels)
     members: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
-        members.setdefault(shapes[tuple(size)], []).append(index)
+        members.setdefault(shapes[size[0], size[1]], []).append(index)
     groups = []
     for shape, indices in sorted(members.items()):
         per_device = math.ceil(batch_size / devices)
         per_device = max(int(min(per_device, max_pixels / math.prod(shape))), 1)
         count = math.ceil(len(indices) / (devices * per_device))
-        size = math.ceil(len(indices) / count / devices) * devices
-        batches = [indices[at : at + size] for at in range(0, len(indices), size)]
-        groups.append(BatchGroup(shape, size, batches))
+        images = math.ceil(len(indices) / count / devices) * devices
+        batches = [indices[at : at + images] for at in range(0, len(indices), images)]
+        groups.append(BatchGroup(shape, images, batches))
     return groups
 
 
@@ -106,7 +106,7 @@ def padded_shapes(
       {size: padded shape}.
     """
     # Sorted: the order of the images must not matter.
-    counts = collections.Counter(sorted(tuple(size) for size in sizes))
+    counts = collections.Counter(sorted((h, w) for h, w in sizes))
     if padding <= 0 or len(counts) <= free_shapes:
         return {size: size for size in counts}
     rounded, unit = counts, 1

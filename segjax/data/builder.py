@@ -52,7 +52,9 @@ def write(form: Format, *, key: str, read: Read, root: str) -> tfds.core.Dataset
             shape=gray, dtype=np.uint16, encoding_format="png"
         )
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Builder(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
         name = form.name
         VERSION = tfds.core.Version(form.version)
 

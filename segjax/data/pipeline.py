@@ -106,8 +106,8 @@ class _Augment:
         self.options = options
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        augmented = transforms.augment(example, rng, self.options)
-        return {key: augmented[key] for key in ("image", "label", "id")}
+        out = transforms.augment(example, rng, self.options)
+        return {"image": out["image"], "label": out["label"], "id": out["id"]}
 
 
 def eval_plan(sizes: Sequence[Size], batch_size: int) -> list[tuple[Size, list[int]]]:

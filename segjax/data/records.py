@@ -99,7 +99,7 @@ class RecordSource:
             name = record["id"].decode()
             # Of decoded labels: encoders of PNG differ between versions.
             label = decode_image(record["label"], 1, name)
-            heads.append(_Head(name, label.shape[:2], zlib.crc32(label)))
+            heads.append(_Head(name, label.shape[:2], zlib.crc32(label.tobytes())))
         return heads
 
     @property

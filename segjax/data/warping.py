@@ -27,8 +27,8 @@ def input_from_output(
     degrees: float = 0.0,
     turns: int = 0,
     mirror: tuple[bool, bool] = (False, False),
-    place: Sequence[float] = (0.5, 0.5),
-    shift: Sequence[float] = (0, 0),
+    place: Sequence[float] | np.ndarray = (0.5, 0.5),
+    shift: Sequence[float] | np.ndarray = (0, 0),
     margin: int = 0,
 ) -> np.ndarray:
     """The map from output to input pixel indices of a scaled, turned and cropped image.
@@ -177,7 +177,14 @@ def _resample(
         )
     at = field + (np.arange(width)[:, None] * matrix[:, 0] + matrix[:, 2]).astype("f4")
     at += (np.arange(height)[:, None] * matrix[:, 1])[:, None]
-    return cv2.remap(pixels, at, None, interpolation, None, border, outside)
+    return cv2.remap(
+        pixels,
+        at,
+        None,  # type: ignore[call-overload]  # the stubs of OpenCV forget it
+        interpolation,
+        borderMode=border,
+        borderValue=outside,
+    )
 
 
 def _blocks(

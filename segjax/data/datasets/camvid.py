@@ -154,10 +154,10 @@ def _frames(folder: Path, name: str, lines: list[str]) -> list[Frame]:
                 f"{len(missing)} of {len(ids)} files of {part} missing, first "
                 f"{missing[0]}"
             )
-        twice = [sorted(present.intersection(some)) for some in names]
-        problems += [
-            f"it holds both {both[0]} and {both[1]}" for both in twice if both[1:]
-        ][:1]
+        copies = [sorted(present.intersection(some)) for some in names]
+        twice = next((same for same in copies if len(same) > 1), None)
+        if twice:
+            problems.append(f"it holds both {twice[0]} and {twice[1]}")
         columns.append(column)
     if problems:
         raise UserError(f"camvid: {folder}: {'; '.join(problems)}; expected {LAYOUT}")
