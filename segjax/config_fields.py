@@ -276,6 +276,12 @@ FIELDS: dict[str, Any] = {
         "of products of float32 numbers: default is the fastest (TPU: bfloat16, recent "
         "GPUs: tensorfloat32), float32 is exact",
     ),
+    "float32_gradient_sums": Field(
+        False,
+        _SWITCH,
+        "with model.dtype=bfloat16: gradients of kernels are summed in float32 over "
+        "pixels, images and devices, at twice the bytes between devices",
+    ),
     "workers": Field(
         0, _integer(0, 1024), "worker processes of the input pipeline; 0: threads"
     ),

@@ -20,7 +20,7 @@ from experiments.shared import training_run
 from segjax import config, evaluators, optim, sharding, training
 from segjax import workdir as workdir_lib
 from segjax.inference import trained
-from segjax.models import deeplab, dilation
+from segjax.models import deeplab, dilation, layers
 from segjax.ops import geometry
 
 
@@ -527,6 +527,43 @@ def test_fields_of_a_run_reach_its_programs():
     # One mask of the initialization, and one for every part of the two steps.
     assert [row.any() for row in masks] == [False, True, True, True]
     assert [row.any() for row in part_masks] == [True] * 4
+
+
+class Half(nn.Module):
+    """A convolution in bfloat16."""
+
+    num_classes = 4
+    tiling = geometry.ANY_SIZE
+    coarse_scores = None
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.astype(jnp.bfloat16) / 255
+        return layers.Conv(4, padding=1, dtype="bfloat16", name="conv")(x), {}
+
+
+def test_type_of_gradient_sums_and_precision_reach_the_step():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+
+    def convolutions(**fields):
+        """The text of the step's convolutions: forward, and gradient of the kernel."""
+        options = config.make(batch_size=4, **fields)
+        how = dict(image_shape=(3, 5, 3), mesh=mesh)
+        state = jax.eval_shape(training_run.make_init(options, Half(), **how))
+        step = training_run.make_train_step(
+            options, Half(), params=state.params, mesh=mesh
+        )
+        text = step.lower(state, random_batch()).as_text()
+        return [line for line in text.splitlines() if "stablehlo.convolution" in line]
+
+    def types(lines):
+        return sorted(line[-7:].split("x")[-1] for line in lines)
+
+    plain = convolutions()
+    assert types(plain) == ["bf16>", "bf16>"]
+    assert "HIGHEST" not in str(plain)
+    assert types(convolutions(float32_gradient_sums=True)) == ["bf16>", "f32>"]
+    assert str(convolutions(precision="float32")).count("HIGHEST") == 4  # two factors
 
 
 # --- the choice of checkpoints --------------------------------------------------------

@@ -15,6 +15,7 @@ from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, folder, pipeline, transforms
 from segjax.errors import UserError
+from segjax.ops import conv
 
 MakeOptimizer = Callable[[dict], optax.GradientTransformation]
 TrainStep = Callable[[training.TrainState, dict], tuple[training.TrainState, dict]]
@@ -266,6 +267,7 @@ def make_train_step(
         grad_accum_steps=config.grad_accum_steps,
     )
     step = compilation.precision(config.precision)(step)
+    step = conv.float32_gradient_sums(config.float32_gradient_sums)(step)
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 

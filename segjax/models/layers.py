@@ -54,7 +54,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape)
         window = self.stride, self.padding, self.dilation, self.groups
         x = conv.conv2d(x.astype(self.dtype), kernel, *window)
         if self.use_bias:
@@ -80,7 +80,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape)
         x = conv.conv_transpose(x.astype(self.dtype), kernel, self.stride, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))

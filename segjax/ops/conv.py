@@ -6,10 +6,16 @@ convolutions; fixed bilinear upsampling as two. On CPU, other convolutions are m
 products where XLA's own are slow: in the gradient of the kernel, and for kernels of
 more than 3x3 with many channels. The same sums everywhere, in another order.
 experiments/benchmarks/operators.py measures them.
+
+A kernel may be float32 where `x` is bfloat16: it is rounded to the type of `x`, and
+:func:`float32_gradient_sums` decides in which type its gradient is summed.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +29,57 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # the gradient of the kernel; and for everything, where kernels are larger than 3x3.
 _CHANNELS = 16
 _CHANNELS_OF_LARGE = 128
+
+
+_float32_sums = contextvars.ContextVar("float32_gradient_sums", default=False)
+
+
+@contextlib.contextmanager
+def float32_gradient_sums(enabled: bool = True) -> Iterator[None]:
+    """Gradients of float32 kernels that are traced inside are summed in float32.
+
+    Otherwise they are sums in the type of the map: with bfloat16, what each device has
+    summed is rounded to 8 bits before it is added over the devices, at half the bytes.
+    Also a decorator, for functions that are jitted.
+    """
+    token = _float32_sums.set(enabled)
+    try:
+        yield
+    finally:
+        _float32_sums.reset(token)
+
+
+def _with_kernel(
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+) -> jax.Array:
+    """``product(x, kernel)`` in the type of `x`."""
+    if kernel.dtype != x.dtype and _float32_sums.get():
+        return _with_float32_gradient(product, x, kernel)
+    return product(x, kernel.astype(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_float32_gradient(product, x, kernel):
+    return product(x, kernel.astype(x.dtype))
+
+
+def _product_forward(product, x, kernel):
+    return _with_float32_gradient(product, x, kernel), (x, kernel)
+
+
+def _product_backward(product, saved, gradient):
+    x, kernel = saved
+    rounded = kernel.astype(x.dtype)
+    (dx,) = jax.vjp(lambda x: product(x, rounded), x)[1](gradient)
+    # The factors have bfloat16 values, so their products are exact at any precision.
+    wide, rounded = x.astype(kernel.dtype), rounded.astype(kernel.dtype)
+    pull = jax.vjp(lambda kernel: product(wide, kernel), rounded)[1]
+    return dx, *pull(gradient.astype(kernel.dtype))
+
+
+_with_float32_gradient.defvjp(_product_forward, _product_backward)
 
 
 def conv2d(
@@ -43,14 +100,19 @@ def conv2d(
     Raises:
       ValueError: `groups` does not divide I or O.
     """
+    how = dict(stride=stride, padding=padding, dilation=dilation)
     if groups > 1:
         # For the few groups here far cheaper on CPU than a grouped convolution.
         parts = zip(
             jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
         )
-        return jnp.concatenate(
-            [conv2d(u, w, stride, padding, dilation) for u, w in parts], axis=-1
-        )
+        return jnp.concatenate([conv2d(u, w, **how) for u, w in parts], axis=-1)
+    return _with_kernel(functools.partial(_conv2d, **how), x, kernel)
+
+
+def _conv2d(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, dilation: int
+) -> jax.Array:
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return conv1x1(x, kernel, stride)
     if kernel.shape[:2] == x.shape[1:3] and padding == 0 and dilation == 1:
@@ -187,6 +249,13 @@ def conv_transpose(
     `kernel` [k, k, I, O] is stored in scatter order (``lax.conv_transpose`` would
     want it flipped).
     """
+    how = dict(stride=stride, padding=padding)
+    return _with_kernel(functools.partial(_conv_transpose, **how), x, kernel)
+
+
+def _conv_transpose(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
+) -> jax.Array:
     n, h, w, channels = x.shape
     size, features = kernel.shape[0], kernel.shape[3]
     if h == w == 1:

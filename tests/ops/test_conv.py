@@ -190,3 +190,78 @@ def test_large_kernels_of_an_exported_program_take_the_form_of_its_platform(
     run = jax.jit(lambda x, kernel: conv.conv2d(x, kernel, padding=3))
     program = jax.export.export(run, platforms=[platform])(x, kernel)
     assert program.mlir_module().count("stablehlo.convolution") == convolutions
+
+
+def grouped(x, kernel, stride, padding, dilation):
+    """:func:`naive_conv` of two groups."""
+    halves = zip(np.split(x, 2, -1), np.split(kernel, 2, -1), strict=True)
+    parts = [naive_conv(a, b, stride, padding, dilation) for a, b in halves]
+    y, dx, dkernel = (np.concatenate(items, -1) for items in zip(*parts, strict=True))
+    return y, dx, dkernel
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize(
+    "size, channels, options",
+    [
+        (3, 5, dict(padding=1, stride=2)),
+        (3, CHANNELS, dict(padding=2, dilation=2)),
+        (1, CHANNELS, dict(stride=2)),
+        (6, 4, {}),  # as large as the map
+        (3, 4, dict(padding=1, groups=2)),
+    ],
+    ids=str,
+)
+def test_float32_gradient_sums_of_bfloat16(
+    size, channels, options, on_cpu, monkeypatch
+):
+    """The kernel's gradient to float32 rounding; without them, rounded to bfloat16."""
+    monkeypatch.setattr(conv, "_on_cpu", lambda: on_cpu)
+    groups = options.get("groups", 1)
+    x = random(2, 6, 6, channels)
+    kernel = random(size, size, channels // groups, channels, seed=1)
+    window = {"stride": 1, "padding": 0, "dilation": 1} | options
+    how = window["stride"], window["padding"], window["dilation"]
+    x16 = jnp.asarray(x, jnp.bfloat16)
+    rounded = np.asarray(x16, np.float32), np.asarray(jnp.bfloat16(kernel), np.float32)
+    naive = grouped if groups == 2 else naive_conv
+
+    def run(x, kernel):
+        return conv.conv2d(x, kernel, **options)
+
+    _, dx, expected = naive(*rounded, *how)
+    if groups == 2:  # the halves of the input have gradients of their own
+        y = run(x16, kernel)
+    else:
+        y, _, _ = naive(*rounded, *how)
+    gradient = jnp.asarray(cotangent(*y.shape), jnp.bfloat16)
+
+    def gradients():
+        return jax.vjp(run, x16, jnp.asarray(kernel))[1](gradient)
+
+    with conv.float32_gradient_sums():
+        found_x, found = gradients()
+    plain_x, plain = gradients()
+    assert found.dtype == plain.dtype == jnp.float32
+    assert found_x.dtype == jnp.bfloat16 and (found_x == plain_x).all()
+    scale = np.abs(expected).max()
+    if groups == 1:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)
+    assert (plain == plain.astype(jnp.bfloat16)).all()
+    assert (found != found.astype(jnp.bfloat16)).mean() > 0.3
+    np.testing.assert_allclose(found, plain, rtol=0, atol=2e-2 * scale)
+
+
+def test_float32_gradient_sums_of_transposed_convolutions():
+    x, kernel = random(2, 3, 4, 5), random(4, 4, 5, 3, seed=1)
+    x16, k16 = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+    y, _, expected = naive_conv_transpose(
+        np.asarray(x16, np.float32), np.asarray(k16, np.float32), 2, 1
+    )
+    gradient = jnp.asarray(cotangent(*y.shape), jnp.bfloat16)
+    with conv.float32_gradient_sums():
+        _, back = jax.vjp(lambda *a: conv.conv_transpose(*a, 2, 1), x16, kernel)
+        found = back(gradient)[1]
+    assert found.dtype == jnp.float32
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)
