@@ -26,9 +26,8 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.shared import cli, initialization
 from segjax import config as config_lib
-from segjax import models, sharding, weights
+from segjax import models, published, sharding, weights
 from segjax.errors import UserError
-from segjax.weights import catalog
 
 
 def import_weights(
@@ -80,11 +79,15 @@ def _as_published(
     config: ConfigDict, arrays: Mapping[str, Any], chosen: Mapping[str, Any]
 ) -> ConfigDict:
     """The config with the fields that the file's kind of network has."""
-    fields = initialization.model_info(config).fields
-    published = weights.published_fields(arrays.keys(), config.model_name, fields)
+    info = initialization.model_info(config)
+    known, images = weights.published(
+        arrays.keys(), model=info.model, fields=info.fields
+    )
+    if name := initialization.image_stats_of(images):
+        known["image_stats"] = name
     model = {
         field: value
-        for field, value in published.items()
+        for field, value in known.items()
         if field in config.model and field not in chosen
     }
     return config_lib.make(model_name=config.model_name, model={**model, **chosen})
@@ -137,8 +140,9 @@ def main(argv) -> int:
     else:
         config, fields = values.config, None
         if values.model:
-            model, fields = catalog.published(values.model, tuple(models.MODELS))
-            config = config_lib.make(model_name=model, model=fields)
+            network = published.find(values.model, "--model", tuple(models.MODELS))
+            fields = network.fields
+            config = config_lib.make(model_name=network.model, model=fields)
         imported = import_weights(
             file,
             config,

@@ -22,7 +22,7 @@ ALLOWED = {
     "segjax/analysis": ("segjax.ops", "segjax.models", "segjax.published"),
     "segjax/data": (),
     "segjax/published.py": (),
-    "segjax/weights": ("segjax.published",),
+    "segjax/weights": (),
     "segjax/config.py": ("segjax.models", "segjax.config_fields"),
     "segjax/config_fields.py": (
         *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),

@@ -32,6 +32,22 @@ def model_info(config: ConfigDict, classes: tuple[str, ...] = ()) -> weights.Mod
     return weights.ModelInfo(config.model_name, fields, images, tuple(classes))
 
 
+def image_stats_of(images: weights.Images | None) -> str:
+    """The name of these image statistics, to a hundredth of a gray level, or ""."""
+    if images is None:
+        return ""
+    for name, (scale, mean, deviation) in image.IMAGE_STATS.items():
+        known = scale == images.scale and len(mean) == len(images.mean)
+        near = dict(rtol=0, atol=0.01 * scale)
+        if (
+            known
+            and np.allclose(mean, images.mean, **near)
+            and np.allclose(deviation, images.deviation, **near)
+        ):
+            return name
+    return ""
+
+
 def start(
     source: str,
     config: ConfigDict,

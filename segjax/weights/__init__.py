@@ -22,7 +22,7 @@ from segjax.weights.importing import (
 from segjax.weights.readers import read
 from segjax.weights.saved import ModelInfo, Weights, load, read_saved, save
 from segjax.weights.start import Report, start
-from segjax.weights.tables import published_fields
+from segjax.weights.tables import published
 from segjax.weights.tree import Shapes, Tree, flatten, replace
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "heads_of",
     "import_arrays",
     "load",
-    "published_fields",
+    "published",
     "read",
     "read_saved",
     "rename",

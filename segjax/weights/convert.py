@@ -144,13 +144,35 @@ def convert(
         Row(name, array.shape, tuple(work.sources[name]), ", ".join(work.how[name]))
         for name, array in work.results.items()
     )
-    results = {
-        name: array.astype(np.float32, copy=False)
-        for name, array in work.results.items()
-    }
+    with np.errstate(over="ignore"):
+        results = {
+            name: array.astype(np.float32, copy=False)
+            for name, array in work.results.items()
+        }
+    _check_values(results, work.sources)
     return Result(
         results, rows, table.missing, tuple(ignored), tuple(checked), table.notes
     )
+
+
+def _check_values(
+    results: Mapping[str, np.ndarray], sources: Mapping[str, list[str]]
+) -> None:
+    """Raises a UserError for variances below 0, and for what float32 cannot hold."""
+    for name, array in results.items():
+        if not array.size:
+            continue
+        low, high = array.min(), array.max()
+        what = ""
+        if not np.isfinite([low, high]).all():
+            what = "values that are too large for float32"
+        elif name.startswith("batch_stats/") and name.endswith("/var") and low < 0:
+            what = f"a variance of {low:g}"
+        if what:
+            raise UserError(
+                f"{' '.join(sources[name])} ({name.partition('/')[2]} of the model) "
+                f"holds {what}; download the file again"
+            )
 
 
 class _Work:
@@ -171,6 +193,8 @@ class _Work:
             self.missing.append(f"{source} (our {target.partition('/')[2]})")
             return None
         array = self.arrays[source]
+        if array.dtype.kind != "f":
+            self.wrong.append(f"{source} holds {array.dtype}, expected real numbers")
         # Of these two only: an array of flags would be as large as the kernel.
         if array.size and not np.isfinite([array.min(), array.max()]).all():
             self.wrong.append(f"{source} holds NaN or infinity")

@@ -252,6 +252,7 @@ SOURCES = (
         _classifier(backbones.alexnet_caffe, {"fc8": caffe("fc8")}),
         ILSVRC,
         ignored=r"fc8\[[01]\]",
+        extra=networks.alexnet_extra,
     ),
     Source(
         "GoogLeNet (Caffe)",

@@ -53,16 +53,29 @@ def _match(target: Target) -> Source | None:
     return None
 
 
-def published_fields(names: Set[str], model: str, fields: Mapping) -> dict[str, Any]:
-    """The fields that the network of a file has, as far as its kind tells.
+def published(
+    names: Set[str], *, model: str, fields: Mapping[str, Any]
+) -> tuple[dict[str, Any], Images | None]:
+    """The network of a file, as far as its kind tells: its fields, and its images.
 
     Args:
       names: of all arrays in the file.
       model: a key of segjax.models.MODELS.
       fields: of the model.
+
+    Returns:
+      Fields of the model, which may be none; the images, None if the kind is unknown.
     """
-    source = _match(Target(model, fields, {}, names))
-    return dict(source.fields) if source else {}
+    target = Target(model, fields, {}, names)
+    source = _match(target)
+    if source is None:
+        return {}, None
+    return dict(source.fields), _images(source, target)
+
+
+def _images(source: Source, target: Target) -> Images:
+    images = source.images
+    return images if isinstance(images, Images) else images(target)
 
 
 def _signed(source: Source, names: Set[str]) -> bool:
@@ -97,11 +110,10 @@ def _table(source: Source, target: Target) -> Table:
             if target.fields.get(field, value) != value
         ),
     ]
-    images = source.images
     return Table(
         source=source.title,
         layers=entries,
-        images=images if isinstance(images, Images) else images(target),
+        images=_images(source, target),
         first=next((layer for layer in images_lib.FIRST if layer in entries), ""),
         missing=missing,
         ignored=tuple(n for n in target.names if re.fullmatch(source.ignored, n)),

@@ -20,13 +20,13 @@ from test_weights_vgg import FCN, VGG, fcn_caffe, vgg_files
 
 from experiments import import_weights
 from experiments.shared import initialization
-from segjax import checkpoint, models, training, weights
+from segjax import checkpoint, models, published, training, weights
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.ops import conv, image
-from segjax.weights import catalog, checks, convert, sources
+from segjax.weights import checks, convert, sources
 from segjax.weights.readers import caffe, safetensors_file
 
 CAFFE_IMAGES = weights.Images(*image.IMAGE_STATS["caffe"])
@@ -165,12 +165,10 @@ def test_other_image_statistics_are_folded():
 
 
 def test_published_networks_exist():
-    for name in catalog.PUBLISHED:
-        model, fields = catalog.published(name, ())
-        models.build(make_config(model, **fields), 2)
-    assert catalog.published("unet", ("unet",)) == ("unet", {})
+    for network in published.NETWORKS.values():
+        models.build(make_config(network.model, **network.fields), 2)
     with pytest.raises(UserError, match="did you mean 'fcn16s'"):
-        catalog.published("fcn16", ("fcn",))
+        published.find("fcn16", "--model", ("fcn",))
 
 
 @pytest.fixture
@@ -439,3 +437,66 @@ def test_what_the_program_prints():
     assert lines[0].endswith("OIHW to HWIO, BGR to RGB")
     assert lines[-2].startswith("FCN (Caffe, PAMI names): ")
     assert lines[-1].startswith("checked, part of the model's code (5): scale_pool3[0]")
+
+
+# --- values that cannot be meant ---
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda a: a.astype(np.int8), r"w holds int8, expected real numbers"),
+        (
+            lambda a: a + 1e300,
+            r"w \(conv1/kernel of .* too large for float32",
+        ),
+    ],
+)
+def test_values_that_no_layer_has(change, expected):
+    layers = {"conv1": convert.Conv("w", "b", "HWIO")}
+    table = convert.Table("a", layers, CAFFE_IMAGES)
+    shapes = {"params/conv1/kernel": (1, 1, 2, 3)}
+    with pytest.raises(UserError, match=expected):
+        arrays = {"w": change(np.zeros((1, 1, 2, 3)))}
+        convert.convert(arrays, shapes, table=table, images=CAFFE_IMAGES)
+
+
+def test_a_negative_variance_is_refused():
+    names = ("params/bn/scale", "params/bn/bias", "batch_stats/bn/mean")
+    shapes = dict.fromkeys((*names, "batch_stats/bn/var"), (2,))
+    arrays = {name: np.float32([1, 2]) for name in "somv"}
+    table = convert.Table("a", {"bn": convert.Norm("s", "o", "m", "v")}, CAFFE_IMAGES)
+    convert.convert(arrays, shapes, table=table, images=CAFFE_IMAGES)
+    arrays["v"] = np.float32([1, -0.5])
+    with pytest.raises(UserError, match=r"v \(bn/var of .* variance of -0.5"):
+        convert.convert(arrays, shapes, table=table, images=CAFFE_IMAGES)
+
+
+# --- fields that a file sets ---
+
+
+def test_a_file_sets_the_fields_of_its_network(tmp_path, capsys):
+    """--model takes what is known of a kind of file, where nothing else was chosen."""
+    pytest.importorskip("safetensors")
+    _, in_torch, _ = vgg_files()
+    path, output = tmp_path / "vgg.pth", tmp_path / "vgg.safetensors"
+    save_pth(path, in_torch)
+    config = make_config("fcn", skips=32, **VGG)
+    chosen = dict(skips=32, **VGG)
+    imported = import_weights.import_weights(path, config, output=output, chosen=chosen)
+    assert imported.info.fields["image_stats"] == "imagenet"
+    (line,) = import_weights.training_flags(imported.info)
+    assert "--config.model.image_stats=imagenet" in line
+    assert "--config.model.widths=2,2,3,3,2" in line
+    chosen |= {"image_stats": "caffe"}
+    imported = import_weights.import_weights(path, config, output=output, chosen=chosen)
+    assert imported.info.fields["image_stats"] == "caffe"
+    imported = import_weights.import_weights(path, config, output=output)
+    assert imported.info.fields["image_stats"] == "caffe"
+    names = {"layer1.0.conv1.weight", "conv1.weight"}
+    fields = make_config("deeplab").model
+    found, images = weights.published(names, model="deeplab", fields=fields)
+    assert found["stride_in_1x1"] is False and images == sources.TORCHVISION
+    assert weights.published({"a"}, model="deeplab", fields=fields) == ({}, None)
+    assert initialization.image_stats_of(sources.DEEPLAB) == "caffe"
+    assert initialization.image_stats_of(sources.GOOGLENET) == ""

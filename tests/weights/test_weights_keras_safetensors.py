@@ -112,6 +112,9 @@ def test_unexpected_keras_files(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="not found"):
         keras.read(path)
+    path = tmp_path / "vgg16_weights_tf_dim_ordering_th_kernels.h5"
+    write_keras(path, arrays, NEW, nested=True)
+    refused("kernels of Theano are turned around")
 
 
 # --- safetensors ---

@@ -9,7 +9,7 @@ from test_weights_dilated import deconvnet_caffe
 from test_weights_resnet import msra_names, torch_names
 from test_weights_resnet_networks import psp_caffe_name
 
-from segjax.weights import catalog
+from segjax import published
 
 
 def full_fcn(skips=8, classes=21):
@@ -112,7 +112,9 @@ FULL = {
 def test_published_sizes(name):
     make, count = FULL[name]
     arrays = make()
-    model, fields = catalog.PUBLISHED.get(name, ("classifier", {"backbone": name}))
+    model, fields = "classifier", {"backbone": name}
+    if name in published.NETWORKS:
+        model, fields = published.NETWORKS[name][:2]
     fields = {key: value for key, value in fields.items() if key != "scales"}
     imported = run_import(arrays, model, **fields)
     result = imported.result

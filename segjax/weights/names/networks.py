@@ -130,6 +130,14 @@ def crfrnn_torch_extra(target: Target) -> dict[str, Any]:
     }
 
 
+def alexnet_extra(target: Target) -> dict[str, Any]:
+    if target.fields.get("lrn_first"):
+        kind = "bvlc_alexnet (lrn_first=True; CaffeNet normalizes behind the pooling)"
+    else:
+        kind = "CaffeNet (for bvlc_alexnet set --config.model.lrn_first=True)"
+    return {"notes": (f"the arrays do not tell: taken to be those of {kind}",)}
+
+
 def torchvision_extra(target: Target) -> dict[str, Any]:
     head = "DeepLabV3" if "classifier.0.convs.0.0.weight" in target.names else "FCN"
     return {

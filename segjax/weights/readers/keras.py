@@ -42,6 +42,11 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: Keras files need h5py; pip install 'segjax[weights]'"
         ) from error
+    if "th_kernels" in path.name or "th_dim_ordering" in path.name:
+        raise UserError(
+            f"{path}: kernels of Theano are turned around, which the file does not "
+            "tell; take the file whose name ends in tf_kernels"
+        )
     try:
         with h5py.File(path, "r") as file:
             # A whole model was saved, or its weights only.
