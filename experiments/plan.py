@@ -20,7 +20,6 @@ For gpu:N nothing is compiled, unless this machine has N GPUs.  docs/plan.md sho
 Exit codes: 0 fits; 1 does not fit, or a row cannot compile; 2 bad input.
 """
 
-import json
 import math
 import re
 import time
@@ -39,7 +38,7 @@ from experiments.launch import plan_text, tpus
 from experiments.shared import cli, training_run
 from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
-from segjax import models, sharding
+from segjax import files, models, sharding
 from segjax.analysis import counts, hlo, tracing
 from segjax.analysis.summary import Layer, summary
 from segjax.errors import UserError
@@ -131,7 +130,7 @@ def network(config: ConfigDict, chips: int) -> Network:
 
 
 def compile_step(
-    config: ConfigDict, net: Network, devices: Sequence[jax.Device], batch: int
+    config: ConfigDict, net: Network, *, devices: Sequence[jax.Device], batch: int
 ) -> tuple[dict, Any]:
     """Compiles the training step for a global batch on ``devices``.
 
@@ -199,6 +198,7 @@ def out_of_memory(message: str) -> tuple[float, float]:
 def search_largest(
     needed: Callable[[int], tuple[bool, float]],
     start: int,
+    *,
     base: float,
     available: float,
     probes: int = 6,
@@ -232,7 +232,9 @@ def search_largest(
     return low, high
 
 
-def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) -> dict:
+def report(
+    config: ConfigDict, net: Network, *, to: Target, largest: bool = False
+) -> dict:
     """Plans a config for a target; all numbers are per chip and step.
 
     Args:
@@ -269,8 +271,11 @@ def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) 
 
     def probe(number: int) -> tuple[dict, Any]:
         images = number * to.chips * grad_accum_steps
-        cli.log(f"compiling for {to.name}, batch {images} ...")
-        tried, compiled = compile_step(config, net, to.devices, images)
+        what = f"{config.model_name} at {height}x{width}, batch {images}, for {to.name}"
+        with cli.working(f"compiling the training step of {what}"):
+            tried, compiled = compile_step(
+                config, net, devices=to.devices, batch=images
+            )
         if to.available and not to.kind:  # the compiler for GPUs refuses nothing
             tried["fits"] &= tried["needed_gib"] <= to.available
         elif to.kind and tried["fits"]:
@@ -295,7 +300,9 @@ def report(config: ConfigDict, net: Network, to: Target, largest: bool = False) 
             return tried["fits"], tried["needed_gib"]
 
         base = found["state_gib"]
-        low, high = search_largest(needed, start, base, found["available_gib"])
+        low, high = search_largest(
+            needed, start, base=base, available=found["available_gib"]
+        )
         unit = to.chips * grad_accum_steps
         found |= {"largest_batch": low * unit, "too_large_batch": high * unit}
     return found
@@ -329,7 +336,7 @@ def costs(compiled: Any, to: Target, model_flops: int) -> dict:
 
 
 def plan_rows(
-    config_file: str, config: ConfigDict, to: Target, largest: bool = False
+    config_file: str, config: ConfigDict, *, to: Target, largest: bool = False
 ) -> dict[str, dict]:
     """``report`` of every row of a config file's ``sweep()``, by the row's name.
 
@@ -346,7 +353,7 @@ def plan_rows(
     reports = {}
     for row, net in zip(tqdm.tqdm(rows, "planning", unit="row"), nets):
         try:
-            reports[row.name] = report(row.config, net, to, largest)
+            reports[row.name] = report(row.config, net, to=to, largest=largest)
         except UserError as error:  # the others may have taken hours
             cli.log(f"error: row {row.name}: {error}")
             reports[row.name] = {"fits": False, "error": str(error)}
@@ -362,14 +369,15 @@ def main(argv) -> int:
         raise UserError(f"--json {path}: {path.parent} is not a folder")
     to = target(_TOPOLOGY.value, _SLICES.value)
     if _SWEEP.value:
-        reports = plan_rows(cli.flag_value("config"), config, to, _LARGEST.value)
+        file = cli.flag_value("config")
+        reports = plan_rows(file, config, to=to, largest=_LARGEST.value)
         print(plan_text.sweep_table(reports))
     else:
         net = network(config, to.chips)
-        reports = {"": report(config, net, to, _LARGEST.value)}
+        reports = {"": report(config, net, to=to, largest=_LARGEST.value)}
         print("\n".join(plan_text.lines(reports[""])))
     if _JSON.value:
-        path.write_text(json.dumps(reports, indent=1) + "\n")
+        files.write_json(path, reports)
     return int(not all(found.get("fits", True) for found in reports.values()))
 
 

@@ -1,13 +1,16 @@
 """What all programs share: one-line errors, exit codes, processes and devices."""
 
+import contextlib
 import errno
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import absl.logging
@@ -219,6 +222,25 @@ def _in_multi_process_job() -> bool:
         or "MEGASCALE_COORDINATOR_ADDRESS" in env
         or "JAX_COORDINATOR_ADDRESS" in env
     )
+
+
+@contextlib.contextmanager
+def working(message: str, every: float = 60.0) -> Iterator[None]:
+    """Logs what takes long, and once a minute for how long it has been going on."""
+    log(f"{message} ...")
+    began, ended = time.monotonic(), threading.Event()
+
+    def report() -> None:
+        while not ended.wait(every):
+            log(f"{message} for {(time.monotonic() - began) / 60:.0f} min ...")
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reporter.join()
 
 
 def log(message: str, everywhere: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import pwd
 import sys
+import time
 
 import jax
 import pytest
@@ -162,3 +163,14 @@ def test_libtpu_is_not_tried_where_there_is_no_tpu(
 def test_jobs_of_several_processes_are_recognized(monkeypatch, variables, expected):
     monkeypatch.setattr(cli.os, "environ", variables)
     assert cli._in_multi_process_job() is expected
+
+
+def test_long_work_says_that_it_goes_on(capsys):
+    with cli.working("compiling", every=0.01):
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "compiling ..." and len(lines) > 2
+    assert set(lines[1:]) == {"compiling for 0 min ..."}
+    with pytest.raises(UserError), cli.working("compiling", every=60):
+        raise UserError("no memory")
+    assert capsys.readouterr().err == "compiling ...\n"

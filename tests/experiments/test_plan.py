@@ -117,7 +117,10 @@ def test_search_finds_the_largest_batch_of_linear_memory(per_image, start):
         return 0.25 + per_image * number <= 15.75, 0.25 + per_image * number
 
     expected = math.floor((15.75 - 0.25) / per_image)
-    assert plan.search_largest(needed, start, 0.25, 15.75) == (expected, expected + 1)
+    assert plan.search_largest(needed, start, base=0.25, available=15.75) == (
+        expected,
+        expected + 1,
+    )
     assert len(calls) == len(set(calls)) <= 6
 
 
@@ -129,7 +132,7 @@ def test_search_of_memory_that_saves_itself_stays_right_and_ends():
         calls.append(number)
         return number <= 37, min(1 + number, 15.7) if number <= 37 else 16.0
 
-    low, high = plan.search_largest(needed, 1, 1, 15.75)
+    low, high = plan.search_largest(needed, 1, base=1, available=15.75)
     assert 15 <= low <= 37 and (high > 37 or not high) and len(calls) <= 6
 
 
@@ -139,7 +142,7 @@ def test_search_goes_on_in_large_steps_where_all_memory_seems_used():
     def needed(number):
         return number <= 5400, min(16.19 * number / 4915, 15.75)
 
-    low, high = plan.search_largest(needed, 256, 0, 15.75)
+    low, high = plan.search_largest(needed, 256, base=0, available=15.75)
     assert 5000 < low <= 5400 < high < 6000
 
 
@@ -173,7 +176,7 @@ def tiny(**overrides):
 
 
 def planned(config, to):
-    return plan.report(config, plan.network(config, to.chips), to)
+    return plan.report(config, plan.network(config, to.chips), to=to)
 
 
 def test_report_for_the_devices_of_this_machine():
@@ -245,13 +248,13 @@ def test_rows_are_all_checked_before_one_compiles(tmp_path, monkeypatch):
     path.write_text(ROWS.replace("SIZES", "(4, 3)"))
     base = runpy.run_path(str(path))["get_config"]()
     with pytest.raises(UserError, match="row batch_size=3-.*over 2 devices"):
-        plan.plan_rows(str(path), base, to)
+        plan.plan_rows(str(path), base, to=to)
 
 
 def test_a_row_that_cannot_compile_leaves_the_others_in_the_table(
     tmp_path, monkeypatch, capsys
 ):
-    def compile_step(config, net, devices, batch):
+    def compile_step(config, net, *, devices, batch):
         if batch == 4:
             raise UserError("cannot compile: INTERNAL")
         return {"fits": False, "needed_gib": 9.0, "compile_seconds": 1.0}, None
@@ -261,7 +264,7 @@ def test_a_row_that_cannot_compile_leaves_the_others_in_the_table(
     path = tmp_path / "sweep.py"
     path.write_text(ROWS.replace("SIZES", "(4, 8)"))
     base = runpy.run_path(str(path))["get_config"]()
-    table = plan_text.sweep_table(plan.plan_rows(str(path), base, to))
+    table = plan_text.sweep_table(plan.plan_rows(str(path), base, to=to))
     _, broken, other = table.splitlines()
     assert broken.startswith("batch_size=4-") and " error " in broken
     assert other.startswith("batch_size=8-") and " NO " in other
@@ -292,7 +295,7 @@ def test_tpu_step_has_cycles_by_paper_layer_and_nothing_made_for_cpus(v5e):
     config = tiny()
     config.model.widths = (16,)
     net = plan.network(config, v5e.chips)
-    found, compiled = plan.compile_step(config, net, v5e.devices, 8)
+    found, compiled = plan.compile_step(config, net, devices=v5e.devices, batch=8)
     assert found["fits"] and found["needed_gib"] < 0.1
     # On CPUs, the gradient of a kernel of 16 channels is a loop over its taps.
     assert " while(" not in compiled.as_text()
