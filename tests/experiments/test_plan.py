@@ -224,7 +224,7 @@ def test_gpu_that_is_too_small_is_told_although_its_compiler_refuses_nothing(
     monkeypatch,
 ):
     tried = {"fits": True, "needed_gib": 40.0, "compile_seconds": 1.0}
-    monkeypatch.setattr(plan, "compile_step", lambda *_: (dict(tried), None))
+    monkeypatch.setattr(plan, "compile_step", lambda *_, **__: (dict(tried), None))
     for gib, fits in ((16.0, False), (80.0, True)):
         found = planned(tiny(), plan.Target("gpu:4", 4, jax.devices()[:4], gib, {}))
         assert found["fits"] == fits
@@ -242,7 +242,7 @@ def sweep():
 
 
 def test_rows_are_all_checked_before_one_compiles(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "compile_step", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(plan, "compile_step", lambda *_, **__: pytest.fail("compiled"))
     to = plan.Target("cpu:2", 2, jax.devices()[:2], 0.0, {})
     path = tmp_path / "sweep.py"
     path.write_text(ROWS.replace("SIZES", "(4, 3)"))
