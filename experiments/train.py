@@ -39,7 +39,7 @@ from experiments.shared import (
 )
 from experiments.shared.stop_signal import StopSignal
 from experiments.shared.training_log import TrainingLog
-from segjax import checkpoint, compilation, evaluators, metrics, sharding
+from segjax import checkpoint, compilation, evaluators, metrics, sharding, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
@@ -159,8 +159,14 @@ def _train(
         )
         batches = sharding.prefetch(batches, mesh)
         for step in range(start + 1, config.total_steps + 1):
-            with log.waiting():
-                batch, on_device = next(batches)
+            try:
+                with log.waiting():
+                    batch, on_device = next(batches)
+            except UserError:
+                # The input has failed, not the state: what was trained is kept.
+                if step - 1 > start and not training_run.divergence(state):
+                    _save_alone(manager, state)
+                raise
             state, values = train_step(state, on_device)
             log.add(step, batch["id"], values)
             if profile:
@@ -225,6 +231,14 @@ def _make_folder(workdir: Path) -> None:
             f"--workdir {workdir}: cannot be written ({error.strerror}): choose "
             "another one"
         ) from error
+
+
+def _save_alone(manager: Any, state: training.TrainState) -> None:
+    """Saves unless other processes would have to take part, which know of nothing."""
+    if jax.process_count() == 1:
+        checkpoint.save(manager, state)
+        checkpoint.finish(manager)
+        cli.log(f"saved at step {int(state.step)}; start again to continue")
 
 
 def _advice(manager: Any, workdir: Path) -> str:

@@ -155,7 +155,7 @@ def _frames(folder: Path, name: str, lines: list[str]) -> list[Frame]:
                 f"{missing[0]}"
             )
         copies = [sorted(present.intersection(some)) for some in names]
-        twice = next((same for same in copies if len(same) > 1), None)
+        twice = next((same for same in copies if len(same) > 1), [])
         if twice:
             problems.append(f"it holds both {twice[0]} and {twice[1]}")
         columns.append(column)
