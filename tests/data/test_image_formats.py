@@ -287,6 +287,42 @@ def test_tiff_compressions(tmp_path, mode):
         assert_read(path, data, expected, gray=gray, tolerance=tolerance)
 
 
+def bit_tiff(values: np.ndarray, bits: int, tags: dict[int, tuple]) -> bytes:
+    """Uncompressed TIFF of one strip of values [H, W] below 8 bits."""
+    planes = (values[:, :, None] >> np.arange(bits)[::-1]) & 1
+    packed = np.packbits(planes.reshape(len(values), -1), axis=1)
+    if tags.get(266) == (2,):  # the lowest bit comes first
+        packed = np.packbits(np.unpackbits(packed, axis=1, bitorder="little"), axis=1)
+    height, width = values.shape
+    tags = {256: (width,), 257: (height,), 258: (bits,), 259: (1,)} | tags
+    tags |= {273: (8,), 277: (1,), 278: (height,), 279: (packed.size,)}
+    pixels = packed.tobytes() + bytes(packed.size % 2)
+    colormap = struct.pack(f"<{len(tags.get(320, ()))}H", *tags.get(320, ()))
+    data = struct.pack("<2sHI", b"II", 42, 8 + len(pixels) + len(colormap)) + pixels
+    entries = b""
+    for tag in sorted(tags):
+        count = len(tags[tag])
+        value = tags[tag][0] if count == 1 else len(data)
+        entries += struct.pack("<HHII", tag, 3, count, value)
+    return data + colormap + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_tiffs_below_8_bits(tmp_path, bits):
+    values = noise(1, bits)[:, :, 0]
+    gray = to_8_bit(values, bits)
+    path = tmp_path / "a.tif"
+    assert_read(path, bit_tiff(values, bits, {262: (1,)}), gray, gray=True)
+    assert_read(path, bit_tiff(values, bits, {262: (0,)}), 255 - gray, gray=True)
+    flipped = bit_tiff(values, bits, {262: (1,), 266: (2,)})
+    assert_read(path, flipped, gray, gray=True)
+    colors = np.random.default_rng(1).integers(0, 256, (2**bits, 3))
+    colors[0] = 255
+    table = tuple((colors.T * 257).ravel().tolist())
+    data = bit_tiff(values, bits, {262: (3,), 320: table})
+    assert_read(path, data, colors[values].astype(np.uint8), gray=False)
+
+
 def test_fax_compression_is_refused():
     """libtiff reads damaged faxes without an error."""
     buffer = io.BytesIO()
