@@ -146,7 +146,9 @@ def _scan(
     if source.is_file():
         classes = folder_classes.read_classes(source)
     else:
-        classes = folder_classes.number_classes(folder, masks, values, void_values)
+        classes = folder_classes.number_classes(
+            folder, masks, values=values, void_values=void_values
+        )
     rule = folder_classes.make_rule(classes, void_values)
     ids = [folder_classes.to_ids(each, rule) for each in values]
     for mask, each, i in zip(masks, values, ids):
@@ -154,7 +156,7 @@ def _scan(
             raise folder_classes.no_class(
                 mask,
                 each,
-                int(np.argmax(i == UNKNOWN)),
+                position=int(np.argmax(i == UNKNOWN)),
                 classes=classes,
                 source=source,
                 void_values=void_values,
@@ -166,7 +168,7 @@ def _scan(
         np.add.at(row, i, each.counts)
     train = table[list(splits["train"])]
     pixels = {name: table[list(at), :k].sum(0) for name, at in splits.items()}
-    notes += _absent(folder, classes, pixels, source)
+    notes += _absent(folder, classes, pixels=pixels, source=source)
     return Scan(
         root=str(folder),
         stems=stems,
@@ -190,6 +192,7 @@ def _scan(
 def _absent(
     folder: Path,
     classes: folder_classes.Classes,
+    *,
     pixels: dict[str, np.ndarray],
     source: Path,
 ) -> tuple[str, ...]:

@@ -125,6 +125,7 @@ def _parse(line: str) -> tuple[str, tuple[int, ...]]:
 def number_classes(
     folder: Path,
     masks: Sequence[str],
+    *,
     values: Sequence[Values],
     void_values: tuple[int, ...],
 ) -> Classes:
@@ -255,8 +256,8 @@ def label_of(mask: Mask, rule: Rule) -> np.ndarray:
 def no_class(
     mask: str,
     values: Values,
-    position: int,
     *,
+    position: int,
     classes: Classes,
     source: Path,
     void_values: tuple[int, ...],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -268,7 +269,7 @@ def test_palettes_of_other_colors_are_refused(tmp_path):
     # Void, whatever its color; a palette that shows the numbers themselves is gray.
     label = ids(0)
     label[2] = 255
-    table = np.vstack([COLORS, np.full((253, 3), 7)])
+    table = np.vstack([COLORS, np.zeros((253, 3))])  # 255 looks like class 0
     palette_mask(path, label, table)
     np.testing.assert_array_equal(labels(tmp_path)["a"], label)
     palette_mask(path, label, np.repeat(np.arange(256)[:, None], 3, 1))
@@ -300,6 +301,40 @@ def test_images_that_training_cannot_read_are_found_by_the_scan(tmp_path):
         Image.fromarray(np.ones((H, W), dtype)).save(tmp_path / "images" / "a.tif")
         message = error_of(folder.scan, str(tmp_path))
         assert "images/a.tif: holds" in message and "expected unsigned" in message
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_masks_are_turned_as_images_are(tmp_path, orientation):
+    make_folder(tmp_path, {"a": ids(0), "b": ids(1)})
+    entry = struct.pack("<HHIHH", 274, 3, 1, orientation, 0)
+    exif = chunk(b"eXIf", b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4))
+    image, mask = rgb(0), ids(0)[:, :, None]
+    (tmp_path / "images" / "a.png").write_bytes(whole(png(image, 8, 2, exif)))
+    (tmp_path / "masks" / "a.png").write_bytes(whole(png(mask, 8, 0, exif)))
+    turned = np.rot90(ids(0), {3: 2, 6: -1}[orientation])
+    np.testing.assert_array_equal(labels(tmp_path)["a"], turned)
+
+
+def test_a_mask_of_the_same_length_is_scanned_again(tmp_path):
+    data = make_folder(tmp_path, {"a": ids(0), "b": ids(1)})
+    path = tmp_path / "masks" / "a.png"
+    path.write_bytes(whole(png(ids(0)[:, :, None], 8, 0, chunk(b"tEXt", b"a\0b"))))
+    before = datasets.scan_folder(data)
+    length = path.stat().st_size
+    other = np.roll(ids(0), 1, axis=1)
+    other[0, :3] = 1
+    for padding in range(40):  # bytes of a comment, until the lengths are equal
+        comment = chunk(b"tEXt", b"a\0" + bytes(padding))
+        content = whole(png(other[:, :, None], 8, 0, comment))
+        if len(content) == length:
+            break
+    assert len(content) == length
+    stat = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    after = datasets.scan_folder(data)
+    counts = [sum(found.pixels.values()).tolist() for found in (before, after)]
+    assert counts[0] != counts[1]
 
 
 # Counts that are kept

@@ -146,6 +146,12 @@ def test_orientation(tmp_path, kind, orientation):
     assert_read(path, buffer.getvalue(), expected, gray=False, tolerance=tolerance)
 
 
+def test_an_orientation_of_another_type_does_not_count(tmp_path):
+    long = exif(6).replace(struct.pack("<HH", 274, 3), struct.pack("<HH", 274, 4))
+    data = whole(png(noise(3), 8, 2, chunk(b"eXIf", long)))
+    assert_read(tmp_path / "a", data, noise(3), gray=False)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_the_orientation_of_xmp_does_not_count(tmp_path, kind):
     path, buffer = tmp_path / "a", io.BytesIO()
@@ -403,6 +409,26 @@ def test_windows_of_other_tiffs_are_decoded(tmp_path, options):
     image = images.decode_image(path, 1)
     assert size == image.shape[:2] == images.image_header(path)[0]
     np.testing.assert_array_equal(read(np.s_[:], np.s_[:]), image)
+
+
+def test_strips_in_another_order_are_not_mapped(tmp_path):
+    values, path = noise(1)[:20], tmp_path / "image.tif"
+    data = bytearray(tiff_bytes(values, rowsperstrip=5))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tag = file.pages[0].tags["StripOffsets"]
+        first, second, *_ = offsets = tag.value
+        at = tag.valueoffset
+    size = second - first
+    data[first : first + 2 * size] = (
+        data[second : second + size] + data[first : first + size]
+    )
+    width = "<I" if tag.dtype == 4 else "<H"
+    for i, offset in enumerate((second, first, *offsets[2:])):
+        struct.pack_into(width, data, at + i * struct.calcsize(width), offset)
+    path.write_bytes(data)
+    np.testing.assert_array_equal(images.decode_image(path, 1), values)
+    size, read = windows.open_windows(path, 1)
+    np.testing.assert_array_equal(read(np.s_[:], np.s_[:]), values)
 
 
 # Claims

@@ -117,5 +117,15 @@ def test_list_images(tmp_path):
     assert found("**/*") == ["a.JPG", "b.png", "sub/e.tif", "x[1].png"]
     assert found("x[1].png") == ["x[1].png"]
     assert found("sub", "b.png", "*.png") == ["sub/e.tif", "b.png", "x[1].png"]
+    # What is in a folder or glob but no image is returned, too, unless it is named.
+    for name in ("Thumbs.db", "photo.heic", "sub/f.webp"):
+        (tmp_path / name).write_bytes(b"")
+    listing = images.list_images([tmp_path, tmp_path / "sub", f"{tmp_path}/*"])
+    assert [Path(path).name for path in listing.skipped] == ["c.txt", "photo.heic"]
+    assert str(tmp_path / "sub/f.webp") in listing.images
+    listing = images.list_images([tmp_path, tmp_path / "c.txt"])
+    assert str(tmp_path / "c.txt") in listing.images
+    assert [Path(path).name for path in listing.skipped] == ["photo.heic"]
+    assert "(c.txt is not read)" in error_of(found, "c*")
     for nothing in ("none.png", "*.bmp", "none"):
         assert nothing in error_of(found, nothing)
