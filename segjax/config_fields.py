@@ -344,6 +344,21 @@ def check(address: str, field: Field, value: Any) -> None:
         raise UserError(f"{address} is {value!r}; expected {field.range.expected}")
 
 
+def help_text() -> str:
+    """All fields as the text of ``--help``, a line each, as they are set."""
+    lines = ["Fields of the config (those of --config.model: see segjax/models/):"]
+    lines += [
+        f"  --config.{name}={_as_flag(field.default)}  {field.meaning} "
+        f"({field.range.expected})"
+        for name, field in flatten().items()
+    ]
+    return "\n".join(lines)
+
+
+def _as_flag(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def table() -> str:
     """All fields as a Markdown document, docs/config.md."""
     lines = [_HEAD]

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from segjax import errors
+from segjax import config_fields, errors
 from segjax.errors import UserError
 
 
@@ -31,7 +31,10 @@ def parse(argv: Sequence[str], *, positional: bool, common_flags: str) -> list[s
     if wants_help(argv):
         for flag in flags.FLAGS.flags_by_module_dict()[common_flags]:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+        app.usage(shorthelp=True, writeto_stdout=True)
+        if "config" in flags.FLAGS:
+            print(config_fields.help_text())
+        sys.exit(0)
     if path := flag_value("config"):
         check_overrides(_run_config_file(path))
     try:
