@@ -4,13 +4,18 @@
     python -m experiments.evaluate --workdir /tmp/run --split test --checkpoint latest
     python -m experiments.evaluate --workdir /tmp/run --config.data.root=/other/folder
     python -m experiments.evaluate --workdir /tmp/run --crf=deeplab_v1 --trimap
+    python -m experiments.evaluate --workdir /tmp/run --window=473 --flip \\
+        --scales=0.75,1,1.25 --ensemble=/tmp/run2
 
 Prints pixel accuracy, mean accuracy, mIoU and frequency-weighted IoU (one confusion
 matrix over all images; segjax/metrics.py defines them) with a table per class, beside
 the baseline of always answering the most frequent class.  Writes them as
 evaluation/SPLIT.json with SPLIT_confusion.png and pictures into the workdir or into
 --output.
---config.* overrides fields of the run's own config.
+--config.* overrides fields of the run's own config.  The images are predicted as
+experiments.predict would: --tile, --window, --stride, --scales, --flip, --ensemble (or
+more workdirs as arguments) and --checkpoint mean the same.  With config.data.resize
+images and labels are resized first, and the scores are those of the resized labels.
 
 --crf adds the same scores after a fully connected CRF: "config" takes the fields
 config.crf, FILE.json what experiments.tune_crf has found, other names published
@@ -18,8 +23,7 @@ parameters (docs/crf.md).  --trimap adds the scores within 1 to 40 pixels of the
 boundaries of the true labels, as a curve and as numbers.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,108 +31,138 @@ import jax
 import numpy as np
 import tqdm
 from absl import flags
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments.shared import cli, evaluation, predict_flags
+from segjax import compilation, evaluators, files, inference, metrics, sharding, viz
 from segjax import config as config_lib
-from segjax import evaluators, inference, metrics, sharding, viz
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
-from segjax.inference.trained import load_model
 from segjax.ops import mean_field
 
-NAMES = ("pixel_accuracy", "mean_accuracy", "miou", "fwiou")
 TRIMAP_RADIUS = 40  # pixels, as in DeepLab
 
 
 def evaluate(
     config: ConfigDict,
     workdir: Path,
-    which: str = "best",
+    *,
+    checkpoint: str = "best",
     split: str = "",
     output: Path | None = None,
+    options: inference.PredictOptions | None = None,
+    ensemble: Sequence[str] = (),
     crf: str = "",
     trimap: bool = False,
 ) -> dict:
-    """Evaluates a checkpoint of ``workdir``, writes the results and returns them."""
+    """Evaluates the checkpoints, writes the results and returns them."""
     config_lib.check(config)
     settings = predict_flags.crf_settings(config, crf)
     split = split or config.data.eval_split
     output = output or workdir / "evaluation"
     source, info = datasets.load(config.data, split)
-    trained = workdir_lib.read_dataset(workdir)
-    workdir_lib.check_same_classes(trained, info)
+    workdir_lib.check_same_classes(workdir_lib.read_dataset(workdir), info)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()
-    model, variables, step = load_model(config, workdir, info, which, mesh)
-    cli.make_folder(output)
-    radius = TRIMAP_RADIUS if trimap else 0
-    eval_step = _make_eval_step(
-        config, model, settings, len(info.classes), radius, mesh
+    segmenter = inference.load(
+        workdir,
+        *ensemble,
+        checkpoint=checkpoint,
+        options=options,
+        config=config,
+        mesh=mesh,
     )
-    batches = evaluation.eval_batches(config, source, info.channels)
-    sizes = source.sizes
-    total = len(pipeline.eval_plan(sizes, config.eval_batch_size))
+    cli.make_folder(output)
+    eval_step = _make_eval_step(
+        segmenter, settings, radius=TRIMAP_RADIUS if trimap else 0
+    )
     bar = tqdm.tqdm(
-        batches,
-        total=total,
+        evaluation.eval_batches(config, source, info.channels),
+        total=len(pipeline.eval_plan(source.sizes, config.eval_batch_size)),
         desc=f"evaluate {split}",
         unit="batch",
         disable=jax.process_index() > 0,
     )
-    h, shown = evaluators.evaluate(eval_step, variables, bar, mesh, config.eval_images)
+    h, shown = evaluators.evaluate(
+        eval_step, segmenter.variables, bar, mesh, config.eval_images
+    )
     baseline = metrics.majority_baseline(h[0, -1])
     results = {
         "dataset": info.name,
         "split": split,
         "images": len(source),
-        "image_size": sorted(set(sizes))[:4],
-        "step": step,
-        "majority_baseline": {name: baseline[name] for name in NAMES},
+        "image_size": sorted(set(source.sizes))[:4],
+        "step": segmenter.steps[0],
+        "models": [
+            {"path": str(path), "step": step}
+            for path, step in zip((workdir, *ensemble), segmenter.steps)
+        ],
+        "options": segmenter.options._asdict(),
+        "majority_baseline": {name: baseline[name] for name in metrics.SCORES},
     } | _results(h[0], info)
-    curves, captions = {"model": results.get("trimap")}, ["image", "truth", "model"]
     if settings:
         results["crf"] = {"settings": settings._asdict()} | _results(h[1], info)
-        curves["with CRF"] = results["crf"].get("trimap")
-        captions += ["with CRF"]
     if jax.process_index() == 0:
-        (output / f"{split}.json").write_text(json.dumps(results, indent=1) + "\n")
-        (output / f"{split}_confusion.png").write_bytes(
-            viz.confusion_figure(h[-1, -1], info.classes)
-        )
-        if trimap:
-            (output / f"{split}_trimap.png").write_bytes(viz.trimap_figure(curves))
-        for i, example in enumerate(shown):
-            picture = viz.panel(
-                example["image"],
-                example["label"],
-                example["prediction"],
-                info.palette,
-                captions,
-            )
-            cv2.imwrite(str(output / f"{split}_{i}.png"), picture[..., ::-1])
+        _write(output, split, h=h, results=results, shown=shown, info=info)
     return results
 
 
-def _make_eval_step(
-    config: ConfigDict,
-    model: nn.Module,
-    settings: mean_field.Settings | None,
-    classes: int,
-    radius: int,
-    mesh: jax.sharding.Mesh,
-) -> Callable:
-    """Like ``evaluation.make_eval_step``, of the predictions without and with a CRF."""
-    places = sharding.replicated(mesh), sharding.split(mesh)
-    predict = jax.jit(evaluation.make_predictor(config, model), out_shardings=places[1])
-    score = jax.jit(evaluators.make_score(classes, radius), out_shardings=places)
+def _write(
+    output: Path,
+    split: str,
+    *,
+    h: np.ndarray,
+    results: dict,
+    shown: Sequence[dict],
+    info: datasets.Dataset,
+) -> None:
+    """Writes results, confusion matrix, curves and pictures."""
+    columns = {"model": results}
+    if "crf" in results:
+        columns["with CRF"] = results["crf"]
+    files.write_json(output / f"{split}.json", results)
+    figures = {"confusion": viz.confusion_figure(h[-1, -1], info.classes)}
+    if "trimap" in results:
+        curves = {name: column["trimap"] for name, column in columns.items()}
+        figures["trimap"] = viz.trimap_figure(curves)
+    for name, png in figures.items():
+        with files.atomic_write(output / f"{split}_{name}.png") as partial:
+            partial.write_bytes(png)
+    for i, example in enumerate(shown):
+        picture = viz.panel(
+            example["image"],
+            example["label"],
+            example["prediction"],
+            info.palette,
+            ["image", "truth", *columns],
+        )
+        cv2.imwrite(str(output / f"{split}_{i}.png"), picture[..., ::-1])
 
-    def step(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-        found = [predict(variables, batch["image"])]
-        if settings:
-            found.append(inference.refine(*found, batch["image"], settings, mesh))
-        return score(batch["label"], *found)
+
+def _make_eval_step(
+    segmenter: inference.Segmenter,
+    crf: mean_field.Settings | None,
+    *,
+    radius: int,
+) -> Callable:
+    """Like ``evaluation.make_eval_step``, for predictions without and with a CRF."""
+    mesh = segmenter.mesh
+    split = sharding.split(mesh)
+    predictor = inference.compose(segmenter.models, segmenter.options)
+    predictor = compilation.precision(segmenter.precision)(predictor)
+    predict = jax.jit(predictor, out_shardings=split)
+    score = jax.jit(
+        evaluators.make_score(len(segmenter.info.classes), radius),
+        out_shardings=(sharding.replicated(mesh), split),
+    )
+
+    def step(variables: tuple, batch: dict) -> tuple[jax.Array, jax.Array]:
+        columns = [predict(variables, batch["image"])]
+        if crf:
+            columns.append(
+                inference.refine(*columns, batch["image"], settings=crf, mesh=mesh)
+            )
+        return score(batch["label"], *columns)
 
     return step
 
@@ -137,20 +171,16 @@ def _results(h: np.ndarray, info: datasets.Dataset) -> dict:
     """Scores of the confusion matrices of ``metrics.band_confusion``."""
     scores, bands = metrics.scores(h[-1]), [metrics.scores(band) for band in h[:-1]]
     results = {
-        "scores": {name: scores[name] for name in NAMES},
+        "scores": {name: scores[name] for name in metrics.SCORES},
         "classes": {
-            name: {
-                "iou": _number(scores["iou"][i]),
-                "accuracy": _number(scores["accuracy"][i]),
-                "frequency": _number(scores["frequency"][i]),
-            }
+            name: {key: _number(scores[key][i]) for key in metrics.PER_CLASS}
             for i, name in enumerate(info.classes)
         },
         "confusion": h[-1].tolist(),
     }
     if bands:
         results["trimap"] = {"radius": list(range(1, len(h)))} | {
-            name: [_number(band[name]) for band in bands] for name in NAMES
+            name: [_number(band[name]) for band in bands] for name in metrics.SCORES
         }
     return results
 
@@ -163,32 +193,37 @@ def _number(value: float) -> float | None:
 def table(results: dict) -> str:
     """The results as aligned text."""
 
-    def cell(value: float | None) -> str:
+    def percent(value: float | None) -> str:
         return f"{'-':>9}" if value is None else f"{100 * value:9.2f}"
 
     crf = results.get("crf", {})
     rows = {"model": results["scores"], "with CRF": crf.get("scores")}
     rows["majority class"] = results["majority_baseline"]
     width = max(len(name) for name in [*results["classes"], *rows])
-    lines = [f"{'class':{width}}      IoU  accuracy frequency"]
+    titles = {"iou": "IoU"}
+    head = [f"{titles.get(name, name):>9}" for name in metrics.PER_CLASS]
+    lines = [f"{'class':{width}}" + " ".join(head)]
     lines[0] += "  with CRF    change" if crf else ""
     for name, row in results["classes"].items():
-        cells = [cell(row[key]) for key in ("iou", "accuracy", "frequency")]
+        columns = [percent(row[key]) for key in metrics.PER_CLASS]
         if crf:
             after = crf["classes"][name]["iou"]
             both = None not in (after, row["iou"])
-            cells += [cell(after), cell(after - row["iou"] if both else None)]
-        lines.append(f"{name:{width}}" + " ".join(cells))
-    lines += ["", " " * width + "pixel acc  mean acc      mIoU    fw IoU"]
+            columns += [percent(after), percent(after - row["iou"] if both else None)]
+        lines.append(f"{name:{width}}" + " ".join(columns))
+    head = [f"{score.title:>9}" for score in metrics.SCORES.values()]
+    lines += ["", " " * width + " ".join(head)]
     for name, row in rows.items():
         if row:
-            lines.append(f"{name:{width}}" + " ".join(cell(row[n]) for n in NAMES))
+            lines.append(
+                f"{name:{width}}" + " ".join(percent(row[n]) for n in metrics.SCORES)
+            )
     if trimap := results.get("trimap"):
         lines += ["", "mIoU near boundaries" + ("      model  with CRF" if crf else "")]
         for i in (0, 4, 9, 19, 39):
             curves = [trimap, crf["trimap"]] if crf else [trimap]
-            cells = [cell(curve["miou"][i]) for curve in curves]
-            lines.append(f"  within {i + 1:2} px       " + " ".join(cells))
+            columns = [percent(curve["miou"][i]) for curve in curves]
+            lines.append(f"  within {i + 1:2} px       " + " ".join(columns))
     sizes = ", ".join(f"{h}x{w}" for h, w in results["image_size"])
     lines.append(
         f"{results['images']} images of {results['dataset']}/{results['split']} "
@@ -198,19 +233,22 @@ def table(results: dict) -> str:
 
 
 def main(argv) -> None:
-    del argv
-    cli.start()
     values = flags.FLAGS
+    options = predict_flags.options(values.config)
+    ensemble = predict_flags.ensemble(argv[1:])
+    cli.start()
     workdir = Path(values.workdir).expanduser().absolute()
     output = Path(values.output).expanduser() if values.output else None
     results = evaluate(
         values.config,
         workdir,
-        values.checkpoint,
-        values.split,
-        output,
-        values.crf,
-        values.trimap,
+        checkpoint=values.checkpoint,
+        split=values.split,
+        output=output,
+        options=options,
+        ensemble=ensemble,
+        crf=values.crf,
+        trimap=values.trimap,
     )
     if jax.process_index() == 0:
         print(table(results))
@@ -219,9 +257,9 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     cli.define_workdir_config()
-    flags.DEFINE_string("checkpoint", "best", "'best', 'latest' or a step.")
     flags.DEFINE_string("split", "", "Of the dataset; '': config.data.eval_split.")
     flags.DEFINE_string("output", "", "Folder; '': WORKDIR/evaluation.")
-    flags.DEFINE_string("crf", "", predict_flags.CRF_HELP)
+    predict_flags.define()
+    flags.adopt_module_key_flags(predict_flags)  # for --help
     flags.DEFINE_bool("trimap", False, "Also score bands around label boundaries.")
-    cli.run(main)
+    cli.run(main, positional=True)

@@ -8,54 +8,54 @@ OUTPUT gets
     program_HxW.jax  a program per size, for --platforms (jax.export); the sizes are
                      --sizes, or those that suit the images named
     weights.npz      its arrays, by name
-    metadata.json    classes, palette, input, outputs, sizes, versions
+    metadata.json    classes, palette, input, outputs, sizes, versions, checksums
     load.py          runs them, with jax and numpy only: load()([image]) -> [labels]
     flatbuffers.zip  the package of that name, by which jax.export reads programs
 
-Images smaller than a program are mirrored to its size.  The batch is free where the
+Images smaller than a program are mirrored to its size.  For a model trained at
+config.data.resize there is one program, of that size, and load.py resizes images of any
+size to it and the results back.  The batch is free where the
 model permits, otherwise --config.eval_batch_size.  --tile, --window, --scales, --flip
 and --ensemble are as in experiments.predict.  At the end the files are loaded and
 compared with the model; exit code 2 if they disagree, or for bad flags.
 """
 
-import importlib.metadata
 import importlib.util
 import json
 import math
 import re
-import shutil
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.export
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.shared import cli, exported_loader, predict_flags, provenance
+from experiments.shared import cli, export_programs, predict_flags
 from segjax import config as config_lib
 from segjax import inference
 from segjax.data import batching
 from segjax.data import images as image_files
 from segjax.errors import UserError
-from segjax.files import atomic_write
-from segjax.inference import predictor, trained
+from segjax.inference import collection
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-3
-"""Of probabilities; programs of the same source may round differently."""
+"""Largest difference of probabilities; compilers may round differently."""
+RESIZED_AGREEMENT = 0.99
+"""Share of equal labels where the loader resizes by itself, to the same gray levels
+but for rounding."""
 
 
 def export(
     config: ConfigDict,
     workdir: Path,
+    *,
     output: Path,
-    sizes: Sequence[tuple[int, int]],
-    which: str = "best",
+    sizes: Sequence[tuple[int, int]] = (),
+    checkpoint: str = "best",
     ensemble: Sequence[str] = (),
-    method: inference.Method | None = None,
+    options: inference.PredictOptions | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> dict:
     """Writes the programs of ``sizes``, compares them, returns the metadata.
@@ -67,127 +67,43 @@ def export(
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f"--platforms: unknown {platform!r}; known: {PLATFORMS}")
+    resize = tuple(config.data.resize)
+    if any(resize):
+        if set(sizes) - {resize}:
+            raise UserError(
+                f"--sizes: the model was trained at --config.data.resize={resize}, to "
+                "which load.py resizes images of any size: leave sizes and images out, "
+                "or give --config.data.resize=0,0"
+            )
+        sizes = [resize]
     if not sizes:
         raise UserError("no sizes: give --sizes=HEIGHTxWIDTH,.. or name images")
-    model = inference.load(
-        workdir, *ensemble, checkpoint=which, config=config, method=method
+    segmenter = inference.load(
+        workdir, *ensemble, checkpoint=checkpoint, config=config, options=options
     )
     cli.make_folder(output)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-    ]
-    weights = {name: np.asarray(leaf) for name, (_, leaf) in zip(names, leaves)}
-    predict = inference.compose(model.models, model.method)
-
-    def run(weights: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        variables = tree.unflatten([weights[name] for name in names])
-        probabilities = predict(variables, images)
-        return predictor.most_probable(probabilities), probabilities
-
-    rows = []
-    for height, width in sorted(set(sizes), key=math.prod):
-        cli.log(f"{height}x{width} for {', '.join(platforms)} ...")
-        shape = height, width, model.info.channels
-        program, batch = _export(run, weights, shape, model.batch, platforms)
-        file = f"program_{height}x{width}.jax"
-        data = program.serialize()
-        with atomic_write(output / file) as partial:
-            partial.write_bytes(data)
-        rows.append(
-            {
-                "file": file,
-                "height": height,
-                "width": width,
-                "batch": batch,
-                "bytes": len(data),
-                "platforms": list(program.platforms),
-            }
-        )
-    with (
-        atomic_write(output / "weights.npz") as partial,
-        open(partial, "wb") as file,
-    ):
-        np.savez(file, **weights)
-    shutil.copyfile(exported_loader.__file__, output / "load.py")
-    _bundle("flatbuffers", output / "flatbuffers.zip")
-    facts = _metadata(model, config, rows)
-    with atomic_write(output / "metadata.json") as partial:
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
-    facts["check"] = check(model, output)
-    with atomic_write(output / "metadata.json") as partial:
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
+    rows = export_programs.write_programs(
+        segmenter, output, sizes=sizes, platforms=platforms
+    )
+    export_programs.write_loader(output)
+    facts = export_programs.metadata(segmenter, config.model_name, rows)
+    export_programs.write_metadata(output, facts)
+    facts["check"] = check(segmenter, output)
+    export_programs.write_metadata(output, facts)
     return facts
 
 
-def _export(
-    run, weights: dict, shape: tuple, batch: int, platforms: Sequence[str]
-) -> tuple[jax.export.Exported, int]:
-    """The program and its batch; 0: any."""
-    arrays = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in weights.items()}
-    exporter = jax.export.export(jax.jit(run), platforms=platforms)
-    (free,) = jax.export.symbolic_shape("batch")
-    try:
-        images = jax.ShapeDtypeStruct((free, *shape), np.uint8)
-        return exporter(arrays, images), 0
-    except UserError:
-        raise
-    except Exception as error:  # shapes that need a number fail in many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        cli.log(f"the batch is fixed to {batch}: {reason[:150]}")
-    images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
-    return exporter(arrays, images), batch
-
-
-def _bundle(package: str, path: Path) -> None:
-    """An importable zip of an installed package of pure Python, with its licence."""
-    found = importlib.metadata.distribution(package)
-    with (
-        atomic_write(path) as partial,
-        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        for file in found.files:
-            if file.suffix != ".pyc" and ".." not in file.parts:
-                archive.write(file.locate(), str(file))
-
-
-def _metadata(model: trained.Trained, config: ConfigDict, rows: list[dict]) -> dict:
-    channels, classes = model.info.channels, len(model.info.classes)
-    label = np.dtype(predictor.label_type(classes)).name
-    return {
-        "model": config.model_name,
-        "checkpoint_steps": model.steps,
-        "dataset": model.info.name,
-        "classes": model.info.classes,
-        "palette": np.asarray(model.info.palette).tolist(),
-        "channels": channels,
-        "input": {
-            "weights": "dict of the arrays in weights.npz",
-            "images": f"uint8 [batch, height, width, {channels}], "
-            + ("RGB" if channels == 3 else "gray")
-            + ", 0..255; normalized inside the program",
-        },
-        "outputs": [
-            f"labels: {label} [batch, height, width]",
-            f"probabilities: float32 [batch, height, width, {classes}]",
-        ],
-        "method": model.method._asdict(),
-        "programs": rows,
-        "versions": provenance.versions(),
-    }
-
-
-def check(model: trained.Trained, output: Path) -> dict:
+def check(segmenter: inference.Segmenter, output: Path) -> dict:
     """Compares load.py of a folder with the model, on noise of every size.
 
-    Also of a smaller size, which both mirror.
+    Also of a smaller size, which both mirror, or resize.
 
     Returns:
       The number of pixels, of labels that differ, and the largest difference of the
       probabilities.
 
     Raises:
-      UserError: the files do not say what the model says.
+      UserError: the files do not predict what the model does.
     """
     spec = importlib.util.spec_from_file_location("exported", output / "load.py")
     module = importlib.util.module_from_spec(spec)
@@ -195,29 +111,41 @@ def check(model: trained.Trained, output: Path) -> dict:
     facts = json.loads((output / "metadata.json").read_text())
     predict, rng = module.load(output), np.random.default_rng(0)
     result = {"pixels": 0, "different_labels": 0, "max_difference": 0.0}
+
+    def noise(height: int, width: int) -> np.ndarray:
+        shape = height // 8 + 1, width // 8 + 1, facts["channels"]
+        coarse = rng.integers(0, 256, shape)
+        return coarse.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
+
     for row in facts["programs"]:
         size = row["height"], row["width"]
-        bucket = batching.Bucket(size, model.mesh.size, [])
-        run = trained.program(model, (model.mesh.size, *size), ("labels", "scores"))
+        group = batching.BatchGroup(size, segmenter.mesh.size, [])
+        outputs = "labels", "scores"
+        run = segmenter.executable((segmenter.mesh.size, *size), outputs=outputs)
         smaller = tuple(max(side - 1, 1) for side in size)
-        for h, w in (size, smaller):
-            coarse = rng.integers(0, 256, (h // 8 + 1, w // 8 + 1, facts["channels"]))
-            image = coarse.repeat(8, 0).repeat(8, 1)[:h, :w].astype(np.uint8)
-            found = run(trained.stack([image], bucket))
-            label, scores = (np.asarray(found[k])[0] for k in ("labels", "scores"))
-            other = predict([image], probabilities=True)[0]
-            difference = np.abs(scores[:h, :w] - other).max()
+        for h, w in [size] if facts["resize"] else [size, smaller]:
+            image = noise(h, w)
+            arrays = run(collection.stack([image], group))
+            label, scores = (np.asarray(arrays[k])[0, :h, :w] for k in outputs)
+            (other,) = predict([image], probabilities=True)
+            difference = float(np.abs(scores - other).max())
             result["pixels"] += h * w
-            result["different_labels"] += int(
-                (predict([image])[0] != label[:h, :w]).sum()
-            )
-            result["max_difference"] = max(result["max_difference"], float(difference))
+            result["different_labels"] += int((predict([image])[0] != label).sum())
+            result["max_difference"] = max(result["max_difference"], difference)
     if not result["max_difference"] < TOLERANCE:
         raise UserError(
             f"{output}: probabilities of the exported programs differ by "
             f"{result['max_difference']:.1e} from the model's, expected below "
             f"{TOLERANCE}"
         )
+    if facts["resize"]:
+        image = noise(*(2 * side - 1 for side in facts["resize"]))
+        same = (predict([image])[0] == segmenter.predict([image])[0]).mean()
+        if not same > RESIZED_AGREEMENT:
+            raise UserError(
+                f"{output}: {1 - same:.1%} of the labels of a resized image differ "
+                f"from the model's, expected at most {1 - RESIZED_AGREEMENT:.0%}"
+            )
     return result
 
 
@@ -231,34 +159,36 @@ def parse_sizes(values: Sequence[str]) -> list[tuple[int, int]]:
 
 def main(argv) -> int:
     values = flags.FLAGS
-    method = predict_flags.method(values.config)
+    options = predict_flags.options(values.config)
+    if not 0 <= values.padding < math.inf:
+        raise UserError(f"--padding={values.padding}: expected a number of 0 or more")
     sizes = parse_sizes(values.sizes)
     if argv[1:]:
         files = image_files.list_images(argv[1:]).images
-        found = [image_files.image_header(file)[0] for file in files]
-        sizes += batching.frames(found, values.padding).values()
+        headers = [image_files.image_header(file)[0] for file in files]
+        sizes += batching.padded_shapes(headers, values.padding).values()
     cli.start()
     output = Path(values.output).expanduser().absolute()
     facts = export(
         values.config,
         Path(values.workdir).expanduser().absolute(),
-        output,
-        sizes,
-        values.checkpoint,
-        values.ensemble,
-        method,
-        values.platforms,
+        output=output,
+        sizes=sizes,
+        checkpoint=values.checkpoint,
+        ensemble=values.ensemble,
+        options=options,
+        platforms=values.platforms,
     )
     for row in facts["programs"]:
         print(
             f"{row['file']}  {row['bytes']:,} bytes, batch "
             f"{row['batch'] or 'free'}, {', '.join(row['platforms'])}"
         )
-    found = facts["check"]
+    checked = facts["check"]
     print(
-        f"loaded and compared on {found['pixels']} pixels: "
-        f"{found['different_labels']} labels differ, probabilities by at most "
-        f"{found['max_difference']:.1e}; written to {output}"
+        f"loaded and compared on {checked['pixels']} pixels: "
+        f"{checked['different_labels']} labels differ, probabilities by at most "
+        f"{checked['max_difference']:.1e}; written to {output}"
     )
     return 0
 
@@ -271,6 +201,6 @@ if __name__ == "__main__":
         "padding", batching.PADDING, "Of sizes chosen from images: see predict."
     )
     flags.DEFINE_list("platforms", list(PLATFORMS), "To run on.")
-    predict_flags.define()
+    predict_flags.define(crf=False)
     flags.adopt_module_key_flags(predict_flags)  # for --help
     cli.run(main, positional=True)

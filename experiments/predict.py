@@ -22,7 +22,8 @@ be read is named and left out, and all others are done: exit code 1 then, 0 if e
 image was segmented, 2 for bad flags.
 """
 
-import json
+import collections
+import concurrent.futures
 import math
 import sys
 import time
@@ -39,122 +40,84 @@ from experiments.shared import (
     cli,
     predict_flags,
     prediction_files,
-    prediction_run,
+    prediction_folder,
     provenance,
 )
-from segjax import compilation, inference
+from segjax import compilation, files, inference
 from segjax import config as config_lib
-from segjax.data import batching, windows
+from segjax.data import batching
 from segjax.data import images as image_files
 from segjax.errors import UserError
-from segjax.files import atomic_write
-from segjax.inference import tiles, trained
+from segjax.inference import collection, trained
 
 
 def predict(
     config: ConfigDict,
     workdir: Path,
+    *,
     paths: Sequence[str],
     output: Path,
-    which: str = "best",
+    checkpoint: str = "best",
     crf: str = "",
     outputs: Sequence[str] = ("labels", "overlays"),
     ensemble: Sequence[str] = (),
-    method: inference.Method | None = None,
+    options: inference.PredictOptions | None = None,
     padding: float = batching.PADDING,
-    max_pixels: int = trained.MAX_PIXELS,
+    max_pixels: int = collection.MAX_PIXELS,
     overwrite: bool = False,
 ) -> dict:
     """Segments ``paths``, writes the results and returns the summary."""
     config_lib.check(config)
     settings = predict_flags.crf_settings(config, crf)
-    if padding < 0 or max_pixels < 1:
-        raise UserError("--padding must be 0 or more, --max_pixels 1 or more")
-    # a.png and ./a.png are one image.
-    listed = image_files.list_images(paths).images
-    files = list({Path(file).absolute(): file for file in listed}.values())
-    names = prediction_files.output_names(files)
-    model = inference.load(
-        workdir, *ensemble, checkpoint=which, config=config, method=method
+    collection.check_limits(padding, max_pixels)
+    paths = _list_images(paths, output)
+    names = prediction_files.output_names(paths)
+    segmenter = inference.load(
+        workdir,
+        *ensemble,
+        checkpoint=checkpoint,
+        config=config,
+        options=options,
+        crf=settings,
     )
-    prediction_files.check_outputs(outputs, len(model.info.classes))
+    prediction_files.check_outputs(outputs, len(segmenter.info.classes))
     process = jax.process_index(), jax.process_count()
-    results = prediction_files.open_results(
+    results = prediction_folder.open_folder(
         output,
         outputs,
-        model.info,
-        {
-            "checkpoints": [
-                {"step": step, "weights": trained.fingerprint(variables)}
-                for step, variables in zip(model.steps, model.variables)
-            ],
-            # Overrides of it change predictions, too.
-            "model": [config.model_name, config.model.to_dict()],
-            "method": model.method._asdict(),
-            "crf": settings._asdict() if settings else None,
-            "padding": padding,
-            "max_pixels": max_pixels,
-        },
-        overwrite,
-        process,
+        info=segmenter.info,
+        settings=_settings(config, segmenter, padding=padding, max_pixels=max_pixels),
+        overwrite=overwrite,
+        process=process,
     )
-    # Every process works alone, on its share of the files and its own devices.
-    files = files[process[0] :: process[1]]
-    done = {f for f in files if prediction_files.is_done(results, names[f], f)}
-    failures, sizes = {}, {}
-    for file in files:
-        if file not in done:
-            try:
-                sizes[file] = image_files.image_header(file)[0]
-            except UserError as error:
-                failures[file] = str(error)
-    large = [file for file, (h, w) in sizes.items() if h * w > max_pixels]
-    small = [file for file, (h, w) in sizes.items() if h * w <= max_pixels]
-    done_sizes = [results.done[names[file]]["size"] for file in files if file in done]
-    plan = batching.plan(
-        [sizes[file] for file in small],
-        model.batch,
-        padding,
-        model.mesh.size,
-        max_pixels,
-        [(h, w) for h, w in done_sizes if h * w <= max_pixels],
+    # Every process works alone, on its share of the images and its own devices.
+    paths = paths[process[0] :: process[1]]
+    done = [p for p in paths if prediction_folder.is_done(results, names[p], p)]
+    remaining = [path for path in paths if path not in set(done)]
+    plan = collection.plan(
+        segmenter,
+        remaining,
+        padding=padding,
+        max_pixels=max_pixels,
+        finished=[results.done[names[path]]["size"] for path in done],
     )
-
-    def failed(file: str, error: UserError) -> None:
-        text = str(error)
-        failures[file] = text if file in text else f"{file}: {text}"
-
     began, compiled = time.perf_counter(), compilation.count()
-    with tqdm.tqdm(total=len(files), desc="predict", unit="image") as bar:
-        bar.update(len(done) + len(failures))
-        waited = prediction_run.predict_batches(
-            model,
-            results,
-            names,
-            small,
+    with tqdm.tqdm(total=len(paths), desc="predict", unit="image") as bar:
+        bar.update(len(done) + len(plan.errors))
+        failures, waited = run(
+            segmenter,
             plan,
-            settings,
-            config.threads,
-            failed,
-            bar.update,
+            results=results,
+            names=names,
+            threads=config.threads,
+            bar=bar,
         )
-        for file in large:
-            version = prediction_files.version_of(file)
-            try:
-                size, read = _open_large(model, file, sizes[file], bool(settings))
-            except UserError as error:
-                failed(file, error)
-            else:
-                prediction_run.predict_large(
-                    model, results, names[file], file, version, read, size, max_pixels
-                )
-            bar.update()
     seconds, compiled = time.perf_counter() - began, compilation.count() - compiled
-    ours = len(model.programs) * (2 if settings else 1)
-    written = [file for file in sizes if file not in failures]
-    pixels = sum(math.prod(sizes[file]) for file in written)
+    expected = len(segmenter.executables) * (2 if settings else 1)
+    written = [i for i in plan.sizes if remaining[i] not in failures]
+    pixels = sum(math.prod(plan.sizes[index]) for index in written)
     summary = {
-        "images": len(files),
+        "images": len(paths),
         "written": len(written),
         "already_done": len(done),
         "failures": failures,
@@ -163,54 +126,158 @@ def predict(
         "images_per_second": len(written) / max(seconds - waited, 1e-9),
         "megapixels_per_second": pixels / 1e6 / max(seconds - waited, 1e-9),
         "programs": [
-            {"shape": [bucket.rows, *bucket.frame], "batches": len(bucket.batches)}
-            for bucket in plan
+            {
+                "shape": [group.batch_size, *group.padded_shape],
+                "batches": len(group.batches),
+            }
+            for group in plan.groups
         ],
-        "in_parts": len(large),
-        "padding": _padding(plan, [sizes[file] for file in small]),
-        # The programs of a CRF follow from what the images show.
+        "in_parts": len(plan.large),
+        "padding": _padding(segmenter, plan),
+        # With a CRF, shapes depend on what the images show.
         "compiled": {
-            "programs": ours,
-            "crf" if settings else "after_warm_up": compiled - ours,
+            "programs": expected,
+            "crf" if settings else "after_warm_up": compiled - expected,
         },
         "classes": _shares(
-            results, [names[file] for file in files if file not in failures]
+            results, [names[path] for path in paths if path not in failures]
         ),
         "versions": provenance.versions(),
     }
     name = "summary.json" if process[0] == 0 else f"summary_{process[0]}.json"
-    with atomic_write(output / name) as partial:
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
+    files.write_json(output / name, summary)
     return summary
 
 
-def _open_large(
-    model: trained.Trained, file: str, size: tuple[int, int], crf: bool
-) -> tuple[tuple[int, int], windows.ReadWindow]:
-    """``windows.open_windows``, of an image that can be predicted in parts."""
-    tiles.layout(model.models, model.method, size)
-    if crf:
+def _list_images(given: Sequence[str], output: Path) -> list[str]:
+    """The images named, each once, without results of this program.
+
+    Raises:
+      UserError: no image is left.
+    """
+    listed = image_files.list_images(given).images
+    # a.png and ./a.png are one image.
+    unique = list({Path(path).absolute(): path for path in listed}.values())
+    paths = prediction_folder.without_own_outputs(unique, output)
+    if left_out := len(unique) - len(paths):
+        cli.log(f"{left_out} files left out: they are results of experiments.predict")
+    if not paths:
         raise UserError(
-            "a CRF needs the whole image: raise --max_pixels above its "
-            f"{math.prod(size)} pixels, or leave --crf out"
+            f"{given[0]}: only results of experiments.predict there, no images to "
+            "segment"
         )
-    return windows.open_windows(file, model.info.channels)
+    return paths
 
 
-def _padding(
-    plan: Sequence[batching.Bucket], sizes: Sequence[tuple[int, int]]
-) -> float:
-    """Computed pixels over those of the images, less 1: frames and empty rows."""
-    computed = sum(b.rows * math.prod(b.frame) * len(b.batches) for b in plan)
-    return computed / sum(map(math.prod, sizes)) - 1 if sizes else 0.0
+def _settings(
+    config: ConfigDict,
+    segmenter: inference.Segmenter,
+    *,
+    padding: float,
+    max_pixels: float,
+) -> dict:
+    """What the predictions depend on; the same for all of a folder."""
+    return {
+        "checkpoints": [
+            {"step": step, "weights": trained.fingerprint(variables)}
+            for step, variables in zip(segmenter.steps, segmenter.variables)
+        ],
+        # Overrides of its fields change predictions, too.
+        "model": [config.model_name, config.model.to_dict()],
+        "options": segmenter.options._asdict(),
+        "crf": segmenter.crf._asdict() if segmenter.crf else None,
+        "resize": list(segmenter.resize),
+        "precision": segmenter.precision,
+        "padding": padding,
+        "max_pixels": max_pixels,
+    }
+
+
+def run(
+    segmenter: inference.Segmenter,
+    plan: collection.Plan,
+    *,
+    results: prediction_folder.PredictionFolder,
+    names: dict[str, str],
+    threads: int,
+    bar: tqdm.tqdm | None = None,
+) -> tuple[dict[str, str], float]:
+    """Predicts a collection and writes the results, some images behind.
+
+    Returns:
+      What is wrong with the images that failed, by path, and the seconds spent waiting
+      for compilation.
+
+    Raises:
+      UserError: results cannot be written.
+    """
+    failures, waited = {}, 0.0
+    writes: collections.deque = collections.deque()
+
+    def failed(path: str, error: UserError) -> None:
+        text = str(error)
+        failures[path] = text if path in text else f"{path}: {text}"
+
+    def finish_one() -> None:
+        path, future = writes.popleft()
+        try:
+            future.result()
+        except prediction_files.NotWritable as error:
+            failed(path, error)
+
+    for index, error in plan.errors.items():
+        failed(plan.images[index], error)
+    with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
+        try:
+            for result in collection.run(
+                segmenter, plan, outputs=_arrays(results.outputs), threads=threads
+            ):
+                path = plan.images[result.index]
+                if bar is not None:
+                    bar.update()
+                if isinstance(result, collection.Failure):
+                    failed(path, result.error)
+                    continue
+                waited += result.waited
+                arguments = results, names[path], path, result
+                writes.append((path, pool.submit(prediction_folder.write, *arguments)))
+                # Writing may be slower than predicting; large images go one by one.
+                limit = 0 if result.parts else 2 * segmenter.batch_size
+                while len(writes) > limit:
+                    finish_one()
+            while writes:
+                finish_one()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return failures, waited
+
+
+def _arrays(outputs: Sequence[str]) -> tuple[str, ...]:
+    """What the devices compute for these outputs."""
+    return ("labels", "probabilities") if "probabilities" in outputs else ("labels",)
+
+
+def _padding(segmenter: inference.Segmenter, plan: collection.Plan) -> float:
+    """Computed pixels over those of the inputs, less 1: padding and empty rows."""
+    computed = sum(
+        group.batch_size * math.prod(group.padded_shape) * len(group.batches)
+        for group in plan.groups
+    )
+    inputs = sum(
+        math.prod(segmenter.input_size(plan.sizes[index]))
+        for group in plan.groups
+        for batch in group.batches
+        for index in batch
+    )
+    return computed / inputs - 1 if inputs else 0.0
 
 
 def _shares(
-    results: prediction_files.Results, names: Sequence[str]
+    results: prediction_folder.PredictionFolder, names: Sequence[str]
 ) -> dict[str, float]:
     """Share of the pixels of every class, over all images that are done."""
-    found = [results.done[name]["pixels"] for name in names if name in results.done]
-    total = np.sum(found, axis=0) if found else np.zeros(len(results.info.classes))
+    counts = [results.done[name]["pixels"] for name in names if name in results.done]
+    total = np.sum(counts, axis=0) if counts else np.zeros(len(results.info.classes))
     shares = total / max(total.sum(), 1)
     return dict(zip(results.info.classes, shares.tolist(), strict=True))
 
@@ -220,22 +287,23 @@ def main(argv) -> int:
     values = flags.FLAGS
     if not paths:
         raise UserError("no images given: name files, folders, globs or @lists")
-    method = predict_flags.method(values.config)
+    options = predict_flags.options(values.config)
+    collection.check_limits(values.padding, values.max_pixels)
     cli.start()
     output = Path(values.output).expanduser().absolute()
     summary = predict(
         values.config,
         Path(values.workdir).expanduser().absolute(),
-        paths,
-        output,
-        values.checkpoint,
-        values.crf,
-        values.outputs,
-        values.ensemble,
-        method,
-        values.padding,
-        values.max_pixels,
-        values.overwrite,
+        paths=paths,
+        output=output,
+        checkpoint=values.checkpoint,
+        crf=values.crf,
+        outputs=values.outputs,
+        ensemble=values.ensemble,
+        options=options,
+        padding=values.padding,
+        max_pixels=values.max_pixels,
+        overwrite=values.overwrite,
     )
     for message in summary["failures"].values():
         print(f"failed: {message}", file=sys.stderr)
@@ -263,18 +331,17 @@ if __name__ == "__main__":
     )
     predict_flags.define()
     flags.adopt_module_key_flags(predict_flags)  # for --help
-    flags.DEFINE_string("crf", "", predict_flags.CRF_HELP)
     flags.DEFINE_float(
         "padding",
         batching.PADDING,
-        "So many more pixels than the images have may be computed to compile fewer "
-        "programs; 0: every image at its own size.",
+        "Fraction of padding pixels that may be computed to compile fewer shapes; 0: "
+        "every image at its own size.",
     )
     flags.DEFINE_integer(
         "max_pixels",
-        trained.MAX_PIXELS,
-        "Larger images are predicted in windows or tiles; also the limit of a batch on "
-        "each device.",
+        collection.MAX_PIXELS,
+        "Maximum pixels per image, and per device and batch; larger images are "
+        "predicted in windows or tiles.",
     )
     flags.DEFINE_bool("overwrite", False, "Do again what is done already.")
     cli.run(main, positional=True)

@@ -46,7 +46,9 @@ def quickstart(config: ConfigDict, workdir: Path) -> int:
         example = source[i]
         cv2.imwrite(str(images / f"{i}.png"), example["image"][..., ::-1])
     predictions = workdir / "predictions"
-    predict.predict(config, workdir, [str(images)], predictions, overwrite=True)
+    predict.predict(
+        config, workdir, paths=[str(images)], output=predictions, overwrite=True
+    )
     cli.log("4/4 report")
     report = workdir / "report.html"
     files.write_text(report, _page(config, workdir, results, info=info, source=source))

@@ -22,8 +22,8 @@ the fields of the best one.  A search that was stopped continues with the same c
 
 import itertools
 import json
-import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,13 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.shared import cli, evaluation
+from experiments.shared import cli, evaluation, predict_flags
+from segjax import compilation, evaluators, files, inference, metrics, sharding
 from segjax import config as config_lib
-from segjax import evaluators, inference, metrics, sharding
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
 from segjax.errors import UserError
-from segjax.inference.trained import load_model
+from segjax.inference import trained
 
 # The values that are tried, of each field of a CRF.
 GRID = {
@@ -52,17 +52,21 @@ GRID = {
     "normalization": ("after",),
     "smoothness_filter": ("lattice",),
     "relaxation": (1.0,),
+    "color_order": ("rgb",),
 }
 
 
 def tune_crf(
     config: ConfigDict,
     workdir: Path,
+    *,
     output: Path,
     grid: dict[str, tuple],
     split: str = "",
     images: int = 50,
-    which: str = "best",
+    checkpoint: str = "best",
+    options: inference.PredictOptions | None = None,
+    ensemble: Sequence[str] = (),
 ) -> list[dict]:
     """Tries the combinations of ``grid`` that ``output`` does not have yet.
 
@@ -74,10 +78,19 @@ def tune_crf(
     if jax.process_count() > 1:
         raise UserError("the search works in one process: give --distributed=off")
     tried = [
-        inference.crf_settings(dict(zip(grid, values)), "the grid")
+        inference.crf_settings(dict(zip(grid, values)), "--config.crf")
         for values in itertools.product(*grid.values())
     ]
-    batches, classes = _probabilities(config, workdir, output, split, images, which)
+    batches, classes = _probabilities(
+        config,
+        workdir,
+        output=output,
+        split=split,
+        images=images,
+        checkpoint=checkpoint,
+        options=options,
+        ensemble=ensemble,
+    )
     mesh = sharding.make_mesh()
     score = jax.jit(evaluators.make_score(classes))
     rows = _read_rows(output / "results.jsonl")
@@ -89,12 +102,12 @@ def tune_crf(
             began, h = time.perf_counter(), 0
             for path in batches:
                 batch = _load(path)
-                found = np.float32(batch["probabilities"])
-                found = jax.device_put(found, sharding.split(mesh))
+                p = np.float32(batch["probabilities"])
+                p = jax.device_put(p, sharding.split(mesh))
                 if settings:
                     pixels = jax.device_put(batch["image"], sharding.split(mesh))
-                    found = inference.refine(found, pixels, settings, mesh)
-                h = h + np.asarray(score(batch["label"], found)[0][0, 0], np.int64)
+                    p = inference.refine(p, pixels, settings=settings, mesh=mesh)
+                h = h + np.asarray(score(batch["label"], p)[0][0, 0], np.int64)
                 bar.update()
             scores = metrics.scores(h)
             row = {name: scores[name] for name in ("miou", "pixel_accuracy")}
@@ -105,26 +118,61 @@ def tune_crf(
             file.flush()
     rows.sort(key=lambda row: -row["miou"])
     best = next(row["settings"] for row in rows if row["settings"])
-    _replace(output / "best.json", (json.dumps(best, indent=1) + "\n").encode())
+    files.write_json(output / "best.json", best)
     return rows
 
 
+_ROW_SCHEMA = {
+    "type": "object",
+    "required": ["miou", "pixel_accuracy", "seconds", "settings"],
+    "properties": {
+        "miou": {"type": "number"},
+        "pixel_accuracy": {"type": "number"},
+        "seconds": {"type": "number"},
+        "settings": {"type": ["object", "null"]},
+    },
+}
+
+
 def _read_rows(path: Path) -> list[dict]:
-    """The finished lines of a file; removes one that was cut off by a kill."""
-    text = path.read_text() if path.is_file() else ""
+    """The finished lines of a file; removes one that was cut off by a kill.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    what = "a search of experiments.tune_crf"
+    text = files.read_text(path, what) if path.is_file() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        _replace(path, whole.encode())
-    return [json.loads(line) for line in whole.splitlines()]
+        files.write_text(path, whole)
+    rows = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        address = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{address}: is not valid JSON ({error}); expected {what}: remove the "
+                "line"
+            ) from error
+        files.check_json(row, path=address, what=what, schema=_ROW_SCHEMA)
+        if row["settings"]:
+            settings = inference.crf_settings(row["settings"], address)
+            row["settings"] = settings._asdict()
+        rows.append(row)
+    return rows
 
 
 def _probabilities(
     config: ConfigDict,
     workdir: Path,
+    *,
     output: Path,
     split: str,
     images: int,
-    which: str,
+    checkpoint: str,
+    options: inference.PredictOptions | None,
+    ensemble: Sequence[str],
 ) -> tuple[list[Path], int]:
     """Files of batches with ``probabilities``, ``image`` and ``label``; classes K.
 
@@ -136,51 +184,63 @@ def _probabilities(
     workdir_lib.check_same_classes(workdir_lib.read_dataset(workdir), info)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()
-    model, variables, step = load_model(config, workdir, info, which, mesh)
+    segmenter = inference.load(
+        workdir,
+        *ensemble,
+        checkpoint=checkpoint,
+        options=options,
+        config=config,
+        mesh=mesh,
+    )
     source = _Subset(source, images, config.seed)
     plan = pipeline.eval_plan(source.sizes, config.eval_batch_size)
     search = {
         "workdir": str(workdir),
-        "step": step,
+        "step": segmenter.steps[0],
+        "weights": [trained.fingerprint(v) for v in segmenter.variables],
+        "model": [config.model_name, config.model.to_dict()],
+        "options": segmenter.options._asdict(),
         "data": info.name,
         "split": split,
         "images": len(source),
         "seed": config.seed,
-        "resize": list(config.data.resize),
-        "tile": config.tile,
+        "resize": list(segmenter.resize),
+        "precision": segmenter.precision,
         "eval_batch_size": config.eval_batch_size,
     }
     folder = output / "probabilities"
     cli.make_folder(folder)
     path = output / "search.json"
-    before = json.loads(path.read_text()) if path.is_file() else search
+    search = json.loads(json.dumps(search))
+    before = search
+    if path.is_file():
+        before = files.read_json(path, "what a search of experiments.tune_crf is of")
     if different := [key for key in search if before.get(key) != search[key]]:
         key = different[0]
         raise UserError(
             f"{output} has a search with {key} {before.get(key)!r}, this command has "
             f"{search[key]!r}: use another --output"
         )
-    _replace(path, (json.dumps(search, indent=1) + "\n").encode())
+    files.write_json(path, search)
 
-    files = [folder / f"{index:05}.npz" for index in range(len(plan))]
-    if not all(file.is_file() for file in files):
-        predict = jax.jit(evaluation.make_predictor(config, model))
+    paths = [folder / f"{index:05}.npz" for index in range(len(plan))]
+    if not all(file.is_file() for file in paths):
+        predictor = inference.compose(segmenter.models, segmenter.options)
+        predict = jax.jit(compilation.precision(segmenter.precision)(predictor))
         batches = evaluation.eval_batches(config, source, info.channels)
-        feed = zip(files, sharding.prefetch(batches, mesh))
+        feed = zip(paths, sharding.prefetch(batches, mesh))
         bar = tqdm.tqdm(feed, total=len(plan), desc="network", unit="batch")
         for file, (batch, on_device) in bar:
             # Half precision: relative errors of 1e-3 in p, of p near 1e-5 of 1e-2.
-            found = np.asarray(predict(variables, on_device["image"]), np.float16)
-            part = file.with_suffix(".part")
-            with part.open("wb") as handle:
+            p = np.asarray(predict(segmenter.variables, on_device["image"]), np.float16)
+            with files.atomic_write(file) as partial, partial.open("wb") as handle:
                 np.savez(
                     handle,
-                    probabilities=found,
+                    probabilities=p,
                     image=batch["image"],
                     label=batch["label"],
                 )
-            os.replace(part, file)
-    return files, len(info.classes)
+    return paths, len(info.classes)
 
 
 class _Subset:
@@ -200,15 +260,17 @@ class _Subset:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file that is never seen half written."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        with np.load(path) as arrays:
+            batch = dict(arrays)
+        if not {"probabilities", "image", "label"} <= batch.keys():
+            raise ValueError("arrays are missing")
+    except Exception as error:  # a damaged archive raises anything
+        raise UserError(
+            f"{path}: is damaged ({' '.join(str(error).split())[:100]}); remove it and "
+            "start the same command again"
+        ) from error
+    return batch
 
 
 def table(rows: list[dict]) -> str:
@@ -231,19 +293,22 @@ def table(rows: list[dict]) -> str:
 
 def main(argv) -> None:
     del argv
-    cli.start()
     values = flags.FLAGS
+    options = predict_flags.options(values.config)
+    cli.start()
     workdir = Path(values.workdir).expanduser().absolute()
     output = Path(values.output or workdir / "crf").expanduser()
     grid = {field: _values(field, getattr(values, field)) for field in GRID}
     rows = tune_crf(
         values.config,
         workdir,
-        output,
-        grid,
-        values.split,
-        values.images,
-        values.checkpoint,
+        output=output,
+        grid=grid,
+        split=values.split,
+        images=values.images,
+        checkpoint=values.checkpoint,
+        options=options,
+        ensemble=values.ensemble,
     )
     print(table(rows))
     if rows[0]["settings"] is None:
@@ -271,7 +336,8 @@ def _values(field: str, texts: list[str]) -> tuple:
 
 if __name__ == "__main__":
     cli.define_workdir_config()
-    flags.DEFINE_string("checkpoint", "best", "'best', 'latest' or a step.")
+    predict_flags.define(crf=False)
+    flags.adopt_module_key_flags(predict_flags)  # for --help
     flags.DEFINE_string("split", "", "Of the dataset; '': config.data.train_split.")
     flags.DEFINE_integer("images", 50, "How many, chosen at random.", lower_bound=1)
     flags.DEFINE_string("output", "", "Folder; '': WORKDIR/crf.")

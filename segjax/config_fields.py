@@ -240,11 +240,14 @@ _CRF: dict[str, tuple[Range, str]] = {
         "of the kernels; DeepLab: after",
     ),
     "smoothness_filter": (
-        _one_of("lattice", "separable"),
+        _one_of(*mean_field.SMOOTHNESS_FILTERS),
         "separable is exact",
     ),
     "relaxation": (_above(0, 1), "below 1 damps oscillations"),
-    "color_order": (_TEXT, "of the colors in the lattice: rgb, or caffe's order"),
+    "color_order": (
+        _one_of(*filters.COLOR_ORDERS),
+        "of the colors in the lattice; caffe: as the released CRF-RNN",
+    ),
 }
 
 FIELDS: dict[str, Any] = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import metrics, sharding
+from segjax.inference.predictors import most_probable
 
 
 def make_score(classes: int, radius: int = 0) -> Callable:
@@ -18,16 +19,16 @@ def make_score(classes: int, radius: int = 0) -> Callable:
 
     Returns:
       For n arrays of probabilities [N, H, W, K], ``confusion`` [n, radius + 1, K, K]
-      int32 and ``predictions`` [N, n, H, W] uint8.
+      int32 and ``predictions`` [N, n, H, W], uint8 (uint16 for K > 255).
     """
 
     def score(labels: jax.Array, *probabilities) -> tuple[jax.Array, jax.Array]:
-        labels_of = [jnp.argmax(p, axis=-1).astype(jnp.uint8) for p in probabilities]
+        predictions = [most_probable(p) for p in probabilities]
         confusion = [
-            metrics.band_confusion(labels, predicted, classes, radius)
-            for predicted in labels_of
+            metrics.band_confusion(labels, predicted, classes=classes, radius=radius)
+            for predicted in predictions
         ]
-        return jnp.stack(confusion), jnp.stack(labels_of, axis=1)
+        return jnp.stack(confusion), jnp.stack(predictions, axis=1)
 
     return score
 

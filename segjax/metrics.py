@@ -16,6 +16,7 @@ trimap of DeepLab (ICLR version, section 5.2), as a curve over the width of the 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def confusion(labels: jax.Array, predictions: jax.Array, classes: int) -> jax.Ar
       predictions: [N, H, W] class ids below ``classes``.
       classes: K.
     """
-    return band_confusion(labels, predictions, classes, 0)[0]
+    return band_confusion(labels, predictions, classes=classes, radius=0)[0]
 
 
 def boundary_distance(labels: jax.Array, radius: int) -> jax.Array:
@@ -77,7 +78,7 @@ def boundary_distance(labels: jax.Array, radius: int) -> jax.Array:
 
 
 def band_confusion(
-    labels: jax.Array, predictions: jax.Array, classes: int, radius: int
+    labels: jax.Array, predictions: jax.Array, *, classes: int, radius: int
 ) -> jax.Array:
     """Confusion matrices within bands of 1 to `radius` pixels, and of all pixels.
 
@@ -90,40 +91,29 @@ def band_confusion(
     Returns:
       [radius + 1, K, K] int32; the last one is ``confusion``.
     """
-    cells = classes * classes
+    pairs = classes * classes
     distance = boundary_distance(labels, radius)
-    index = (distance - 1) * cells + labels.astype(jnp.int32) * classes
+    index = (distance - 1) * pairs + labels.astype(jnp.int32) * classes
     index += predictions.astype(jnp.int32)
     # The last bin collects void and is dropped; integer counts are exact.
-    index = jnp.where(labels == VOID, (radius + 1) * cells, index).ravel()
-    counts = jnp.zeros((radius + 1) * cells + 1, jnp.int32).at[index].add(1)
+    index = jnp.where(labels == VOID, (radius + 1) * pairs, index).ravel()
+    counts = jnp.zeros((radius + 1) * pairs + 1, jnp.int32).at[index].add(1)
     counts = counts[:-1].reshape(radius + 1, classes, classes)
     return jnp.cumsum(counts, axis=0)
 
 
-def scores(h: np.ndarray) -> dict:
-    """All metrics of a confusion matrix [K, K] int64.
+class Counts(NamedTuple):
+    """Pixels per class, float64 [K]."""
 
-    Returns:
-      ``pixel_accuracy``, ``mean_accuracy``, ``miou``, ``fwiou`` (floats in 0..1) and
-      ``accuracy``, ``iou``, ``frequency`` (length-K arrays; NaN for absent classes).
-    """
-    h = np.asarray(h, np.float64)
-    right, truth, predicted = np.diag(h), h.sum(1), h.sum(0)
-    total = truth.sum()
+    right: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
+    """NaN where nothing is there to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        accuracy = right / truth
-        iou = right / (truth + predicted - right)
-        frequency = truth / total
-    return {
-        "pixel_accuracy": float(right.sum() / total) if total else float("nan"),
-        "mean_accuracy": _nanmean(accuracy),
-        "miou": _nanmean(iou),
-        "fwiou": float(np.sum((frequency * iou)[truth > 0])) if total else float("nan"),
-        "accuracy": accuracy,
-        "iou": iou,
-        "frequency": frequency,
-    }
+        return np.float64(numerator) / denominator
 
 
 def _nanmean(values: np.ndarray) -> float:
@@ -131,8 +121,58 @@ def _nanmean(values: np.ndarray) -> float:
     return float(present.mean()) if present.size else float("nan")
 
 
+def _pixel_accuracy(counts: Counts) -> float:
+    return float(_ratio(counts.right.sum(), counts.truth.sum()))
+
+
+def _fwiou(counts: Counts) -> float:
+    present = counts.truth > 0
+    frequency = _ratio(counts.truth, counts.truth.sum())
+    terms = (frequency * PER_CLASS["iou"](counts))[present]
+    return float(terms.sum()) if present.any() else float("nan")
+
+
+PER_CLASS: dict[str, Callable[[Counts], np.ndarray]] = {
+    "iou": lambda c: _ratio(c.right, c.truth + c.predicted - c.right),
+    "accuracy": lambda c: _ratio(c.right, c.truth),
+    "frequency": lambda c: _ratio(c.truth, c.truth.sum()),
+}
+"""Metrics of every class, [K]; NaN for absent classes."""
+
+
+class Score(NamedTuple):
+    """One number for a confusion matrix."""
+
+    title: str
+    """What tables call it."""
+    of: Callable[[Counts], float]
+
+
+SCORES: dict[str, Score] = {
+    "pixel_accuracy": Score("pixel acc", _pixel_accuracy),
+    "mean_accuracy": Score("mean acc", lambda c: _nanmean(PER_CLASS["accuracy"](c))),
+    "miou": Score("mIoU", lambda c: _nanmean(PER_CLASS["iou"](c))),
+    "fwiou": Score("fw IoU", _fwiou),
+}
+"""What training logs and evaluation prints; a new metric is one line here."""
+
+
+def scores(h: np.ndarray) -> dict:
+    """All metrics of a confusion matrix [K, K] int64.
+
+    Returns:
+      The metrics of SCORES, floats in 0..1 (NaN for an empty matrix), and those of
+      PER_CLASS, length-K arrays.
+    """
+    h = np.asarray(h, np.float64)
+    counts = Counts(np.diag(h), h.sum(1), h.sum(0))
+    return {name: score.of(counts) for name, score in SCORES.items()} | {
+        name: metric(counts) for name, metric in PER_CLASS.items()
+    }
+
+
 def majority_baseline(h: np.ndarray) -> dict:
-    """The scores of always predicting the most frequent true class of ``h``."""
+    """The scores of always predicting the most frequent true class of ``h`` [K, K]."""
     truth = np.asarray(h).sum(1)
     constant = np.zeros_like(h)
     constant[:, truth.argmax()] = truth

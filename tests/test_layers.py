@@ -41,6 +41,7 @@ ALLOWED = {
     "segjax/inference": (
         *("segjax.ops", "segjax.models", "segjax.data", "segjax.config"),
         *("segjax.checkpoint", "segjax.sharding", "segjax.workdir"),
+        *("segjax.config_fields", "segjax.compilation"),
     ),
     "segjax/evaluators.py": (
         *("segjax.ops", "segjax.metrics", "segjax.sharding", "segjax.inference"),

@@ -15,7 +15,6 @@ batches are shifts of it.  The class probabilities are random: no time depends o
 lattice depends; it takes some minutes.  --output gets crf.json and crf_growth.png.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from absl import flags
 
 from experiments.shared import cli, predict_flags, provenance
 from segjax import config as config_lib
-from segjax import viz
+from segjax import files, viz
 from segjax.data import images as image_files
 from segjax.data import scenes
 from segjax.errors import UserError
@@ -45,6 +44,7 @@ SIGMAS = (0.25, 0.5, 1, 2)
 def measure(
     image: np.ndarray,
     classes: int,
+    *,
     settings: mean_field.Settings,
     batch: int = 1,
     rounds: int = 5,
@@ -78,8 +78,17 @@ def measure(
     capacity = mean_field.choose_capacity(images, settings)
     build = jax.jit(lambda points: build_lattices(points, images, settings, capacity))
     build = build.lower(points).compile()
-    run = jax.jit(mean_field.dense_crf, static_argnums=(2, 3))
-    run = run.lower(probabilities, images, settings, capacity, points).compile()
+
+    def refine(probabilities, images, points):
+        return mean_field.dense_crf(
+            probabilities,
+            images,
+            settings=settings,
+            capacity=capacity,
+            appearance=points,
+        )
+
+    run = jax.jit(refine).lower(probabilities, images, points).compile()
     compiled = time.perf_counter() - began
     calls = {
         "sort": lambda: sort(images),
@@ -116,8 +125,7 @@ def sort_points(
     """Of the appearance kernel, if there is one."""
     if not settings.appearance_weight:
         return None
-    sigmas = settings.appearance_sigma_xy, settings.appearance_sigma_rgb
-    return lattice.sort(filters.appearance_features(images, *sigmas))
+    return lattice.sort(mean_field.appearance_features(images, settings))
 
 
 def build_lattices(
@@ -145,7 +153,7 @@ def _seconds(call: Callable) -> float:
 
 
 def growth(
-    image: np.ndarray, classes: int, settings: mean_field.Settings, rounds: int = 3
+    image: np.ndarray, classes: int, *, settings: mean_field.Settings, rounds: int = 3
 ) -> dict[str, list[dict]]:
     """Measurements over pixels, classes and the size of the appearance lattice."""
     height, width, _ = image.shape
@@ -164,14 +172,16 @@ def growth(
         "vertices": [(image, classes, changed) for changed in finer],
     }
     bar = tqdm.tqdm(total=sum(map(len, cases.values())), desc="growth", unit="case")
-    found = {}
+    measured: dict[str, list[dict]] = {}
     with bar:
         for name, rows in cases.items():
-            found[name] = []
+            measured[name] = []
             for case in rows:
-                found[name].append(measure(*case, rounds=rounds))
+                pixels, number, changed = case
+                row = measure(pixels, number, settings=changed, rounds=rounds)
+                measured[name].append(row)
                 bar.update()
-    return found
+    return measured
 
 
 def table(rows: list[dict]) -> str:
@@ -223,7 +233,13 @@ def main(argv) -> None:
     results = {
         "versions": where,
         "batches": [
-            measure(image, values.classes, settings, batch, values.rounds)
+            measure(
+                image,
+                values.classes,
+                settings=settings,
+                batch=batch,
+                rounds=values.rounds,
+            )
             for batch in batches
         ],
     }
@@ -231,18 +247,18 @@ def main(argv) -> None:
     print(f"jax {where['jax']}; {settings}")
     print(table(results["batches"]))
     if values.growth:
-        results["growth"] = growth(image, values.classes, settings)
+        results["growth"] = growth(image, values.classes, settings=settings)
         for name, rows in results["growth"].items():
             print(f"\ngrowth with {name}\n{table(rows)}")
     if output:
-        (output / "crf.json").write_text(json.dumps(results, indent=1) + "\n")
+        files.write_json(output / "crf.json", results)
         if values.growth:
             png = viz.growth_figure(growth_curves(results["growth"]))
             (output / "crf_growth.png").write_bytes(png)
         print(f"written to {output}")
 
 
-def growth_curves(found: dict[str, list[dict]]) -> dict[str, dict[str, list]]:
+def growth_curves(measured: dict[str, list[dict]]) -> dict[str, dict[str, list]]:
     """What ``viz.growth_figure`` draws of ``growth``."""
     along = {
         "pixels": lambda row: row["size"][0] * row["size"][1],
@@ -250,7 +266,7 @@ def growth_curves(found: dict[str, list[dict]]) -> dict[str, dict[str, list]]:
         "vertices": lambda row: row["vertices"][-1],
     }
     curves = {}
-    for name, rows in found.items():
+    for name, rows in measured.items():
         rows = sorted(rows, key=along[name])
         curves[name] = {"x": [along[name](row) for row in rows]} | {
             part: [row["seconds"][part] for row in rows] for part in PARTS

@@ -4,7 +4,7 @@
 
 The same images are segmented and written, in turns, by
 
-    batches     the loop of experiments.predict: frames, batches, threads
+    batches     the loop of experiments.predict: padded shapes, batches, threads
     one by one  a plain loop: read, predict at the image's own size, write; every size
                 is compiled the first time it occurs
     files       the loop of experiments.predict with a program that answers at once:
@@ -23,78 +23,94 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.shared import cli, predict_flags, prediction_files, prediction_run
+from experiments import predict
+from experiments.shared import (
+    cli,
+    predict_flags,
+    prediction_files,
+    prediction_folder,
+)
 from segjax import compilation, inference
-from segjax.data import batching
+from segjax.data import batching, windows
 from segjax.data import images as image_files
 from segjax.errors import UserError
-from segjax.inference import trained
+from segjax.inference import collection
 
 
 def benchmark(
-    model: trained.Trained,
-    files: Sequence[str],
+    segmenter: inference.Segmenter,
+    paths: Sequence[str],
+    *,
     outputs: Sequence[str],
     padding: float,
     threads: int,
     rounds: int,
 ) -> dict[str, dict]:
-    """Seconds of the first and of the other rounds, and programs compiled, by way."""
-    sizes = [image_files.image_header(file)[0] for file in files]
-    plan = batching.plan(
-        sizes, model.batch, padding, model.mesh.size, trained.MAX_PIXELS
-    )
-    names = prediction_files.output_names(files)
-    alone = jax.jit(
-        inference.predict_labels(inference.compose(model.models, model.method))
-    )
+    """Seconds of the first and of the other rounds, and shapes compiled, by way."""
+    plan = collection.plan(segmenter, paths, padding=padding)
+    for error in plan.errors.values():
+        raise error
+    names = prediction_files.output_names(paths)
+    predictor = inference.compose(segmenter.models, segmenter.options)
+    labels = inference.predict_labels(predictor)
+    alone = jax.jit(compilation.precision(segmenter.precision)(labels))
 
-    def batches(model: trained.Trained, results: prediction_files.Results) -> None:
-        prediction_run.predict_batches(
-            model, results, names, files, plan, None, threads, _fail, lambda count: None
+    def batches(
+        segmenter: inference.Segmenter, results: prediction_folder.PredictionFolder
+    ) -> None:
+        failures, _ = predict.run(
+            segmenter, plan, results=results, names=names, threads=threads
         )
+        for text in failures.values():
+            raise UserError(text)
 
-    def one_by_one(results: prediction_files.Results) -> None:
-        for file in files:
-            image = image_files.decode_image(file, model.info.channels)
-            label = np.asarray(alone(model.variables, image[None]))[0]
-            version = prediction_files.version_of(file)
-            prediction_files.write(results, names[file], file, image, label, version)
+    def one_by_one(results: prediction_folder.PredictionFolder) -> None:
+        for index, path in enumerate(paths):
+            image = image_files.decode_image(path, segmenter.info.channels)
+            label = np.asarray(alone(segmenter.variables, image[None]))[0]
+            prediction = collection.Prediction(
+                index=index,
+                size=label.shape,
+                label=label,
+                probabilities=None,
+                parts=None,
+                read=windows.array_windows(image, segmenter.info.channels),
+                version=collection.file_version(path),
+                waited=0.0,
+            )
+            prediction_folder.write(results, names[path], path, prediction)
 
     def answer(shape: tuple[int, ...]) -> Callable:
         return lambda images: {"labels": np.zeros(shape, np.uint8)}
 
-    shapes = [(bucket.rows, *bucket.frame) for bucket in plan]
-    programs = {(shape, ("labels",), None): answer(shape) for shape in shapes}
-    idle = model._replace(programs=programs)
+    shapes = [(group.batch_size, *group.padded_shape) for group in plan.groups]
+    idle = segmenter._replace(
+        executables={(shape, ("labels",)): answer(shape) for shape in shapes}
+    )
     ways = {
-        "batches": lambda results: batches(model, results),
+        "batches": lambda results: batches(segmenter, results),
         "one by one": one_by_one,
         "files": lambda results: batches(idle, results),
     }
-    found = {way: {"seconds": [], "programs": []} for way in ways}
+    measured = {way: {"seconds": [], "programs": []} for way in ways}
     for _ in range(rounds + 1):
         for way, run in ways.items():
             with tempfile.TemporaryDirectory() as folder:
-                results = prediction_files.open_results(
-                    Path(folder), outputs, model.info, {}
+                results = prediction_folder.open_folder(
+                    Path(folder), outputs, info=segmenter.info, settings={}
                 )
                 began, compiled = time.perf_counter(), compilation.count()
                 run(results)
-                found[way]["seconds"].append(time.perf_counter() - began)
-                found[way]["programs"].append(compilation.count() - compiled)
-    return found
+                measured[way]["seconds"].append(time.perf_counter() - began)
+                measured[way]["programs"].append(compilation.count() - compiled)
+    return measured
 
 
-def _fail(file: str, error: UserError) -> None:
-    raise error
-
-
-def table(found: dict[str, dict], count: int) -> str:
+def table(measured: dict[str, dict], count: int) -> str:
     """Images per second, by way, and how they compare."""
     lines = ["             first round          after it, images/s   compiled after it"]
     rates = {}
-    for way, row in found.items():
+    for way, row in measured.items():
         seconds = row["seconds"]
         rates[way] = count / statistics.median(seconds[1:])
         lines.append(
@@ -102,10 +118,11 @@ def table(found: dict[str, dict], count: int) -> str:
             f"{rates[way]:8.1f} ({count / max(seconds[1:]):.1f} to "
             f"{count / min(seconds[1:]):.1f})  {sum(row['programs'][1:]):3}"
         )
+    first = {way: row["seconds"][0] for way, row in measured.items()}
     lines.append(
         f"batches: {rates['batches'] / rates['one by one']:.2f} times one by one, "
         f"{rates['batches'] / rates['files']:.2f} of files; first round "
-        f"{found['one by one']['seconds'][0] / found['batches']['seconds'][0]:.2f} "
+        f"{first['one by one'] / first['batches']:.2f} "
         "times one by one"
     )
     return "\n".join(lines)
@@ -113,32 +130,38 @@ def table(found: dict[str, dict], count: int) -> str:
 
 def main(argv) -> None:
     values = flags.FLAGS
-    method = predict_flags.method(values.config)
-    files = image_files.list_images(argv[1:]).images
-    if not files:
+    options = predict_flags.options(values.config)
+    collection.check_limits(values.padding, 1)
+    paths = image_files.list_images(argv[1:]).images
+    if not paths:
         raise UserError("no images given: name files, folders, globs or @lists")
     if "probabilities" in values.outputs:
         raise UserError("--outputs: probabilities are not measured; name the others")
     cli.start()
-    model = inference.load(
+    segmenter = inference.load(
         values.workdir,
         *values.ensemble,
         checkpoint=values.checkpoint,
         config=values.config,
-        method=method,
+        options=options,
     )
-    prediction_files.check_outputs(values.outputs, len(model.info.classes))
-    found = benchmark(
-        model,
-        files,
-        values.outputs,
-        values.padding,
-        values.config.threads,
-        values.rounds,
+    if any(segmenter.resize):
+        raise UserError(
+            f"--config.data.resize={segmenter.resize}: the loop one by one predicts "
+            "images at their own size; give --config.data.resize=0,0"
+        )
+    prediction_files.check_outputs(values.outputs, len(segmenter.info.classes))
+    measured = benchmark(
+        segmenter,
+        paths,
+        outputs=values.outputs,
+        padding=values.padding,
+        threads=values.config.threads,
+        rounds=values.rounds,
     )
-    sizes = {image_files.image_header(file)[0] for file in files}
-    print(f"{len(files)} images of {len(sizes)} sizes; {', '.join(values.outputs)}")
-    print(table(found, len(files)))
+    sizes = {image_files.image_header(path)[0] for path in paths}
+    print(f"{len(paths)} images of {len(sizes)} sizes; {', '.join(values.outputs)}")
+    print(table(measured, len(paths)))
 
 
 if __name__ == "__main__":
@@ -146,6 +169,6 @@ if __name__ == "__main__":
     flags.DEFINE_list("outputs", ["labels", "overlays"], "As of experiments.predict.")
     flags.DEFINE_float("padding", batching.PADDING, "As of experiments.predict.")
     flags.DEFINE_integer("rounds", 3, "After the first one.", lower_bound=1)
-    predict_flags.define()
+    predict_flags.define(crf=False)
     flags.adopt_module_key_flags(predict_flags)  # for --help
     cli.run(main, positional=True)

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 
 from segjax import compilation, evaluators, inference, sharding
 from segjax.data import datasets, pipeline
+from segjax.inference.options import from_config
 
 
 def make_predictor(config: ConfigDict, model: nn.Module) -> inference.Predictor:
-    """The config's way of predicting whole images: at once, or in ``config.tile``s."""
-    if config.tile:
-        return inference.overlap_tile(model, config.tile)
-    return inference.whole(model)
+    """The predictor of a config, as for ``experiments.predict`` without flags."""
+    predictor = inference.compose((model,), from_config(config))
+    return lambda variables, images: predictor((variables,), images)
 
 
 def make_eval_step(

@@ -1,77 +1,89 @@
-"""Flags of the programs that predict: which checkpoints, and how."""
+"""Flags of the programs that predict: which checkpoints, how, and which CRF."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from segjax import inference
+from segjax import files, inference
 from segjax.errors import UserError
+from segjax.inference.options import HELP, from_config
 from segjax.ops import mean_field
 
 CRF_HELP = (
     "Refine by a fully connected CRF: 'config' (the fields config.crf), a FILE.json of "
     f"experiments.tune_crf, or one of {', '.join(mean_field.SETTINGS)}; '': none."
 )
+CHECKPOINT_HELP = "'best', 'latest' or a step."
 
 
-def define() -> None:
-    """Defines --checkpoint, --ensemble and the fields of ``inference.Method``."""
-    flags.DEFINE_string("checkpoint", "best", "'best', 'latest' or a step.")
+def define(*, crf: bool = True) -> None:
+    """Defines --checkpoint, --ensemble, the fields of PredictOptions, and --crf."""
+    flags.DEFINE_string("checkpoint", "best", CHECKPOINT_HELP)
     flags.DEFINE_list(
         "ensemble",
         [],
         "More workdirs, or checkpoints such as RUN/checkpoints/1000, of the same "
         "classes; probabilities are averaged.",
     )
-    flags.DEFINE_integer(
-        "tile",
-        -1,
-        "Overlap-tiles of this input side, for models with a margin (U-Net): no seams; "
-        "0: none; -1: config.tile.",
-    )
-    flags.DEFINE_list(
-        "window",
-        [],
-        "Sliding windows of this side, or height,width, for models without a margin "
-        "(PSPNet: its training crop).",
-    )
-    flags.DEFINE_float(
-        "stride", inference.Method().stride, "Windows advance by this fraction of one."
-    )
-    flags.DEFINE_list(
-        "scales", ["1"], "Image scales to average over, such as 0.5,0.75,1,1.25,1.5."
-    )
-    flags.DEFINE_bool("flip", False, "Average with the mirrored image.")
+    for name, default in inference.PredictOptions()._asdict().items():
+        if name == "tile":
+            flags.DEFINE_integer(name, -1, f"{HELP[name]} -1: config.tile.")
+        elif isinstance(default, bool):
+            flags.DEFINE_bool(name, default, HELP[name])
+        elif isinstance(default, tuple):
+            flags.DEFINE_list(name, [f"{value:g}" for value in default], HELP[name])
+        else:
+            flags.DEFINE_float(name, default, HELP[name])
+    if crf:
+        flags.DEFINE_string("crf", "", CRF_HELP)
 
 
-def method(config: ConfigDict) -> inference.Method:
-    """The method that the flags, parsed, choose.
+def options(config: ConfigDict) -> inference.PredictOptions:
+    """The options that the flags, parsed, choose.
 
     Raises:
       UserError: values that are no numbers.
     """
     values = flags.FLAGS
-    tile = config.tile if values.tile < 0 else values.tile
-    if values.window and values.tile < 0:
-        tile = 0  # windows were asked for
-    return inference.Method(
-        tile=tile,
-        window=_numbers("window", int),
-        stride=values.stride,
-        scales=_numbers("scales", float),
-        flip=values.flip,
-    )
+    chosen = {}
+    for name, default in inference.PredictOptions()._asdict().items():
+        value = getattr(values, name)
+        if isinstance(default, tuple):
+            # Lists of pixels are empty by default, lists of factors are not.
+            value = _numbers(name, value, float if default else int)
+        chosen[name] = value
+    if chosen["tile"] < 0:  # windows replace the tiles of the config
+        chosen["tile"] = 0 if chosen["window"] else from_config(config).tile
+    return inference.PredictOptions(**chosen)
 
 
-def _numbers(name: str, kind: type) -> tuple:
-    found = flags.FLAGS[name].value
+def ensemble(arguments: Sequence[str] = ()) -> list[str]:
+    """The further models of --ensemble, and of arguments that are no flags.
+
+    Raises:
+      UserError: one of them is neither a workdir nor a checkpoint in one.
+    """
+    members = [*flags.FLAGS.ensemble, *arguments]
+    for member in members:
+        path = Path(member).expanduser()
+        folders = (path, path.parent.parent) if path.name.isdigit() else (path,)
+        if not any((folder / "config.json").is_file() for folder in folders):
+            name = f"argument {member!r}" if member in arguments else "--ensemble"
+            raise UserError(
+                f"unexpected {name}: {path / 'config.json'} not found; expected "
+                "another workdir of experiments.train, or a checkpoint in one"
+            )
+    return members
+
+
+def _numbers(name: str, texts: Sequence[str], kind: type) -> tuple:
     try:
-        return tuple(kind(value) for value in found)
+        return tuple(kind(text) for text in texts)
     except ValueError as error:
         raise UserError(
-            f"--{name}={','.join(found)}: expected {kind.__name__} values, joined by "
+            f"--{name}={','.join(texts)}: expected {kind.__name__} values, joined by "
             "commas without spaces"
         ) from error
 
@@ -85,7 +97,7 @@ def crf_settings(config: ConfigDict, choice: str) -> mean_field.Settings | None:
     if choice in ("", "none"):
         return None
     if choice == "config":
-        return inference.crf_settings(config.crf, "config.crf")
+        return inference.crf_settings(config.crf, "--config.crf")
     if choice in mean_field.SETTINGS:
         return mean_field.SETTINGS[choice]
     path = Path(choice).expanduser()
@@ -94,10 +106,5 @@ def crf_settings(config: ConfigDict, choice: str) -> mean_field.Settings | None:
             f"--crf={choice}: expected 'config' (the fields config.crf), a file of "
             f"experiments.tune_crf, or one of {', '.join(mean_field.SETTINGS)}"
         )
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--crf={path} is not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--crf={path}: expected an object of fields such as sigmas")
+    values = files.read_json(path, "an object of fields of a CRF, such as sigmas")
     return inference.crf_settings(values, f"--crf={path}")

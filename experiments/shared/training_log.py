@@ -13,12 +13,10 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from segjax import optim, training, viz
+from segjax import metrics, optim, training, viz
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.writer import Writer
-
-_SCORES = ("pixel_accuracy", "mean_accuracy", "miou", "fwiou")
 
 
 class TrainingLog:
@@ -95,9 +93,9 @@ class TrainingLog:
     ) -> None:
         """Logs the scores and the pictures image / truth / prediction."""
         if self._writer:
-            values = {f"val_{name}": scores[name] for name in _SCORES}
+            values = {f"val_{name}": scores[name] for name in metrics.SCORES}
             self._writer.scalars(step, values)
-            line = ", ".join(f"{name} {scores[name]:.4f}" for name in _SCORES)
+            line = ", ".join(f"{name} {scores[name]:.4f}" for name in metrics.SCORES)
             self._bar.write(f"step {step}: validation {line}", file=sys.stderr)
             folder = self._workdir / workdir_lib.PICTURES
             folder.mkdir(exist_ok=True)

@@ -1,9 +1,9 @@
 """Prediction: class probabilities of images of any size."""
 
-from segjax.inference.compiled import compile_program
+from segjax.inference.compiled import compile_predictor
 from segjax.inference.crf import crf_settings, dense_crf, refine
-from segjax.inference.method import Method, compose
-from segjax.inference.predictor import (
+from segjax.inference.options import PredictOptions, compose
+from segjax.inference.predictors import (
     Predictor,
     ensemble,
     flip,
@@ -12,15 +12,15 @@ from segjax.inference.predictor import (
     predict_labels,
     sliding,
     whole,
-    window_starts,
 )
-from segjax.inference.trained import Trained, load
+from segjax.inference.trained import Segmenter, load
+from segjax.inference.windows import window_starts
 
 __all__ = [
-    "Method",
+    "PredictOptions",
     "Predictor",
-    "Trained",
-    "compile_program",
+    "Segmenter",
+    "compile_predictor",
     "compose",
     "crf_settings",
     "dense_crf",

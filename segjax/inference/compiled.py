@@ -7,34 +7,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax import sharding
+from segjax import compilation, sharding
 from segjax.inference.crf import refine
-from segjax.inference.predictor import Predictor, most_probable
+from segjax.inference.predictors import Predictor, most_probable
 from segjax.ops import mean_field
 
 OUTPUTS = ("labels", "probabilities", "scores")
 
+Executable = Callable[[np.ndarray], dict[str, jax.Array]]
 
-def compile_program(
+
+def compile_predictor(
     predictor: Predictor,
     variables: Any,
+    *,
     shape: Sequence[int],
     mesh: jax.sharding.Mesh,
     outputs: Sequence[str] = ("labels",),
     crf: mean_field.Settings | None = None,
-) -> Callable[[np.ndarray], dict[str, jax.Array]]:
+    precision: str = "default",
+) -> Executable:
     """Compiles a predictor; calling the result compiles nothing more.
 
-    But for a CRF, whose programs depend on what the images show, too (``refine``).
+    With a CRF the lattice capacity depends on image content, so that calls may compile
+    further shapes (``crf.refine``).
 
     Args:
       predictor: ``(variables, images) -> probabilities``.
       variables: of the model, on the devices of ``mesh``.
       shape: (N, H, W, C) of the images; N is split over the devices.
       mesh: of this process.
-      outputs: of "labels", uint8 or uint16 [N, H, W]; "probabilities", float16
+      outputs: any of "labels", uint8 or uint16 [N, H, W]; "probabilities", float16
         [N, H, W, K]; and "scores", the same as float32.
-      crf: refines the probabilities.
+      crf: refines the probabilities; None: no CRF.
+      precision: of products, see ``compilation.precision``.
 
     Returns:
       A function of images, uint8 of that shape; it does not wait for its results.
@@ -42,29 +48,31 @@ def compile_program(
     split = sharding.split(mesh)
 
     def select(probabilities: jax.Array) -> dict[str, jax.Array]:
-        made = {
+        values = {
             "labels": lambda: most_probable(probabilities),
             "probabilities": lambda: probabilities.astype(jnp.float16),
             "scores": lambda: probabilities,
         }
-        return {name: made[name]() for name in outputs}
+        return {name: values[name]() for name in outputs}
 
     def compiled(function: Callable, *arguments) -> Callable:
+        function = compilation.precision(precision)(function)
         jitted = jax.jit(function, out_shardings=split)
         return jitted.lower(*arguments).compile()
 
     images = jax.ShapeDtypeStruct(tuple(shape), np.uint8, sharding=split)
     if crf is None:
-        program = compiled(lambda v, x: select(predictor(v, x)), variables, images)
-        return lambda x: program(variables, jax.device_put(x, split))
+        run = compiled(lambda v, x: select(predictor(v, x)), variables, images)
+        return lambda x: run(variables, jax.device_put(x, split))
 
-    first = compiled(predictor, variables, images)
-    found = first.out_info
-    found = jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=split)
-    last = compiled(select, found)
+    network = compiled(predictor, variables, images)
+    info = network.out_info
+    scores = jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=split)
+    last = compiled(select, scores)
 
-    def run(x: np.ndarray) -> dict[str, jax.Array]:
-        x = jax.device_put(x, split)
-        return last(refine(first(variables, x), x, crf, mesh))
+    def run_with_crf(x: np.ndarray) -> dict[str, jax.Array]:
+        images = jax.device_put(x, split)
+        scores = network(variables, images)
+        return last(refine(scores, images, settings=crf, mesh=mesh))
 
-    return run
+    return run_with_crf

@@ -1,6 +1,5 @@
 """The fully connected CRF as the last stage of a prediction (ops/mean_field.py)."""
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from segjax import config_fields, errors
 from segjax.errors import UserError
-from segjax.inference.predictor import Predictor
+from segjax.inference.predictors import Predictor
 from segjax.ops import filters, lattice, mean_field
 
 
@@ -22,19 +22,22 @@ def dense_crf(
 ) -> Predictor:
     """A predictor whose probabilities are the marginals of the CRF.
 
-    Pure, so it can be jitted and exported; for that the capacities of the lattices are
-    given beforehand. 0 is the bound, which always suffices; a smaller one takes less
-    time and memory, and an image that needs more gets NaN. Programs use ``refine``.
+    A pure function that can be jitted; the capacities of the lattices must therefore be
+    known beforehand. 0 is the bound, which always suffices; a smaller one takes less
+    time and memory, and an image that needs more gets NaN. Programs use ``refine``,
+    which counts the vertices first.
 
     Args:
-      predictor: gives the unaries, -log p.
+      predictor: gives the unary energies, -log p.
       settings: of the CRF.
       capacity: see ``mean_field.dense_crf``.
     """
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
         probabilities = predictor(variables, images)
-        return mean_field.dense_crf(probabilities, images, settings, capacity)
+        return mean_field.dense_crf(
+            probabilities, images, settings=settings, capacity=capacity
+        )
 
     return predict
 
@@ -42,16 +45,17 @@ def dense_crf(
 def refine(
     probabilities: jax.Array,
     images: jax.Array,
+    *,
     settings: mean_field.Settings,
     mesh: jax.sharding.Mesh,
 ) -> jax.Array:
     """Marginals of the CRF, with as much memory as these images need.
 
-    Not under jit: it counts the vertices of the lattices first. Few programs are
-    compiled, because the counts are rounded up, and weights and sigmas are arguments of
-    the program: a search over them compiles no more than a single evaluation. Each
-    device works on its own images. An image in a larger frame (``mirror_to``) is one
-    image with its frame.
+    Not under jit: it counts the vertices of the lattices first. Few shapes compile,
+    because the counts are rounded up, and because weights and sigmas are arguments of
+    the executable: a search over them compiles no more than a single evaluation. Each
+    device works on its own images. An image that was mirrored to a larger shape is
+    refined together with the mirrored part.
 
     Args:
       probabilities: [N, H, W, K], split over the devices of ``mesh``.
@@ -64,7 +68,7 @@ def refine(
       float32 [N, H, W, K], split in the same way.
 
     Raises:
-      UserError: sigmas so small that a lattice has too many cells to number.
+      UserError: sigmas so small that a lattice has too many vertices to number.
     """
     _, height, width, channels = images.shape
     # 0 where there is no such lattice.
@@ -75,18 +79,19 @@ def refine(
         smoothness = mean_field.smoothness_capacity(height, width, sigma)
     if settings.appearance_weight:
         sigmas = settings.appearance_sigma_xy, settings.appearance_sigma_rgb
-        points, count = _sort(images, sigmas, mesh)
-        count = int(count)
+        points, largest = _sort(images, sigmas, mesh, settings.color_order)
+        count = int(largest)
         if count == np.iinfo(np.int32).max:
             raise UserError(f"the CRF's sigmas {sigmas} are too small for a lattice")
-        # Coarse steps: a new program costs more than the vertices that are not used.
+        # Coarse steps: compiling another shape costs more than unused vertices.
         appearance = lattice.choose_capacity(
-            [count], height * width, 2 + channels, per_octave=2
+            [count], height * width, dims=2 + channels, per_octave=2
         )
-    # Left out of the key of the program, but for which kernels there are.
+    # Traced, so that changing them does not recompile; a weight of 0 stays a number,
+    # because it decides which kernels there are.
     traced = {name: v for name in _TRACED if (v := getattr(settings, name))}
     if settings.smoothness_filter == "separable":
-        del traced["smoothness_sigma"]  # the taps of a convolution
+        del traced["smoothness_sigma"]  # it determines the taps of a convolution
     fixed = settings._replace(**dict.fromkeys(traced, 1.0))
     capacity = smoothness, appearance
     return _refine(probabilities, images, points, traced, fixed, capacity, mesh)
@@ -101,19 +106,23 @@ _TRACED = (
 )
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _sort(
-    images: jax.Array, sigmas: tuple[float, float], mesh: jax.sharding.Mesh
+    images: jax.Array,
+    sigmas: tuple[float, float],
+    mesh: jax.sharding.Mesh,
+    color_order: str,
 ) -> tuple[lattice.Sorted, jax.Array]:
-    """The vertices of the appearance lattices, and the most of an image."""
+    """The vertices of the appearance lattices, and the largest number per image."""
 
     def run(images: jax.Array, sigmas: tuple) -> lattice.Sorted:
-        return lattice.sort(filters.appearance_features(images, *sigmas))
+        features = filters.appearance_features(images, *sigmas, color_order=color_order)
+        return lattice.sort(features)
 
     points = _on_each_device(run, mesh)(images, sigmas)
-    place = NamedSharding(mesh, PartitionSpec())
-    most = jax.lax.with_sharding_constraint(jnp.max(points.count), place)
-    return points, most
+    replicated = NamedSharding(mesh, PartitionSpec())
+    largest = jax.lax.with_sharding_constraint(jnp.max(points.count), replicated)
+    return points, largest
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -129,14 +138,19 @@ def _refine(
     """``mean_field.dense_crf`` with some of the settings traced."""
 
     def run(probabilities, images, points, traced):
-        settings = fixed._replace(**traced)
-        return mean_field.dense_crf(probabilities, images, settings, capacity, points)
+        return mean_field.dense_crf(
+            probabilities,
+            images,
+            settings=fixed._replace(**traced),
+            capacity=capacity,
+            appearance=points,
+        )
 
     return _on_each_device(run, mesh)(probabilities, images, points, traced)
 
 
 def _on_each_device(run: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """``run``, of arrays split over the devices and, last, of parameters."""
+    """``shard_map`` of ``run``: all arguments sharded over the batch but the last."""
 
     def split_run(*args):
         split = PartitionSpec(mesh.axis_names)
@@ -152,46 +166,26 @@ def _on_each_device(run: Callable, mesh: jax.sharding.Mesh) -> Callable:
     return split_run
 
 
-def crf_settings(values: Mapping[str, Any], where: str) -> mean_field.Settings:
+def crf_settings(values: Mapping[str, Any], address: str) -> mean_field.Settings:
     """Checks the fields of a CRF; those not given keep their defaults.
 
     Args:
-      values: of ``mean_field.Settings``.
-      where: they come from, for the message: "config.crf" or a file.
+      values: of fields of ``mean_field.Settings``.
+      address: where they come from, for messages: "--config.crf" or a file.
 
     Raises:
-      UserError: a name, type or value that cannot be; one line.
+      UserError: an unknown name, or a type or value that cannot be; one line.
     """
-    known = mean_field.Settings()._asdict()
+    settings = mean_field.Settings()._asdict()
     for field, value in values.items():
-        if field not in known:
-            near = difflib.get_close_matches(field, known, 1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            )
-            raise UserError(f"{where}: unknown field {field!r} of a CRF; {hint}")
-        if isinstance(known[field], float) and type(value) is int:
+        if field not in settings:
+            raise errors.unknown(address, field, settings)
+        if isinstance(settings[field], float) and type(value) is int:
             value = float(value)
-        if type(value) is not type(known[field]):
-            kind = type(known[field]).__name__
-            raise UserError(f"{where}: {field} is {value!r}, expected {kind}")
-        known[field] = value
-
-    def require(ok: bool, field: str, expected: str) -> None:
-        if not ok:
-            raise UserError(
-                f"{where}: {field} is {known[field]!r}, expected {expected}"
-            )
-
-    for field, value in known.items():
-        if field == "iterations" or field.endswith("_weight"):
-            require(value >= 0, field, "0 or more")
-        if "_sigma" in field:
-            require(value > 0, field, "more than 0")
-    require(0 < known["relaxation"] <= 1, "relaxation", "above 0, at most 1")
-    for field, choices in (
-        ("normalization", filters.NORMALIZATIONS),
-        ("smoothness_filter", ("lattice", "separable")),
-    ):
-        require(known[field] in choices, field, "one of " + ", ".join(choices))
-    return mean_field.Settings(**known)
+        if type(value) is not type(settings[field]):
+            kind = type(settings[field]).__name__
+            raise UserError(f"{address}.{field} is {value!r}; expected {kind}")
+        known = config_fields.FIELDS["crf"][field]
+        config_fields.check(f"{address}.{field}", known, value)
+        settings[field] = value
+    return mean_field.Settings(**settings)

@@ -110,6 +110,8 @@ class CRFRNN(nn.Module):
       theta_alpha: of the bilateral kernel, px; not learned, like the next two.
       theta_beta: of the bilateral kernel, gray levels.
       theta_gamma: of the spatial kernel, px.
+      color_order: of the bilateral lattice, which is not invariant to it: "rgb", "bgr",
+        or "caffe", as in the released network: B, G, R less the mean of ILSVRC.
       spatial_weight, bilateral_weight: initial weights of the kernels: W = weight * I.
       kernel_weights: "full": a K x K matrix per kernel (the released layers);
         "diagonal": a weight per class and kernel; "scalar": a weight per kernel (in the
@@ -145,6 +147,7 @@ class CRFRNN(nn.Module):
     theta_alpha: float = 160.0
     theta_beta: float = 3.0
     theta_gamma: float = 3.0
+    color_order: str = "rgb"
     spatial_weight: float = 3.0
     bilateral_weight: float = 5.0
     kernel_weights: str = "full"
@@ -161,6 +164,7 @@ class CRFRNN(nn.Module):
         layers.check_choice(self, "compatibility", _COMPATIBILITIES)
         layers.check_choice(self, "spatial_filter", ("lattice", "separable", "exact"))
         layers.check_choice(self, "bilateral_filter", ("lattice", "exact"))
+        layers.check_choice(self, "color_order", filters.COLOR_ORDERS)
         iterations = self.iterations_train, self.iterations_test
         if min(iterations) < 0 or (self.untied and len({*iterations}) > 1):
             raise UserError(
@@ -241,7 +245,7 @@ class CRFRNN(nn.Module):
             capacity = mean_field.smoothness_capacity(*size, self.theta_gamma)
             spatial = filters.lattice_filter(positions, capacity)
         features = filters.appearance_features(
-            images, self.theta_alpha, self.theta_beta
+            images, self.theta_alpha, self.theta_beta, color_order=self.color_order
         )
         if self.bilateral_filter == "exact":
             bilateral = filters.exact_filter(features)
@@ -250,8 +254,8 @@ class CRFRNN(nn.Module):
             capacity = math.ceil(self.capacity * points * (dims + 1))
             bilateral = filters.lattice_filter(features, capacity)
         return (
-            filters.normalize(spatial, "after", 1, height * width),
-            filters.normalize(bilateral, "after", batch, height * width),
+            filters.normalize(spatial, "after", batch=1, points=height * width),
+            filters.normalize(bilateral, "after", batch=batch, points=height * width),
         )
 
 

@@ -23,13 +23,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax import errors
 from segjax.errors import UserError
-from segjax.ops import lattice
+from segjax.ops import image, lattice
 
 # A linear map of float32 [B, N, C] -> [B, N, C], channel by channel.
 Filter = Callable[[jax.Array], jax.Array]
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
+
+COLOR_ORDERS = ("rgb", "bgr", "caffe")
+"""Order of the colors in a lattice, which is not invariant to it.
+
+"rgb" as in pydensecrf; "bgr"; "caffe" as in the released CRF-RNN: B, G, R less the mean
+of ILSVRC. The Gaussian that a lattice approximates is the same for all of them.
+"""
 
 _TINY = 1e-20  # added to n, as in the reference implementations
 
@@ -49,7 +57,11 @@ def smoothness_features(
 
 
 def appearance_features(
-    images: jax.Array, sigma_xy: float | jax.Array, sigma_rgb: float | jax.Array
+    images: jax.Array,
+    sigma_xy: float | jax.Array,
+    sigma_rgb: float | jax.Array,
+    *,
+    color_order: str = "rgb",
 ) -> jax.Array:
     """(x, y) / sigma_xy and colors / sigma_rgb of all pixels.
 
@@ -57,10 +69,26 @@ def appearance_features(
       images: [B, H, W, C], 0..255, usually RGB.
       sigma_xy: in pixels.
       sigma_rgb: in gray levels.
+      color_order: one of COLOR_ORDERS; of gray images without effect, but for "caffe",
+        which they cannot have.
 
     Returns:
-      float32 [B, H*W, 2 + C], in the order of pydensecrf.
+      float32 [B, H*W, 2 + C]: positions, then colors, as in pydensecrf.
+
+    Raises:
+      UserError: unknown color order, or "caffe" for images that are not RGB.
     """
+    if color_order not in COLOR_ORDERS:
+        raise errors.unknown("color_order", color_order, COLOR_ORDERS)
+    if color_order == "caffe":
+        if images.shape[-1] != 3:
+            raise UserError(
+                f"color_order is 'caffe', which is for RGB images; these have "
+                f"{images.shape[-1]} channels: use 'rgb'"
+            )
+        images = image.normalize(images, "caffe")
+    if color_order != "rgb":
+        images = images[..., ::-1]
     batch, height, width, channels = images.shape
     positions = smoothness_features(height, width, sigma_xy)
     positions = jnp.broadcast_to(positions, (batch, *positions.shape[1:]))
@@ -150,13 +178,13 @@ _exact.defvjp(_exact_forward, _exact_backward)
 
 
 def separable_filter(
-    height: int, width: int, sigma: float, truncate: float = 4.0
+    height: int, width: int, sigma: float, *, truncate: float = 4.0
 ) -> Filter:
     """The exact smoothness kernel: Gaussian convolutions along y and x, zeros outside.
 
     Args:
       sigma: in pixels.
-      truncate: taps beyond so many sigmas are left out (4: 6e-5 of the sum).
+      truncate: taps beyond this many sigmas are left out (4: 6e-5 of the sum).
 
     Returns:
       A filter of [B, H*W, C].
@@ -194,7 +222,7 @@ def separable_filter(
     return apply
 
 
-def normalize(filter: Filter, normalization: str, batch: int, points: int) -> Filter:
+def normalize(filter: Filter, normalization: str, *, batch: int, points: int) -> Filter:
     """Divides `filter` by its response to ones; see the top of this file.
 
     Args:
@@ -206,10 +234,7 @@ def normalize(filter: Filter, normalization: str, batch: int, points: int) -> Fi
       UserError: unknown normalization.
     """
     if normalization not in NORMALIZATIONS:
-        raise UserError(
-            f"normalization: unknown value {normalization!r}, expected one of "
-            f"{', '.join(map(repr, NORMALIZATIONS))}"
-        )
+        raise errors.unknown("normalization", normalization, NORMALIZATIONS)
     if normalization == "none":
         return filter
     norm = jax.lax.stop_gradient(filter(jnp.ones((batch, points, 1))))

@@ -84,16 +84,16 @@ def count_vertices(features: jax.Array) -> jax.Array:
     return sort(features).count
 
 
-def choose_capacity(counts, points: int, dims: int, per_octave: int = 4) -> int:
+def choose_capacity(counts, points: int, *, dims: int, per_octave: int = 4) -> int:
     """Room for the largest of `counts` (of `count_vertices`), rounded up.
 
     In `per_octave` (1, 2, 4, ..) steps from a power of two to the next, so that most
     images of a set share one compiled program; never more than the bound
     `points` * (`dims` + 1).
     """
-    most = max(*map(int, counts), 256)
-    step = 2 ** (math.ceil(math.log2(most)) - 1) // per_octave
-    return min(-(-most // step) * step, points * (dims + 1))
+    largest = max(*map(int, counts), 256)
+    step = 2 ** (math.ceil(math.log2(largest)) - 1) // per_octave
+    return min(-(-largest // step) * step, points * (dims + 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

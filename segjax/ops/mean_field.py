@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.errors import UserError
+from segjax import errors
+from segjax.labels import VOID
 from segjax.ops import filters, lattice
 
 
@@ -70,6 +71,7 @@ def energy(unary: jax.Array, kernels: Sequence[Kernel], q: jax.Array) -> jax.Arr
 def mean_field(
     unary: jax.Array,
     kernels: Sequence[Kernel],
+    *,
     iterations: int,
     relaxation: float = 1.0,
 ) -> jax.Array:
@@ -97,6 +99,7 @@ def mean_field(
 def trace(
     unary: jax.Array,
     kernels: Sequence[Kernel],
+    *,
     iterations: int,
     relaxation: float = 1.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -138,7 +141,10 @@ class Settings(NamedTuple):
     normalization: str = "symmetric"  # one of NORMALIZATIONS
     smoothness_filter: str = "lattice"  # or "separable"; both approximate the paper's
     relaxation: float = 1.0
+    color_order: str = "rgb"  # one of filters.COLOR_ORDERS
 
+
+SMOOTHNESS_FILTERS = ("lattice", "separable")
 
 # Published settings. DeepLab searched them anew for each network, on 100 validation
 # images (v2: weight 3..6, sigma_xy 30..100, sigma_rgb 3..6; the smoothness fixed).
@@ -152,7 +158,7 @@ SETTINGS: dict[str, Settings] = {
     # The demo of the 2011 code; the paper learned its parameters on the data.
     "krahenbuhl_koltun": Settings(10, 3.0, 3.0, 10.0, 60.0, 20.0, "after"),
     # Initial values of CRF-RNN; 5 iterations in training.
-    "crfrnn": Settings(10, 3.0, 3.0, 5.0, 160.0, 3.0, "after"),
+    "crfrnn": Settings(10, 3.0, 3.0, 5.0, 160.0, 3.0, "after", color_order="caffe"),
     # The example in pydensecrf's documentation.
     "pydensecrf": Settings(),
 }
@@ -164,21 +170,21 @@ def unary_from_probabilities(probabilities: jax.Array, clip: float = 1e-5) -> ja
 
 
 def unary_from_labels(
-    labels: jax.Array, num_classes: int, confidence: float, void: int = 255
+    labels: jax.Array, num_classes: int, *, confidence: float, void: int = VOID
 ) -> jax.Array:
     """Energies of hard labels, such as annotations to be snapped to the image.
 
     Args:
       labels: [...] integers; `void` means unknown.
-      confidence: probability of the given label, in (0, 1); the other classes share
-        the rest.
+      confidence: probability of that label, in (0, 1); the other classes share what
+        remains.
 
     Returns:
       float32 [..., num_classes].
     """
-    rest = (1 - confidence) / max(num_classes - 1, 1)
-    given = labels[..., None] == jnp.arange(num_classes)
-    p = jnp.where(given, jnp.float32(confidence), jnp.float32(rest))
+    others = (1 - confidence) / max(num_classes - 1, 1)
+    labeled = labels[..., None] == jnp.arange(num_classes)
+    p = jnp.where(labeled, jnp.float32(confidence), jnp.float32(others))
     known = (labels != void)[..., None]
     return -jnp.log(jnp.where(known, p, jnp.float32(1 / num_classes)))
 
@@ -186,6 +192,7 @@ def unary_from_labels(
 def dense_crf(
     probabilities: jax.Array,
     images: jax.Array,
+    *,
     settings: Settings,
     capacity: tuple[int, int] = (0, 0),
     appearance: lattice.Sorted | None = None,
@@ -210,15 +217,22 @@ def dense_crf(
       UserError: a bad field of `settings`.
     """
     _, height, width, classes = probabilities.shape
-    smoothness = smoothness_kernel(height, width, settings, capacity[0])
+    smoothness = smoothness_kernel(
+        height, width, settings=settings, capacity=capacity[0]
+    )
 
     def run(probabilities, images, appearance):
         terms = smoothness + appearance_kernel(
-            images, settings, capacity[1], appearance
+            images, settings, capacity=capacity[1], points=appearance
         )
         unary = unary_from_probabilities(probabilities)
         unary = unary.reshape(len(images), -1, classes)
-        q = mean_field(unary, terms, settings.iterations, settings.relaxation)
+        q = mean_field(
+            unary,
+            terms,
+            iterations=settings.iterations,
+            relaxation=settings.relaxation,
+        )
         return q.reshape(probabilities.shape)
 
     arrays = probabilities, images, appearance
@@ -235,7 +249,7 @@ def dense_crf(
 
 
 def smoothness_kernel(
-    height: int, width: int, settings: Settings, capacity: int = 0
+    height: int, width: int, *, settings: Settings, capacity: int = 0
 ) -> list[Kernel]:
     """The first term of :func:`dense_crf`, for any images; none at weight 0."""
     if not _has(settings.smoothness_weight):
@@ -247,17 +261,19 @@ def smoothness_kernel(
         features = filters.smoothness_features(height, width, sigma)
         filter = filters.lattice_filter(features, capacity)
     else:
-        raise UserError(
-            f"smoothness_filter: unknown value {settings.smoothness_filter!r}, "
-            f"expected one of 'lattice', 'separable'"
+        raise errors.unknown(
+            "smoothness_filter", settings.smoothness_filter, SMOOTHNESS_FILTERS
         )
-    filter = filters.normalize(filter, settings.normalization, 1, height * width)
+    filter = filters.normalize(
+        filter, settings.normalization, batch=1, points=height * width
+    )
     return [Kernel(filter, settings.smoothness_weight)]
 
 
 def appearance_kernel(
     images: jax.Array,
     settings: Settings,
+    *,
     capacity: int = 0,
     points: lattice.Sorted | None = None,
 ) -> list[Kernel]:
@@ -266,12 +282,22 @@ def appearance_kernel(
         return []
     batch, height, width, _ = images.shape
     if points is None:
-        points = filters.appearance_features(
-            images, settings.appearance_sigma_xy, settings.appearance_sigma_rgb
-        )
+        points = appearance_features(images, settings)
     filter = filters.lattice_filter(points, capacity)
-    filter = filters.normalize(filter, settings.normalization, batch, height * width)
+    filter = filters.normalize(
+        filter, settings.normalization, batch=batch, points=height * width
+    )
     return [Kernel(filter, settings.appearance_weight)]
+
+
+def appearance_features(images: jax.Array, settings: Settings) -> jax.Array:
+    """``filters.appearance_features`` of the appearance kernel of these settings."""
+    return filters.appearance_features(
+        images,
+        settings.appearance_sigma_xy,
+        settings.appearance_sigma_rgb,
+        color_order=settings.color_order,
+    )
 
 
 def _has(weight: float | jax.Array) -> bool:
@@ -290,21 +316,14 @@ def choose_capacity(images: Any, settings: Settings) -> tuple[int, int]:
     if settings.smoothness_weight and settings.smoothness_filter == "lattice":
         smoothness = smoothness_capacity(height, width, settings.smoothness_sigma)
     if settings.appearance_weight:
-        counts = _count_appearance(
-            jnp.asarray(images),
-            settings.appearance_sigma_xy,
-            settings.appearance_sigma_rgb,
-        )
-        counts = np.asarray(counts)
-        appearance = lattice.choose_capacity(counts, points, 2 + channels)
+        counts = np.asarray(_count_appearance(jnp.asarray(images), settings))
+        appearance = lattice.choose_capacity(counts, points, dims=2 + channels)
     return smoothness, appearance
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _count_appearance(images: jax.Array, sigma_xy: float, sigma_rgb: float):
-    return lattice.count_vertices(
-        filters.appearance_features(images, sigma_xy, sigma_rgb)
-    )
+@functools.partial(jax.jit, static_argnums=1)
+def _count_appearance(images: jax.Array, settings: Settings) -> jax.Array:
+    return lattice.count_vertices(appearance_features(images, settings))
 
 
 @functools.lru_cache
@@ -316,4 +335,4 @@ def smoothness_capacity(height: int, width: int, sigma: float) -> int:
     features = filters.smoothness_features(height, width, sigma)
     with jax.ensure_compile_time_eval():
         counts = np.asarray(lattice.count_vertices(features))
-    return lattice.choose_capacity(counts, height * width, 2)
+    return lattice.choose_capacity(counts, height * width, dims=2)

@@ -1,5 +1,6 @@
 """The CRF after a network: evaluate, predict, the search; scores near boundaries."""
 
+import functools
 import json
 import shutil
 
@@ -77,8 +78,9 @@ def test_boundary_distance_and_band_confusion_by_brute_force():
             near = known & ((truth <= r + 1) | (r == radius))
             for pair in zip(label[near], prediction[near]):
                 expected[(r, *pair)] += 1
-    h = jax.jit(metrics.band_confusion, static_argnums=(2, 3))
-    np.testing.assert_array_equal(h(labels, predicted, classes, radius), expected)
+    h = jax.jit(metrics.band_confusion, static_argnames=("classes", "radius"))
+    found = h(labels, predicted, classes=classes, radius=radius)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_band_of_void_is_the_dilation_of_deeplab():
@@ -102,7 +104,7 @@ def test_trimap_oracle():
     """Three rows, void between the classes, the prediction two pixels off."""
     labels = np.uint8([[[0, 0, 0, 0, 255, 1, 1, 1, 1]] * 3])
     predicted = np.uint8([[[0] * 6 + [1] * 3] * 3])
-    h = np.asarray(metrics.band_confusion(labels, predicted, 2, 4))
+    h = np.asarray(metrics.band_confusion(labels, predicted, classes=2, radius=4))
     assert h[0].tolist() == [[3, 0], [3, 0]] and h[2].tolist() == [[9, 0], [3, 6]]
     found = [metrics.scores(band)["miou"] for band in h]
     assert found == pytest.approx([0.25, 0.5833333, 0.7083333, 0.775, 0.775], abs=1e-7)
@@ -142,19 +144,24 @@ def test_choices_of_crf(tmp_path):
     found = predict_flags.crf_settings(config, str(file))
     assert found == mean_field.Settings(iterations=3, smoothness_sigma=2.0)
     for text, message in {
-        "{": "not valid JSON",
-        "[1]": "expected an object",
-        '{"sigma": 3}': "unknown field 'sigma'",
-        '{"smoothnes_sigma": 3}': "did you mean 'smoothness_sigma'",
-        '{"iterations": 2.5}': "iterations is 2.5, expected int",
-        '{"iterations": -1}': "iterations is -1, expected 0 or more",
-        '{"appearance_sigma_xy": 0}': "appearance_sigma_xy is 0.0, expected more",
-        '{"normalization": "both"}': "'both', expected one of none, before, after",
-        '{"smoothness_filter": "fft"}': "expected one of lattice, separable",
-        '{"relaxation": 1.5}': "relaxation is 1.5, expected above 0, at most 1",
+        "{": ": is not valid JSON",
+        "[1]": ".*expected an object",
+        '{"sigma": 3}': ": unknown value 'sigma'; .*known: appear",
+        '{"smoothnes_sigma": 3}': ".*did you mean 'smoothness_sigma'",
+        '{"iterations": 2.5}': ".iterations is 2.5; expected int",
+        '{"iterations": -1}': ".iterations is -1; expected an integer from 0",
+        '{"appearance_sigma_xy": 0}': ".appearance_sigma_xy is 0.0; expected",
+        '{"normalization": "both"}': ".normalization: unknown value 'both'",
+        '{"smoothness_filter": "fft"}': ".*known: lattice, separable",
+        '{"appearance_sigma_rgb": Infinity}': ".*_sigma_rgb is inf; expected",
+        '{"appearance_weight": Infinity}': ".appearance_weight is inf; expected",
+        '{"smoothness_weight": NaN}': ".smoothness_weight is nan; expected",
+        '{"iterations": 9223372036854775807}': ".iterations is 92",
+        '{"color_order": "rbg"}': ".color_order: unknown value 'rbg'; did you mean",
+        '{"relaxation": 1.5}': ".relaxation is 1.5; expected above 0, at most 1",
     }.items():
         file.write_text(text)
-        fails(f"--crf={file}.*{message}", predict_flags.crf_settings, config, str(file))
+        fails(f"{file}{message}", predict_flags.crf_settings, config, str(file))
     fails(
         "--crf=deeplab: expected 'config'.*deeplab_v1",
         predict_flags.crf_settings,
@@ -183,7 +190,7 @@ def test_refine_is_the_crf_of_each_image_alone():
     mesh = sharding.make_mesh()
     assert mesh.size == 4
     on_devices = jax.device_put((probabilities, images), sharding.split(mesh))
-    found = inference.refine(*on_devices, settings, mesh)
+    found = inference.refine(*on_devices, settings=settings, mesh=mesh)
     assert found.sharding == sharding.split(mesh)
     alone = jax.jit(inference.dense_crf(lambda p, _: p, settings))
     expected = [
@@ -273,7 +280,7 @@ def test_trimap_of_evaluate(results):
     for part in (found, found["crf"]):
         curve = part["trimap"]
         assert curve["radius"] == list(range(1, 41))
-        for name in evaluate.NAMES:
+        for name in metrics.SCORES:
             assert len(curve[name]) == 40 and min(curve[name]) >= 0
             # Within 40 pixels is everything in so small an image.
             assert curve[name][-1] == pytest.approx(part["scores"][name])
@@ -310,7 +317,12 @@ def test_predict_writes_what_evaluate_scored(config, trained, results, tmp_path)
         (tmp_path / f"{index}.png").write_bytes(data)
     output = tmp_path / "out"
     summary = predict.predict(
-        config, trained, [str(tmp_path)], output, crf="config", outputs=("labels",)
+        config,
+        trained,
+        paths=[str(tmp_path)],
+        output=output,
+        crf="config",
+        outputs=("labels",),
     )
     assert (summary["written"], summary["failures"]) == (4, {})
     h = np.zeros((9, 9), int)
@@ -324,9 +336,10 @@ def test_predict_writes_what_evaluate_scored(config, trained, results, tmp_path)
 def test_bad_crf_is_named_before_any_work(config, trained, tmp_path):
     nowhere = tmp_path / "nowhere"
     fails("--crf=x: ", evaluate.evaluate, config, nowhere, crf="x")
-    fails("--crf=x: ", predict.predict, config, nowhere, ["a"], tmp_path, crf="x")
+    where = {"paths": ["a"], "output": tmp_path}
+    fails("--crf=x: ", predict.predict, config, nowhere, **where, crf="x")
     bad = config_lib.make(**config_lib.json_like(config) | {"crf": {"iterations": -1}})
-    fails("config.crf: iterations", evaluate.evaluate, bad, nowhere, crf="config")
+    fails("--config.crf.iterations", evaluate.evaluate, bad, nowhere, crf="config")
 
 
 # The search
@@ -335,8 +348,15 @@ def test_bad_crf_is_named_before_any_work(config, trained, tmp_path):
 def test_search_continues_and_its_best_can_be_used(config, trained, results, tmp_path):
     grid = {key: (value,) for key, value in CRF.items()}
     grid["appearance_weight"] = (5.0, 0.0)
-    search = (config, trained, tmp_path)
-    rows = tune_crf.tune_crf(*search, grid, "validation", images=4)
+    search = functools.partial(
+        tune_crf.tune_crf,
+        config,
+        trained,
+        output=tmp_path,
+        split="validation",
+        images=4,
+    )
+    rows = search(grid=grid)
     assert len(rows) == 3
     assert [row["miou"] for row in rows] == sorted(r["miou"] for r in rows)[::-1]
     by_weight = {
@@ -353,7 +373,7 @@ def test_search_continues_and_its_best_can_be_used(config, trained, results, tmp
     file.write_text("".join(lines)[:-20])
     shutil.rmtree(tmp_path / "probabilities")
     grid |= {"appearance_weight": (0.0,), "iterations": (2, 1)}
-    again = tune_crf.tune_crf(*search, grid, "validation", images=4)
+    again = search(grid=grid)
     kept = file.read_text().splitlines(keepends=True)
     assert kept[:2] == lines[:2] and len(kept) == len(again) == 4
     assert kept[2] != lines[2]  # its time, at least
@@ -365,13 +385,13 @@ def test_search_continues_and_its_best_can_be_used(config, trained, results, tmp
     assert "normalization" not in text and len(text.splitlines()) == 5
 
     message = "has a search with images 4, this command has 3: use another --output"
-    fails(message, tune_crf.tune_crf, *search, grid, "validation", images=3)
+    fails(message, search, grid=grid, images=3)
 
 
 def test_search_takes_a_random_part_of_the_training_images(config, trained, tmp_path):
     grid = {key: (value,) for key, value in CRF.items()}
     grid |= {"iterations": (0,), "appearance_weight": (0.0,)}
-    rows = tune_crf.tune_crf(config, trained, tmp_path, grid, images=3)
+    rows = tune_crf.tune_crf(config, trained, output=tmp_path, grid=grid, images=3)
     assert rows[0]["miou"] == pytest.approx(rows[1]["miou"])  # no iterations, no CRF
     search = json.loads((tmp_path / "search.json").read_text())
     assert search["split"] == "train" and search["images"] == 3
@@ -405,7 +425,7 @@ def test_values_of_the_search_flags():
 def test_benchmark_measures_and_draws_its_growth():
     image = np.random.default_rng(0).integers(0, 255, (8, 10, 1), np.uint8)
     settings = mean_field.Settings(**CRF)
-    row = benchmark_crf.measure(image, 3, settings, batch=2, rounds=1)
+    row = benchmark_crf.measure(image, 3, settings=settings, batch=2, rounds=1)
     parts = row["seconds"]
     assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"])
     assert min(parts["sort"], parts["build"]) > 0

@@ -4,15 +4,17 @@ import json
 import subprocess
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
 from workdirs import make_run
 
 from experiments import export
-from experiments.shared import exported_loader
+from experiments.shared import export_programs, exported_loader
 from segjax import inference
 from segjax.errors import UserError
+from segjax.inference import collection
 
 ISOLATED = """
 import importlib.metadata, sys, zipimport
@@ -66,7 +68,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     output = tmp_path_factory.mktemp("exported")
-    facts = export.export(run[1], run[0], output, [(20, 24), (33, 16)])
+    facts = export.export(run[1], run[0], output=output, sizes=[(20, 24), (33, 16)])
     return output, facts
 
 
@@ -103,9 +105,9 @@ def test_loads_with_jax_and_numpy_alone(run, exported):
 
 def test_programs_are_for_all_platforms_and_any_batch(exported):
     output, facts = exported
-    assert facts == json.loads((output / "metadata.json").read_text()) | {
-        key: facts[key] for key in ("checkpoint_steps", "classes", "method")
-    }
+    written = json.loads((output / "metadata.json").read_text())
+    assert written.keys() - facts.keys() == {"sha256", "checksum"}
+    assert json.loads(json.dumps(facts)) == {key: written[key] for key in facts}
     assert facts["check"]["pixels"] > 2 * 20 * 24
     assert facts["check"]["different_labels"] <= 2
     for row in facts["programs"]:
@@ -123,7 +125,7 @@ def test_programs_are_for_all_platforms_and_any_batch(exported):
 
 def test_loader_is_short_and_refuses_what_it_cannot_do(exported):
     with open(exported_loader.__file__) as file:
-        assert len(file.readlines()) < 50
+        assert len(file.readlines()) < 130
     predict = exported_loader.load(exported[0])
     with pytest.raises(ValueError, match=r"\(34, 16, 3\) is larger than all of"):
         predict([np.zeros((34, 16, 3), np.uint8)])
@@ -134,7 +136,7 @@ def test_loader_is_short_and_refuses_what_it_cannot_do(exported):
 
 def test_a_wrong_export_is_found(run, exported, tmp_path):
     """The check at the end compares with the model, not with itself."""
-    output, _ = exported
+    output, facts = exported
     for file in output.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with np.load(output / "weights.npz") as file:
@@ -142,6 +144,9 @@ def test_a_wrong_export_is_found(run, exported, tmp_path):
     bias = next(name for name in arrays if name.endswith("head/bias"))
     arrays[bias] = arrays[bias] + np.float32([0, 1, 0])
     np.savez(tmp_path / "weights.npz", **arrays)
+    with pytest.raises(ValueError, match=r"weights.npz is damaged: export again"):
+        exported_loader.load(tmp_path)
+    export_programs.write_metadata(tmp_path, facts)
     with pytest.raises(UserError, match="differ by .* from the model's"):
         export.check(inference.load(run[0]), tmp_path)
 
@@ -149,10 +154,67 @@ def test_a_wrong_export_is_found(run, exported, tmp_path):
 def test_bad_requests(run, tmp_path):
     def fails(message, sizes, **options):
         with pytest.raises(UserError, match=message):
-            export.export(run[1], run[0], tmp_path, sizes, **options)
+            export.export(run[1], run[0], output=tmp_path, sizes=sizes, **options)
 
     fails("no sizes: give --sizes", [])
     fails("--platforms: unknown 'gpu'", [(8, 8)], platforms=("gpu",))
     assert export.parse_sizes(["8x9"]) == [(8, 9)]
     with pytest.raises(UserError, match="--sizes: found '8', expected HEIGHTxWIDTH"):
         export.parse_sizes(["8"])
+
+
+def test_every_damaged_file_is_found(exported, tmp_path):
+    """One bit of each file, and each fact of the metadata."""
+    output, facts = exported
+    for file in output.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    names = [row["file"] for row in facts["programs"]] + ["weights.npz"]
+    for name in [*names, "flatbuffers.zip"]:
+        data = bytearray((tmp_path / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name} is damaged: export again"):
+            exported_loader.load(tmp_path)
+        (tmp_path / name).write_bytes((output / name).read_bytes())
+    text = (output / "metadata.json").read_text()
+    written = json.loads(text)
+    for key in written.keys() - {"checksum"}:
+        changed = written | {key: "something else"}
+        (tmp_path / "metadata.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="metadata.json is damaged"):
+            exported_loader.load(tmp_path)
+    (tmp_path / "metadata.json").write_text(text)
+    image = np.zeros((20, 24, 3), np.uint8)
+    assert exported_loader.load(tmp_path)([image])[0].shape == (20, 24)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ((20, 24), (10, 12)),
+        ((20, 24), (20, 24)),
+        ((30, 33), (10, 11)),
+        ((37, 50), (13, 21)),
+        ((9, 10), (23, 31)),
+        ((40, 10), (17, 25)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_loader_resizes_as_opencv_does(old, new, channels):
+    image = np.random.default_rng(0).integers(0, 256, (*old, channels), np.uint8)
+    expected = cv2.resize(image, new[::-1], interpolation=cv2.INTER_AREA)
+    resized = exported_loader.resize_area(image, new)
+    assert resized.dtype == np.uint8
+    difference = np.abs(np.int32(resized) - expected.reshape(*new, channels))
+    # OpenCV enlarges in fixed point.
+    enlarged = new[0] > old[0] or new[1] > old[1]
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < (0.2 if enlarged else 0.02)
+    scores = np.random.default_rng(1).random((*new, 5), np.float32)
+    expected = cv2.resize(scores, old[::-1], interpolation=cv2.INTER_LINEAR)
+    back = exported_loader.resize_bilinear(scores, old)
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, expected, atol=1e-5)
+    rows = np.concatenate(list(collection.resized_rows(scores, old)))
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, expected, atol=1e-5)

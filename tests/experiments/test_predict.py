@@ -1,5 +1,6 @@
 """Collections of images: every size, kind and fault, in any order and interrupted."""
 
+import functools
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from segjax import inference, viz
 from segjax.data import images as image_files
 from segjax.data import windows
 from segjax.errors import UserError
-from segjax.inference import method, predictor, tiles, trained
+from segjax.inference import collection, large, predictors
+from segjax.inference import windows as placement
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +57,7 @@ def pixels(*shape, dtype=np.uint8, seed=0):
 
 
 @pytest.fixture(scope="module")
-def collection(tmp_path_factory):
+def photos(tmp_path_factory):
     """Odd sizes and kinds, two files that are no images; the pixels, by stem."""
     folder = tmp_path_factory.mktemp("collection")
     found = {}
@@ -77,14 +79,14 @@ def collection(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def segmented(same, collection, tmp_path_factory):
+def segmented(same, photos, tmp_path_factory):
     """All outputs of the collection, every image at its own size, and the summary."""
     output = tmp_path_factory.mktemp("segmented")
     summary = predict.predict(
         same[1],
         same[0],
-        [str(collection[0])],
-        output,
+        paths=[str(photos[0])],
+        output=output,
         outputs=("labels", "ids", "overlays", "probabilities"),
         padding=0,
     )
@@ -95,9 +97,9 @@ def labels_of(output, name):
     return np.asarray(Image.open(output / "labels" / f"{name}.png"))
 
 
-def test_every_image_is_segmented_and_every_fault_named(same, collection, segmented):
+def test_every_image_is_segmented_and_every_fault_named(same, photos, segmented):
     """The oracle: the model called on the pixels written, extended to even sides."""
-    folder, found = collection
+    folder, found = photos
     output, summary = segmented
     assert summary["failures"].keys() == {
         str(folder / "corrupt.png"),
@@ -145,24 +147,24 @@ def test_every_image_is_segmented_and_every_fault_named(same, collection, segmen
     assert not list(output.rglob("*.partial"))
 
 
-def test_nothing_is_compiled_after_warm_up(same, collection, segmented, tmp_path):
+def test_nothing_is_compiled_after_warm_up(same, photos, segmented, tmp_path):
     assert segmented[1]["compiled"] == {
         "programs": 5,  # sizes
         "after_warm_up": 0,
     }
-    summary = predict.predict(same[1], same[0], [str(collection[0])], tmp_path)
+    summary = predict.predict(same[1], same[0], paths=[str(photos[0])], output=tmp_path)
     compiled = summary["compiled"]
     assert compiled["after_warm_up"] == 0 and compiled["programs"] == 4
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     # A frame changes only what is close enough to see the mirrored part.
-    for name, image in collection[1].items():
+    for name, image in photos[1].items():
         padded, alone = labels_of(tmp_path, name), labels_of(segmented[0], name)
         assert padded.shape == image.shape[:2]
         np.testing.assert_array_equal(padded[:-10, :-10], alone[:-10, :-10])
 
 
-def test_the_same_command_again_does_only_what_is_missing(same, collection, tmp_path):
-    folder, found = collection
+def test_the_same_command_again_does_only_what_is_missing(same, photos, tmp_path):
+    folder, found = photos
     files = [str(folder / f"rgb{i}.png") for i in range(3)]
     images = tmp_path / "images"
     images.mkdir()
@@ -172,7 +174,12 @@ def test_the_same_command_again_does_only_what_is_missing(same, collection, tmp_
 
     def run(outputs=("labels",), **options):
         summary = predict.predict(
-            same[1], same[0], [str(images)], output, outputs=outputs, **options
+            same[1],
+            same[0],
+            paths=[str(images)],
+            output=output,
+            outputs=outputs,
+            **options,
         )
         return summary["written"], summary["already_done"]
 
@@ -184,12 +191,14 @@ def test_the_same_command_again_does_only_what_is_missing(same, collection, tmp_
     Image.fromarray(pixels(20, 20, 3, seed=9)).save(images / "rgb2.png")
     assert run() == (1, 2)
     assert labels_of(output, "rgb2").shape == (20, 20)
-    with pytest.raises(UserError, match=r"--output .* with padding = 0.25, .* has 0"):
+    with pytest.raises(UserError, match=r"--output=.* with padding = 0.25, .* has 0"):
         run(padding=0)
     config = config_lib.json_like(same[1])
     other = config_lib.make(**config | {"model": {**SAME, "padding": "valid"}})
-    with pytest.raises(UserError, match=r"--output .* with model = \["):
-        predict.predict(other, same[0], [str(images)], output, outputs=("labels",))
+    with pytest.raises(UserError, match=r"--output=.* with model = \["):
+        predict.predict(
+            other, same[0], paths=[str(images)], output=output, outputs=("labels",)
+        )
     assert run(padding=0, overwrite=True) == (3, 0)
     assert run(padding=0) == (0, 3)
     # Another image of a name that is taken.
@@ -197,13 +206,13 @@ def test_the_same_command_again_does_only_what_is_missing(same, collection, tmp_
     other.mkdir()
     (other / "rgb0.png").write_bytes((images / "rgb0.png").read_bytes())
     with pytest.raises(UserError, match=r"labels/rgb0.png is of .*images/rgb0.png, no"):
-        predict.predict(same[1], same[0], [str(other)], output, padding=0)
+        predict.predict(same[1], same[0], paths=[str(other)], output=output, padding=0)
 
 
 def test_interrupted_it_loses_only_what_is_in_flight(
-    same, collection, segmented, tmp_path, monkeypatch
+    same, photos, segmented, tmp_path, monkeypatch
 ):
-    stack, calls = trained.stack, []
+    stack, calls = collection.stack, []
 
     def interrupt(*arguments):
         calls.append(arguments)
@@ -211,23 +220,25 @@ def test_interrupted_it_loses_only_what_is_in_flight(
             raise KeyboardInterrupt
         return stack(*arguments)
 
-    monkeypatch.setattr(trained, "stack", interrupt)
-    arguments = same[1], same[0], [str(collection[0])], tmp_path
+    monkeypatch.setattr(collection, "stack", interrupt)
+    run = functools.partial(
+        predict.predict, same[1], same[0], paths=[str(photos[0])], output=tmp_path
+    )
     with pytest.raises(KeyboardInterrupt):
-        predict.predict(*arguments, padding=0)
+        run(padding=0)
     monkeypatch.undo()
     done = {path.stem for path in (tmp_path / "labels").glob("[!.]*")}
     assert len(done) == 2  # of three batches on the devices, one had not come back
     with open(tmp_path / "done_0.jsonl", "a") as log:
         log.write('{"name": "rgb')  # a line that a kill cut short
-    summary = predict.predict(*arguments, padding=0)
+    summary = run(padding=0)
     assert summary["already_done"] == 2 and summary["written"] == 5
-    for name in collection[1]:
+    for name in photos[1]:
         np.testing.assert_array_equal(
             labels_of(tmp_path, name), labels_of(segmented[0], name)
         )
     assert summary["classes"] == pytest.approx(segmented[1]["classes"])
-    assert predict.predict(*arguments, padding=0)["already_done"] == 7
+    assert run(padding=0)["already_done"] == 7
 
 
 def test_images_that_change_meanwhile(same, tmp_path, monkeypatch):
@@ -247,24 +258,30 @@ def test_images_that_change_meanwhile(same, tmp_path, monkeypatch):
 
     monkeypatch.setattr(image_files, "image_header", small_header)
     monkeypatch.setattr(image_files, "decode_image", replaced)
-    arguments = same[1], same[0], [str(tmp_path)], tmp_path / "out"
-    summary = predict.predict(*arguments)
+    run = functools.partial(
+        predict.predict,
+        same[1],
+        same[0],
+        paths=[str(tmp_path)],
+        output=tmp_path / "out",
+    )
+    summary = run()
     assert summary["written"] == 1
     (text,) = summary["failures"].values()
     assert "0.png: holds 8x8 pixels, its header said less" in text
     monkeypatch.undo()
-    summary = predict.predict(*arguments)
+    summary = run()
     assert (summary["written"], summary["already_done"]) == (2, 0)
     # The shares are of images that are segmented now.
     (tmp_path / "0.png").write_bytes(b"")
     label = labels_of(tmp_path / "out", "1")
-    shares = predict.predict(*arguments)["classes"]
+    shares = run()["classes"]
     expected = np.bincount(label.reshape(-1), minlength=3) / label.size
     np.testing.assert_allclose(list(shares.values()), expected)
 
 
-def test_library_predicts_arrays_and_files(same, collection, segmented):
-    folder, found = collection
+def test_library_predicts_arrays_and_files(same, photos, segmented):
+    folder, found = photos
     names = ["rgb0", "rgb3", "rgb4"]
     images = [found["rgb0"], str(folder / "rgb3.png"), found["rgb4"]]
     model = inference.load(same[0] / "checkpoints" / "7")
@@ -273,7 +290,7 @@ def test_library_predicts_arrays_and_files(same, collection, segmented):
         for name, label in zip(names, model.predict(images, padding=0)):
             assert label.dtype == np.uint8
             np.testing.assert_array_equal(label, labels_of(segmented[0], name))
-        assert len(model.programs) == 3
+        assert len(model.executables) == 3
     assert model.predict([]) == []
     with pytest.raises(UserError, match=r"images\[1\]: holds float32 samples"):
         model.predict([images[0], np.zeros((4, 4, 3), np.float32)])
@@ -283,12 +300,12 @@ def test_library_predicts_arrays_and_files(same, collection, segmented):
         model.predict([folder / "empty.jpg"])
 
 
-def test_ensemble_is_the_mean_of_probabilities(same, collection, tmp_path):
+def test_ensemble_is_the_mean_of_probabilities(same, photos, tmp_path):
     _, model, variables = same[1:]
     folder = tmp_path / "second"
     _, _, others = make_run(folder, "unet", SAME, seed=5)
-    image = collection[1]["rgb0"]
-    both = inference.load(same[0], folder, method=inference.Method(flip=True))
+    image = photos[1]["rgb0"]
+    both = inference.load(same[0], folder, options=inference.PredictOptions(flip=True))
     predict_one = inference.flip(inference.whole(model))
     means = [predict_one(v, image[None]) for v in (variables, others)]
     mean = np.asarray(sum(means) / 2)[0]
@@ -320,15 +337,14 @@ def local(images):
     [((17, 22), (9,), 2 / 3), ((12, 30), (12, 7), 0.5), ((5, 40), (9,), 1.0)],
 )
 def test_streamed_windows_equal_sliding(size, window, stride, batch, monkeypatch):
-    monkeypatch.setattr(tiles, "_ROWS", 4)  # less than a window
+    monkeypatch.setattr(large, "_ROWS", 4)  # less than a window
     image = pixels(*size, 3)
-    options = method.Method(window=window, stride=stride)
-    layout = tiles._windows(options, size)
+    layout = placement.sliding(size, window, stride)
     read = windows.array_windows(image, 3)
-    rows = list(tiles.stream(local, read, size, layout, batch))
+    rows = list(large.stream(local, read, layout=layout, batch=batch))
     assert max(len(part) for part in rows) <= 4
     height_width = (*window, window[-1])[:2]
-    sliding = predictor.sliding(lambda _, x: local(x), height_width, stride)
+    sliding = predictors.sliding(lambda _, x: local(x), height_width, stride=stride)
     whole = sliding({}, image[None])
     np.testing.assert_allclose(np.concatenate(rows), whole[0], atol=1e-5)
 
@@ -338,7 +354,9 @@ def test_mirrored_indices_are_those_of_numpy(start, count, length):
     before, after = max(-start, 0), max(start + count - length, 0)
     padded = np.pad(np.arange(length), (before, after), mode="reflect")
     expected = padded[start + before :][:count]
-    np.testing.assert_array_equal(tiles.mirrored(start, count, length), expected)
+    np.testing.assert_array_equal(
+        placement.mirrored_indices(start, count, length), expected
+    )
 
 
 def test_tiles_of_a_large_image_equal_the_whole(valid, tmp_path):
@@ -355,10 +373,10 @@ def test_tiles_of_a_large_image_equal_the_whole(valid, tmp_path):
     summary = predict.predict(
         config,
         folder,
-        [str(tmp_path / "large.tif")],
-        tmp_path / "out",
+        paths=[str(tmp_path / "large.tif")],
+        output=tmp_path / "out",
         outputs=outputs,
-        method=inference.Method(tile=36),
+        options=inference.PredictOptions(tile=36),
         max_pixels=1000,
     )
     assert (summary["written"], summary["in_parts"]) == (1, 1)
@@ -369,7 +387,7 @@ def test_tiles_of_a_large_image_equal_the_whole(valid, tmp_path):
     assert label.shape == (57, 75)
     np.testing.assert_array_equal(label[sure], whole.argmax(-1)[sure])
     assert cv2.imread(str(tmp_path / "out/overlays/large.jpg")).shape == (57, 75, 3)
-    model = inference.load(folder, method=inference.Method(tile=36, flip=True))
+    model = inference.load(folder, options=inference.PredictOptions(tile=36, flip=True))
     (flipped,) = model.predict([image], max_pixels=1000)
     assert flipped.shape == (57, 75) and (flipped != label).any()
 
@@ -379,13 +397,21 @@ def test_images_that_cannot_be_predicted_in_parts_fail_alone(valid, tmp_path):
     Image.fromarray(pixels(40, 60)).save(tmp_path / "large.png")
     Image.fromarray(pixels(20, 20)).save(tmp_path / "small.png")
     for options, message in (
-        ({"method": inference.Method(scales=(1.0, 0.5))}, "large.png: .* at scale 1"),
+        (
+            {"options": inference.PredictOptions(scales=(1.0, 0.5))},
+            "large.png: .* at scale 1",
+        ),
         ({"crf": "pydensecrf"}, "large.png: a CRF needs the whole .* its 2400 pixels"),
     ):
         output = tmp_path / message[-9:]
         images = [str(tmp_path / "large.png")]
         summary = predict.predict(
-            config, folder, images, output, max_pixels=1000, **options
+            config,
+            folder,
+            paths=images,
+            output=output,
+            max_pixels=1000,
+            **options,
         )
         (text,) = summary["failures"].values()
         assert re.search(message, text), text
@@ -406,10 +432,16 @@ def test_names_differ_in_more_than_case():
 
 
 def test_overlays_of_long_images_fit_into_jpeg(tmp_path):
-    info = trained.datasets.Dataset("", ("a",), np.zeros((1, 3), np.uint8), (0.0,), 1)
-    results = prediction_files.open_results(tmp_path, ("overlays",), info, {})
     image = pixels(3, 70_000, 1)
-    prediction_files.write(results, "long", "long.png", image, 0 * image[..., 0], [])
+    (tmp_path / "overlays").mkdir()
+    prediction_files.write_outputs(
+        tmp_path,
+        "long",
+        outputs=["overlays"],
+        palette=np.zeros((1, 3), np.uint8),
+        image=image,
+        label=0 * image[..., 0],
+    )
     assert cv2.imread(str(tmp_path / "overlays/long.jpg")).shape == (2, 35_000, 3)
 
 
@@ -419,10 +451,16 @@ def test_ids_of_many_classes_are_16_bit(tmp_path):
     )
     image = pixels(16, 16, 3)
     Image.fromarray(image).save(tmp_path / "a.png")
-    arguments = config, tmp_path / "run", [str(tmp_path / "a.png")], tmp_path / "out"
+    run = functools.partial(
+        predict.predict,
+        config,
+        tmp_path / "run",
+        paths=[str(tmp_path / "a.png")],
+        output=tmp_path / "out",
+    )
     with pytest.raises(UserError, match="no colors for 300 classes; give"):
-        predict.predict(*arguments)
-    predict.predict(*arguments, outputs=("ids",))
+        run()
+    run(outputs=("ids",))
     ids = cv2.imread(str(tmp_path / "out/ids/a.png"), cv2.IMREAD_UNCHANGED)
     assert ids.dtype == np.uint16 and ids.max() > 255
     logits = np.asarray(model.apply(variables, image[None], train=False)[0])[0]
@@ -436,7 +474,10 @@ def test_lists_of_files(tmp_path, same):
     listed = image_files.list_images([f"@{tmp_path}/list.txt"])
     assert listed.images == [f"{tmp_path}/a.png", f"{tmp_path}/missing.png"]
     summary = predict.predict(
-        same[1], same[0], [f"@{tmp_path}/list.txt"], tmp_path / "out"
+        same[1],
+        same[0],
+        paths=[f"@{tmp_path}/list.txt"],
+        output=tmp_path / "out",
     )
     assert summary["written"] == 1
     assert list(summary["failures"]) == [f"{tmp_path}/missing.png"]
@@ -447,23 +488,23 @@ def test_lists_of_files(tmp_path, same):
 def test_methods_that_cannot_be(same, valid):
     def fails(run, message, **fields):
         with pytest.raises(UserError, match=message):
-            inference.load(run[0], method=inference.Method(**fields))
+            inference.load(run[0], options=inference.PredictOptions(**fields))
 
-    fails(valid, "tile=36 and window=.9,. are both given", tile=36, window=(9,))
+    fails(valid, "--tile=36 and --window=9 are both given", tile=36, window=(9,))
     fails(same, "sliding window", tile=36)
-    fails(valid, "window=.*UNet predicts less .* give tile", window=(9,))
+    fails(valid, "--window=9: UNet predicts less .* give --tile", window=(9,))
     fails(valid, "image height is 35, expected", tile=35)
-    fails(same, "window: found .9, 9, 9.", window=(9, 9, 9))
-    fails(same, "stride: found 0", stride=0.0)
-    fails(same, "scales: found .1.0, -1.0.", scales=(1.0, -1.0))
-    fails(same, "scales: found .nan.", scales=(float("nan"),))
+    fails(same, "--window: found .9, 9, 9.", window=(9, 9, 9))
+    fails(same, "--stride: found 0", stride=0.0)
+    fails(same, "--scales: found .1.0, -1.0.", scales=(1.0, -1.0))
+    fails(same, "--scales: found .nan.", scales=(float("nan"),))
     with pytest.raises(UserError, match="--outputs: unknown 'label'; known: labels"):
         prediction_files.check_outputs(["label"], 3)
     with pytest.raises(UserError, match="config.json not found"):
         inference.load("nowhere")
 
 
-def test_config_tile_is_the_default_method(valid, tmp_path):
+def test_config_tile_is_the_default(valid, tmp_path):
     values = config_lib.json_like(valid[1]) | {"tile": 36}
     model = inference.load(valid[0], config=config_lib.make(**values))
-    assert model.method == inference.Method(tile=36)
+    assert model.options == inference.PredictOptions(tile=36)

@@ -231,7 +231,7 @@ def test_evaluation_equals_scores_of_the_predicted_files(
     root, masks = own
     results = evaluate.evaluate(own_config, own_trained, output=tmp_path)
     files = [str(p) for p in (root / "images").iterdir() if p.stem in VALIDATION]
-    summary = predict.predict(own_config, own_trained, files, tmp_path)
+    summary = predict.predict(own_config, own_trained, paths=files, output=tmp_path)
     assert (summary["written"], summary["failures"]) == (5, {})
 
     confusion = np.zeros((3, 3), np.int64)
@@ -282,7 +282,7 @@ def test_predictions_have_the_size_of_each_image(config, trained, tmp_path):
     for name, image in images.items():
         assert cv2.imwrite(str(tmp_path / name), image)
     output = tmp_path / "out"
-    summary = predict.predict(config, trained, [str(tmp_path)], output)
+    summary = predict.predict(config, trained, paths=[str(tmp_path)], output=output)
     assert (summary["written"], summary["failures"]) == (len(images), {})
     palette = datasets.describe({"name": "scenes"}).palette
     for name, image in images.items():
@@ -304,7 +304,7 @@ def test_equal_stems_get_different_names(config, trained, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(image_files.encode_png(image))
     folders = [str(tmp_path / "a"), str(tmp_path / "b"), f"{tmp_path}/./a/1.png"]
-    summary = predict.predict(config, trained, folders, tmp_path / "out")
+    summary = predict.predict(config, trained, paths=folders, output=tmp_path / "out")
     assert summary["written"] == 3
     names = {p.name for p in (tmp_path / "out/labels").iterdir()}
     assert names == {"a_1.png", "b_1.png", "b_2.png"}
@@ -353,10 +353,10 @@ def test_predict_names_corrupt_images_and_does_the_rest(trained, tmp_path):
 # Bad input
 
 
-def fails(pattern, call, *args):
+def fails(pattern, call, *args, **options):
     """The call raises a UserError of one line that matches."""
     with pytest.raises(UserError, match=pattern) as caught:
-        call(*args)
+        call(*args, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -432,23 +432,26 @@ def test_truncated_checkpoint(config, run):
     for data in (run / "checkpoints/4/model").rglob("d/*"):
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     message = f"checkpoint {run}/checkpoints/4 is damaged .*others there: .2."
-    fails(message, evaluate.evaluate, config, run, "latest")
-    results = evaluate.evaluate(config, run, "2")
+    fails(message, evaluate.evaluate, config, run, checkpoint="latest")
+    results = evaluate.evaluate(config, run, checkpoint="2")
     assert results["step"] == 2
     gc.collect()
 
 
 def test_which_checkpoint(config, run):
-    fails("--checkpoint=bset: expected 'best'", evaluate.evaluate, config, run, "bset")
-    fails(r"no checkpoint of step 7 .*\[2, 4\]", evaluate.evaluate, config, run, "7")
+    for which, message in (
+        ("bset", "--checkpoint=bset: expected 'best'"),
+        ("7", r"no checkpoint of step 7 .*\[2, 4\]"),
+    ):
+        fails(message, evaluate.evaluate, config, run, checkpoint=which)
     for step, score in ((2, 0.9), (4, 0.1)):
         file = run / f"checkpoints/{step}/metrics/metrics"
         assert file.exists()
         file.write_text(json.dumps({"miou": score}))
-    assert evaluate.evaluate(config, run, "best")["step"] == 2
+    assert evaluate.evaluate(config, run)["step"] == 2
     for metrics in run.glob("checkpoints/*/metrics"):
         shutil.rmtree(metrics)
-    assert evaluate.evaluate(config, run, "best")["step"] == 4
+    assert evaluate.evaluate(config, run)["step"] == 4
     (run / "dataset.json").unlink()
     fails("dataset.json: cannot be read", evaluate.evaluate, config, run)
 
@@ -456,7 +459,8 @@ def test_which_checkpoint(config, run):
 def test_fields_are_checked_before_any_work(config, run, tmp_path):
     bad = changed(config, eval_batch_size=0)
     fails("eval_batch_size is 0", evaluate.evaluate, bad, run)
-    fails("eval_batch_size is 0", predict.predict, bad, run, ["x.png"], tmp_path)
+    where = {"paths": ["x.png"], "output": tmp_path}
+    fails("eval_batch_size is 0", predict.predict, bad, run, **where)
     bad = changed(config, eval_batch_size=6)
     fails("eval_batch_size=6.*4 devices.* such as 4", evaluate.evaluate, bad, run)
     fails("no split 'test'", evaluate.evaluate, config, run, "best", "test")

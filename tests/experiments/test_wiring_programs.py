@@ -358,7 +358,7 @@ def test_files_of_evaluate(config, trained, validation, predicted, monkeypatch):
         return b"figure"
 
     monkeypatch.setattr(evaluate.viz, "confusion_figure", figure)
-    returned = evaluate.evaluate(config, trained, which="latest")
+    returned = evaluate.evaluate(config, trained, checkpoint="latest")
     folder = trained / "evaluation"  # the default
     found = json.loads((folder / "validation.json").read_text())
     assert found == json.loads(json.dumps(returned))
@@ -443,11 +443,14 @@ def test_predict_reads_the_best_checkpoint_unless_told(two, flat, tmp_path):
     labels = {}
     for name, options, step in (
         ("default", {}, 3),
-        ("latest", {"which": "latest"}, 7),
+        ("latest", {"checkpoint": "latest"}, 7),
     ):
         output = tmp_path / name
         summary = predict.predict(
-            *(config, folder, [str(path)], output),
+            config,
+            folder,
+            paths=[str(path)],
+            output=output,
             outputs=all_outputs,
             padding=0,
             **options,
@@ -498,7 +501,10 @@ def test_probabilities_of_an_ensemble_sum_to_one(two, flat, tmp_path):
     folder, config, model, variables = two
     path, image = flat
     predict.predict(
-        *(config, folder, [str(path)], tmp_path),
+        config,
+        folder,
+        paths=[str(path)],
+        output=tmp_path,
         outputs=("probabilities",),
         ensemble=[str(folder / "checkpoints" / "7")],
         padding=0,
@@ -517,11 +523,16 @@ def test_probabilities_of_an_ensemble_sum_to_one(two, flat, tmp_path):
     assert [used["step"] for used in settings["checkpoints"]] == [3, 7]
 
 
-@pytest.mark.parametrize("options, step", [({}, 3), ({"which": "latest"}, 7)])
+@pytest.mark.parametrize("options, step", [({}, 3), ({"checkpoint": "latest"}, 7)])
 def test_export_writes_the_best_checkpoint_unless_told(two, tmp_path, options, step):
     folder, config, _, variables = two
     facts = export.export(
-        config, folder, tmp_path, [(8, 8)], platforms=("cpu",), **options
+        config,
+        folder,
+        output=tmp_path,
+        sizes=[(8, 8)],
+        platforms=("cpu",),
+        **options,
     )
     assert tuple(facts["checkpoint_steps"]) == (step,)
     expected = {

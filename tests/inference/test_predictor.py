@@ -140,7 +140,9 @@ def test_overlap_tile_refuses():
     model = UNet(CLASSES, widths=(1, 1, 1, 1, 1))
     with pytest.raises(UserError, match="572 or 588"):
         inference.overlap_tile(model, 573)
-    with pytest.raises(UserError, match="tile of 188 predicts 4 px.* at least 204"):
+    with pytest.raises(
+        UserError, match="predicts 4 px of a tile of 188.* at least 204"
+    ):
         inference.overlap_tile(model, 188)
     with pytest.raises(UserError, match="sliding window"):
         inference.overlap_tile(Strided(), 9)
@@ -174,7 +176,7 @@ def test_window_counts():
 )
 def test_sliding_is_the_mean_over_windows(size, crop, fraction, batch):
     images = pixels(2, *size, 3)
-    predictor = inference.sliding(local, crop, fraction, batch=batch)
+    predictor = inference.sliding(local, crop, stride=fraction, batch=batch)
     probabilities = jax.jit(predictor)({}, images)
 
     height, width = (crop, crop) if isinstance(crop, int) else crop
@@ -215,11 +217,11 @@ def test_sliding_centers_a_smaller_image(fill):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0,), ((5, 0),), ((5, 5, 5),), (5, 0.0), (5, 1.1)]
+    "window, stride", [(0, 1.0), ((5, 0), 1.0), ((5, 5, 5), 1.0), (5, 0.0), (5, 1.1)]
 )
-def test_sliding_refuses(arguments):
-    with pytest.raises(UserError, match="^(crop|stride_fraction): found"):
-        inference.sliding(pointwise, *arguments)
+def test_sliding_refuses(window, stride):
+    with pytest.raises(UserError, match="^--(window|stride): found"):
+        inference.sliding(pointwise, window, stride=stride)
 
 
 def test_flip_averages_the_mirrored_prediction():
@@ -250,7 +252,7 @@ def test_multi_scale_agrees_with_opencv():
     alone = inference.multi_scale(local, (1,))({}, images)
     np.testing.assert_allclose(alone, local({}, images), atol=1e-6)
     for scales in ((), (1.0, 0.0)):
-        with pytest.raises(UserError, match="^scales: found"):
+        with pytest.raises(UserError, match="^--scales: found"):
             inference.multi_scale(local, scales)
 
 

@@ -14,18 +14,19 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 from workdirs import make_run
 
-from experiments import evaluate, export, predict, train
+from experiments import evaluate, export, predict
 from experiments.shared import (
     evaluation,
     exported_loader,
     predict_flags,
-    prediction_files,
+    prediction_folder,
+    training_log,
 )
 from segjax import checkpoint, inference, sharding, training, viz
 from segjax import config as config_lib
 from segjax.data import datasets, windows
 from segjax.errors import UserError
-from segjax.inference import method, predictor, tiles, trained
+from segjax.inference import PredictOptions, collection, large, predictors, trained
 from segjax.ops import geometry, mean_field
 
 PALETTE = np.array([[200, 10, 20], [0, 220, 40], [30, 60, 240]], np.uint8)
@@ -115,13 +116,13 @@ def test_windows_are_where_they_should_be(window, stride):
     image = pixels(*SIZE, 3)
     starts, sides = STARTS[window, stride], (*window, *window)[:2]
     expected = averaged(image.astype(float), starts, sides, BIASES)
-    choice = method.Method(window=window, stride=stride)
+    choice = PredictOptions(window=window, stride=stride)
     models = (Place(), Place())
-    found = jax.jit(method.compose(models, choice))(VARIABLES, image[None])
+    found = jax.jit(inference.compose(models, choice))(VARIABLES, image[None])
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
     # The same of an image in parts; the windows cut are those of the list.
-    layout = tiles.layout(models, choice, SIZE)
+    layout = large.layout(models, choice, SIZE)
     assert (layout.rows, layout.columns) == starts
     seen = []
 
@@ -129,7 +130,7 @@ def test_windows_are_where_they_should_be(window, stride):
         seen.extend(batch)
         return np.stack([place(cut, BIASES) for cut in batch.astype(float)])
 
-    rows = tiles.stream(run, windows.array_windows(image, 3), SIZE, layout, 1)
+    rows = large.stream(run, windows.array_windows(image, 3), layout=layout, batch=1)
     np.testing.assert_allclose(np.concatenate(list(rows)), expected, atol=1e-5)
     places = [(row, column) for row in starts[0] for column in starts[1]]
     for cut, (row, column) in zip(seen, places, strict=True):
@@ -155,17 +156,17 @@ def test_tiles_are_where_they_should_be(tile):
     ]
     extended = np.pad(image, [*rim, (0, 0)], mode="reflect").astype(float)
     expected = averaged(extended, starts, (tile, tile), BIASES, margin)[:10, :14]
-    models, choice = (Place(margin), Place(margin)), method.Method(tile=tile)
-    found = jax.jit(method.compose(models, choice))(VARIABLES, image[None])
+    models, choice = (Place(margin), Place(margin)), PredictOptions(tile=tile)
+    found = jax.jit(inference.compose(models, choice))(VARIABLES, image[None])
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
-    layout = tiles.layout(models, choice, size)
+    layout = large.layout(models, choice, size)
     assert (layout.rows, layout.columns) == starts and layout.margin == margin
 
     def run(batch):
         return np.stack([place(cut, BIASES, margin) for cut in batch.astype(float)])
 
-    rows = tiles.stream(run, windows.array_windows(image, 3), size, layout, 3)
+    rows = large.stream(run, windows.array_windows(image, 3), layout=layout, batch=3)
     np.testing.assert_allclose(np.concatenate(list(rows)), expected, atol=1e-5)
 
 
@@ -178,8 +179,8 @@ def test_scales_and_mirror_images_of_windows_in_parts():
         both = [place(x, BIASES, margin), place(x[:, ::-1], BIASES, margin)[:, ::-1]]
         return np.mean(both, axis=0)
 
-    choice = method.Method(window=(5,), stride=0.4, flip=True, scales=(1, 2))
-    run = jax.jit(tiles.window_predictor((Place(), Place()), choice))
+    choice = PredictOptions(window=(5,), stride=0.4, flip=True, scales=(1, 2))
+    run = jax.jit(large.window_predictor((Place(), Place()), choice))
     larger = cv2.resize(mirrored(cv2.resize(cut, (10, 10))), (5, 5))
     expected = (mirrored(cut) + larger) / 2
     np.testing.assert_allclose(run(VARIABLES, cut[None])[0], expected, atol=1e-5)
@@ -187,8 +188,8 @@ def test_scales_and_mirror_images_of_windows_in_parts():
     tile = image[:9, 3:12]
     models = (Place(2), Place(2))
     for flip, expected in ((True, mirrored(tile, 2)), (False, place(tile, BIASES, 2))):
-        choice = method.Method(tile=9, flip=flip)
-        run = jax.jit(tiles.window_predictor(models, choice))
+        choice = PredictOptions(tile=9, flip=flip)
+        run = jax.jit(large.window_predictor(models, choice))
         found = run(VARIABLES, tile[None])
         assert found.shape == (1, 5, 5, 3)
         np.testing.assert_allclose(found[0], expected, atol=1e-5)
@@ -196,17 +197,17 @@ def test_scales_and_mirror_images_of_windows_in_parts():
 
 def test_images_in_parts_default_to_windows_of_1024():
     """Two thirds of a window apart; the last one ends at the border."""
-    layout = tiles.layout((Place(),), method.Method(), (2000, 900))
+    layout = large.layout((Place(),), PredictOptions(), (2000, 900))
     assert layout.window == (1024, 1024)
     assert (layout.rows, layout.columns) == ([0, 683, 976], [0])
     assert layout.before == (0, 62)  # 124 columns are missing, half on each side
-    layout = tiles.layout((Place(2),), method.Method(), (1500, 30))
+    layout = large.layout((Place(2),), PredictOptions(), (1500, 30))
     assert layout.window == (1025, 1025)  # an odd side, as the model asks for
     assert (layout.rows, layout.columns) == ([0, 1020], [0])
     with pytest.raises(UserError, match="different margins or steps"):
-        tiles.layout((Place(), Place(2)), method.Method(), (9, 9))
+        large.layout((Place(), Place(2)), PredictOptions(), (9, 9))
     with pytest.raises(UserError, match="only be predicted at scale 1"):
-        tiles.layout((Place(2),), method.Method(scales=(2.0,)), (9, 9))
+        large.layout((Place(2),), PredictOptions(scales=(2.0,)), (9, 9))
 
 
 def test_the_whole_method_against_numpy():
@@ -238,8 +239,8 @@ def test_the_whole_method_against_numpy():
         {"scales": (2,)},
         {"window": (5,), "flip": True, "scales": (1, 2)},
     ):
-        choice = method.Method(stride=0.4, **fields)
-        run = jax.jit(method.compose((Place(), Place()), choice))
+        choice = PredictOptions(stride=0.4, **fields)
+        run = jax.jit(inference.compose((Place(), Place()), choice))
         found = np.asarray(run(VARIABLES, image[None]))
         np.testing.assert_allclose(found[0], expected(**fields), atol=1e-5)
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
@@ -256,7 +257,7 @@ def test_an_ensemble_is_a_mean_that_sums_to_1(count):
     found = inference.ensemble(parts)(variables, image)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(found[0], place(image[0], biases), atol=1e-6)
-    labels = predictor.most_probable(found)
+    labels = predictors.most_probable(found)
     np.testing.assert_array_equal(labels[0], place(image[0], biases).argmax(-1))
 
 
@@ -352,7 +353,7 @@ def test_programs_of_an_ensemble_give_the_mean_of_softmaxes(run):
     image = pixels(1, 8, 12, 3)
     both = steps_of(latest, best)
     assert both.steps == (7, 3)
-    program = trained.program(both, (1, 8, 12), ("labels", "probabilities", "scores"))
+    program = both.executable((1, 8, 12), outputs=("labels", "probabilities", "scores"))
     found = {name: np.asarray(x) for name, x in program(image).items()}
     apply = jax.jit(lambda v: model.apply(v, image, train=False)[0])
     expected = np.mean([softmax(np.asarray(apply(known[s]))) for s in (7, 3)], axis=0)
@@ -370,11 +371,11 @@ def test_tile_and_batch_of_the_saved_config_are_read(run, tmp_path):
     valid = {"padding": "valid", "widths": (2, 3)}
     config, *_ = make_run(folder, "unet", valid, tile=36, eval_batch_size=2)
     loaded = inference.load(folder)
-    assert loaded.method == method.Method(tile=36) and loaded.batch == 2
-    plain = inference.load(folder, method=method.Method(flip=True))
-    assert plain.method == method.Method(flip=True)
-    assert inference.load(run[0]).method == method.Method()
-    assert inference.load(run[0]).batch == 8
+    assert loaded.options == PredictOptions(tile=36) and loaded.batch_size == 2
+    plain = inference.load(folder, options=PredictOptions(flip=True))
+    assert plain.options == PredictOptions(flip=True)
+    assert inference.load(run[0]).options == PredictOptions()
+    assert inference.load(run[0]).batch_size == 8
     values = config_lib.json_like(config) | {"tile": 35}
     with pytest.raises(UserError, match="35"):
         inference.load(folder, config=config_lib.make(**values))
@@ -384,22 +385,23 @@ def test_tile_and_batch_of_the_saved_config_are_read(run, tmp_path):
     for tile in (0, 9):
         run_of = evaluation.make_predictor(config_lib.make(tile=tile), Place(2))
         found[tile] = np.asarray(jax.jit(run_of)(VARIABLES[0], image))
-        by_hand = method.compose((Place(2),), method.Method(tile=tile))
+        by_hand = inference.compose((Place(2),), PredictOptions(tile=tile))
         expected = jax.jit(by_hand)(VARIABLES[:1], image)
         np.testing.assert_allclose(found[tile], expected, atol=1e-6)
     assert np.abs(found[0] - found[9]).max() > 0.1
 
 
 def test_windows_of_a_program_stay_within_the_limit(run):
-    layout = tiles.Layout((10, 10), (10, 10), [0, 5, 9], [0, 5], (0, 0), 0)
+    sides = (10, 10), (10, 10)
+    layout = large.Layout((19, 15), *sides, [0, 5, 9], [0, 5], (0, 0), 0)
     one = steps_of(run[0])  # eval_batch_size 8
-    assert trained.window_batch(one, layout) == 6
-    assert trained.window_batch(one, layout, 450) == 4
-    assert trained.window_batch(one, layout, 1) == 1
+    assert one.window_batch(layout) == 6
+    assert one.window_batch(layout, 450) == 4
+    assert one.window_batch(layout, 1) == 1
     four = inference.load(run[0])
     assert four.mesh.size == 4
-    assert trained.window_batch(four, layout) == 8
-    assert trained.window_batch(four, layout, 150) == 4
+    assert four.window_batch(layout) == 8
+    assert four.window_batch(layout, 150) == 4
 
 
 # The CRF
@@ -414,7 +416,9 @@ def test_every_field_of_the_crf_reaches_refine():
         (probabilities.astype(np.float32), image), sharding.split(mesh)
     )
     # No field has its default: none can be left out without being noticed.
-    base = mean_field.Settings(2, 2.0, 1.5, 3.0, 4.0, 9.0, "after", "lattice", 0.7)
+    base = mean_field.Settings(
+        2, 2.0, 1.5, 3.0, 4.0, 9.0, "after", "lattice", 0.7, "bgr"
+    )
     weights = (
         "smoothness_weight",
         "smoothness_sigma",
@@ -426,14 +430,14 @@ def test_every_field_of_the_crf_reaches_refine():
     @jax.jit
     def directly(values):
         settings = base._replace(**values)
-        return mean_field.dense_crf(*arrays, settings, (0, 0))
+        return mean_field.dense_crf(*arrays, settings=settings)
 
     plain = {name: getattr(base, name) for name in weights}
-    results = [np.asarray(inference.refine(*arrays, base, mesh))]
+    results = [np.asarray(inference.refine(*arrays, settings=base, mesh=mesh))]
     np.testing.assert_allclose(results[0], directly(plain), atol=1e-5)
     for name in weights:
         changed = base._replace(**{name: 1.7 * getattr(base, name)})
-        found = np.asarray(inference.refine(*arrays, changed, mesh))
+        found = np.asarray(inference.refine(*arrays, settings=changed, mesh=mesh))
         expected = directly(plain | {name: getattr(changed, name)})
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
         results.append(found)
@@ -466,13 +470,24 @@ def test_written_predictions_are_red_first_and_hold_what_they_should(tmp_path):
     image = np.full((*label.shape, 3), (40, 120, 230), np.uint8)
     label[label == 255] = 0
     outputs = ("labels", "ids", "overlays", "probabilities")
-    results = prediction_files.open_results(tmp_path, outputs, written_info(), {"a": 1})
+    results = prediction_folder.open_folder(
+        tmp_path, outputs, info=written_info(), settings={"a": 1}
+    )
     scores = np.float16(np.random.default_rng(0).dirichlet(np.ones(3), label.shape))
     (tmp_path / "x.png").write_bytes(b"x")
-    version = prediction_files.version_of(str(tmp_path / "x.png"))
+    version = collection.file_version(str(tmp_path / "x.png"))
     assert version[0] == 1
-    arguments = (results, "x", str(tmp_path / "x.png"), image, label, version, scores)
-    prediction_files.write(*arguments)
+    prediction = collection.Prediction(
+        index=0,
+        size=label.shape,
+        label=label,
+        probabilities=scores,
+        parts=None,
+        read=windows.array_windows(image, 3),
+        version=version,
+        waited=0.0,
+    )
+    prediction_folder.write(results, "x", str(tmp_path / "x.png"), prediction)
 
     with Image.open(tmp_path / "labels" / "x.png") as file:
         np.testing.assert_array_equal(np.asarray(file), label)
@@ -490,11 +505,11 @@ def test_written_predictions_are_red_first_and_hold_what_they_should(tmp_path):
     (line,) = (tmp_path / "done_0.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record["pixels"] == [(label == k).sum() for k in range(3)]
-    assert record["size"] == [32, 64] and record["version"] == version
+    assert record["size"] == [32, 64] and record["version"] == list(version)
     assert json.loads((tmp_path / "settings.json").read_text()) == {"a": 1}
-    assert prediction_files.is_done(results, "x", str(tmp_path / "x.png"))
+    assert prediction_folder.is_done(results, "x", str(tmp_path / "x.png"))
     (tmp_path / "x.png").write_bytes(b"xx")
-    assert not prediction_files.is_done(results, "x", str(tmp_path / "x.png"))
+    assert not prediction_folder.is_done(results, "x", str(tmp_path / "x.png"))
 
 
 def read_events(folder):
@@ -522,7 +537,7 @@ def test_pictures_of_training_are_red_first(tmp_path):
     guess = truth[::-1].copy()
     image = np.full((*truth.shape, 3), (40, 120, 230), np.uint8)
     config = config_lib.make(total_steps=10)
-    progress = train._Progress(config, tmp_path, 0)
+    log = training_log.TrainingLog(config, tmp_path, start=0, evaluated=False)
     scores = {
         "pixel_accuracy": 0.9,
         "mean_accuracy": 0.7,
@@ -531,8 +546,8 @@ def test_pictures_of_training_are_red_first(tmp_path):
         "iou": [0.1],
     }
     shown = [{"image": image, "label": truth, "prediction": guess}]
-    progress.evaluation(4, scores, shown, written_info())
-    progress.close()
+    log.evaluation(4, scores, examples=shown, info=written_info())
+    log.close()
     with Image.open(tmp_path / "pictures" / "00000004_0.png") as file:
         picture = np.asarray(file)
     colors = [
@@ -568,7 +583,10 @@ def make_folder(root, count=2):
         made[str(i)] = image, mask
     (root / "val.txt").write_text("".join(f"{i}\n" for i in range(count)))
     (root / "classes.txt").write_text(
-        "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip("rgb", PALETTE))
+        "".join(
+            f"{name} {r} {g} {b}\n"
+            for name, (r, g, b) in zip(("class0", "class1", "class2"), PALETTE)
+        )
     )
     return made
 
@@ -581,7 +599,7 @@ def test_pictures_and_confusion_of_an_evaluation(run, tmp_path):
     config = config_lib.make(
         **values | {"data": data, "eval_batch_size": 4, "eval_images": 1}
     )
-    results = evaluate.evaluate(config, folder, "7", output=tmp_path / "out")
+    results = evaluate.evaluate(config, folder, checkpoint="7", output=tmp_path / "out")
     assert results["step"] == 7 and results["images"] == 2
     apply = jax.jit(lambda x: model.apply(known[7], x, train=False)[0])
     images, masks = (np.stack([made[i][k] for i in "01"]) for k in range(2))
@@ -602,7 +620,7 @@ def test_pictures_and_confusion_of_an_evaluation(run, tmp_path):
     assert (guess != PALETTE[guesses[0]]).any(-1).mean() < 0.01
     assert not (tmp_path / "out" / "validation_1.png").exists()
     # Another checkpoint, another split, and the other images.
-    best = evaluate.evaluate(config, folder, "best", "train", tmp_path / "out")
+    best = evaluate.evaluate(config, folder, split="train", output=tmp_path / "out")
     assert best["step"] == 3 and best["images"] == 1
     assert np.sum(best["confusion"], axis=0).tolist() == [0, 0, 28 * 40]
 
@@ -654,7 +672,7 @@ def method_values(**changed):
 def test_flags_of_the_method(monkeypatch, changed, expected):
     config = config_lib.make(tile=36)
     monkeypatch.setattr(predict_flags.flags, "FLAGS", Flags(**method_values(**changed)))
-    assert predict_flags.method(config) == method.Method(**expected)
+    assert predict_flags.options(config) == PredictOptions(**expected)
 
 
 def recorded(monkeypatch, module, name, result):
@@ -718,11 +736,11 @@ def test_every_flag_of_predict_reaches_it(run, tmp_path, monkeypatch):
         "workdir": run[0],
         "paths": ["a.png", "b.png"],
         "output": tmp_path / "out",
-        "which": "latest",
+        "checkpoint": "latest",
         "crf": "pydensecrf",
         "outputs": ["ids"],
         "ensemble": ["other"],
-        "method": method.Method(flip=True),
+        "options": PredictOptions(flip=True),
         "padding": 0.5,
         "max_pixels": 999,
         "overwrite": True,
@@ -782,9 +800,9 @@ def test_every_flag_of_export_reaches_it(run, tmp_path, monkeypatch, capsys):
         "workdir": run[0],
         "output": tmp_path / "out",
         "sizes": [(20, 24), (9, 7)],
-        "which": "latest",
+        "checkpoint": "latest",
         "ensemble": ["other"],
-        "method": method.Method(scales=(1.0, 2.0)),
+        "options": PredictOptions(scales=(1.0, 2.0)),
         "platforms": ["cpu"],
     }
     assert "p  1 bytes, batch free, cpu" in capsys.readouterr().out
@@ -796,16 +814,16 @@ def test_an_exported_ensemble_with_its_method(run, tmp_path):
     facts = export.export(
         config,
         folder,
-        tmp_path,
-        [(8, 12)],
-        "7",
-        [str(folder / "checkpoints" / "9")],
-        method.Method(flip=True),
-        ["cpu"],
+        output=tmp_path,
+        sizes=[(8, 12)],
+        checkpoint="7",
+        ensemble=[str(folder / "checkpoints" / "9")],
+        options=PredictOptions(flip=True),
+        platforms=["cpu"],
     )
     assert tuple(facts["checkpoint_steps"]) == (7, 9)
     written = json.loads((tmp_path / "metadata.json").read_text())
-    assert written["method"]["flip"] is True and written["method"]["tile"] == 0
+    assert written["options"]["flip"] is True and written["options"]["tile"] == 0
     assert written["programs"][0]["platforms"] == ["cpu"]
     palette = [[0, 0, 0], [128, 0, 0], [0, 128, 0]]  # of PASCAL VOC
     assert written["palette"] == palette and written["channels"] == 3

@@ -48,7 +48,8 @@ def exact_filters(images, alpha=160.0, beta=3.0, gamma=3.0):
     )
     points = size[0] * size[1]
     return tuple(
-        filters.normalize(kernel, "after", len(images), points) for kernel in kernels
+        filters.normalize(kernel, "after", batch=len(images), points=points)
+        for kernel in kernels
     )
 
 

@@ -205,7 +205,7 @@ def test_a_photo_of_noise_and_flat_areas():
     values = rng.random((1, 480, 4)).astype(np.float32)
     features = features.astype(np.float32)
     expected, count = slow_filter(features[0], values[0])
-    capacity = lattice.choose_capacity([count], 480, 5)
+    capacity = lattice.choose_capacity([count], 480, dims=5)
     built = lattice.build(features, capacity)
     assert built.count.tolist() == [count]
     out = filter(built, values)[0]
@@ -315,18 +315,18 @@ def test_features_that_have_no_keys_are_reported(bad):
 
 def test_capacities():
     bound = 1000 * 6
-    sizes = {lattice.choose_capacity([c], 1000, 5) for c in range(1, bound + 1)}
+    sizes = {lattice.choose_capacity([c], 1000, dims=5) for c in range(1, bound + 1)}
     assert max(sizes) == bound and min(sizes) >= 256
     assert len(sizes) < 25
     for count in (1, 255, 256, 257, 3000, 5999):
-        assert count <= lattice.choose_capacity([7, count], 1000, 5)
-        assert lattice.choose_capacity([count], 10**6, 5) < 1.25 * max(count, 256)
+        assert count <= lattice.choose_capacity([7, count], 1000, dims=5)
+        assert lattice.choose_capacity([count], 10**6, dims=5) < 1.25 * max(count, 256)
     # Images of similar content share a program.
     before = lattice.build._cache_size()
     for i in range(3):
         features, _ = cloud(2, n=100, seed=20 + i)
         counts = lattice.count_vertices(features)
-        lattice.build(features, lattice.choose_capacity(counts, 100, 2))
+        lattice.build(features, lattice.choose_capacity(counts, 100, dims=2))
     assert lattice.build._cache_size() == before + 1
 
 

@@ -117,11 +117,14 @@ def product(matrix):
 
 def tiny_crf(normalization, iterations, weights=(3.0, 5.0)):
     kernels = [
-        crf.Kernel(filters.normalize(product(matrix), normalization, 1, 20), weight)
+        crf.Kernel(
+            filters.normalize(product(matrix), normalization, batch=1, points=20),
+            weight,
+        )
         for matrix, weight in zip(tiny_lattices()[0], weights)
     ]
     unary = crf.unary_from_probabilities(tiny()[0]).reshape(1, 20, K)
-    return np.asarray(crf.mean_field(unary, kernels, iterations))[0]
+    return np.asarray(crf.mean_field(unary, kernels, iterations=iterations))[0]
 
 
 @pytest.mark.parametrize("normalization, iterations", PYDENSECRF)
@@ -190,7 +193,7 @@ def test_normalizations(normalization):
     features = rng(7).normal(size=(2, 15, 3)).astype(np.float32)
     values = rng(8).normal(size=(2, 15, K)).astype(np.float32)
     filter = filters.exact_filter(features)
-    out = filters.normalize(filter, normalization, 2, 15)(values)
+    out = filters.normalize(filter, normalization, batch=2, points=15)(values)
     for b in range(2):
         matrix = normalized(gaussian(features[b]), normalization)
         np.testing.assert_allclose(out[b], matrix @ values[b], rtol=1e-4, atol=1e-5)
@@ -201,7 +204,7 @@ def transposes(filter):
     g = rng(9).normal(size=(20, K)).astype(np.float32)
     found = []
     for name in ("before", "after", "symmetric"):
-        normal = filters.normalize(filter, name, 1, 20)
+        normal = filters.normalize(filter, name, batch=1, points=20)
         back = jax.grad(lambda v, f=normal: jnp.sum(g * f(v)[0]))(jnp.zeros((1, 20, K)))
         found.append((normal(jnp.eye(20)[None])[0], g, back[0]))
     return found
@@ -219,8 +222,8 @@ def test_gradient_of_a_filter_is_its_transpose(kind):
 
 
 def test_unknown_normalization():
-    with pytest.raises(UserError, match="'sym'.*'symmetric'"):
-        filters.normalize(lambda v: v, "sym", 1, 3)
+    with pytest.raises(UserError, match="'sym'; .*known: .*symmetric"):
+        filters.normalize(lambda v: v, "sym", batch=1, points=3)
 
 
 # --- mean field -----------------------------------------------------------------------
@@ -239,7 +242,9 @@ def problem(points=24, batch=1, seed=0):
 def kernels_of(features, mus, names):
     kernels = []
     for f, mu, name in zip(features, mus, names, strict=True):
-        filter = filters.normalize(filters.exact_filter(f), name, *f.shape[:2])
+        filter = filters.normalize(
+            filters.exact_filter(f), name, batch=f.shape[0], points=f.shape[1]
+        )
         kernels.append(crf.Kernel(filter, mu))
     return kernels
 
@@ -252,7 +257,12 @@ def full(mu):
 @pytest.mark.parametrize("relaxation", (1.0, 0.6))
 def test_mean_field_of_several_kernels(relaxation):
     unary, features, mus, names = problem(batch=2)
-    q = crf.mean_field(unary, kernels_of(features, mus, names), 4, relaxation)
+    q = crf.mean_field(
+        unary,
+        kernels_of(features, mus, names),
+        iterations=4,
+        relaxation=relaxation,
+    )
     for b in range(2):
         terms = [
             (normalized(gaussian(f[b]), name), full(mu))
@@ -271,8 +281,10 @@ def test_trace_against_all_labellings():
     mu = r.normal(size=(K, K))
     mu = np.float32(mu + mu.T)
     kernels = [crf.Kernel(product(k), mu)]
-    q, energies, divergences = crf.trace(unary, kernels, 3, 0.7)
-    np.testing.assert_allclose(q, crf.mean_field(unary, kernels, 3, 0.7), atol=1e-6)
+    q, energies, divergences = crf.trace(unary, kernels, iterations=3, relaxation=0.7)
+    np.testing.assert_allclose(
+        q, crf.mean_field(unary, kernels, iterations=3, relaxation=0.7), atol=1e-6
+    )
 
     labellings = np.array(list(itertools.product(range(K), repeat=points)))
 
@@ -285,7 +297,9 @@ def test_trace_against_all_labellings():
     table = np.array([gibbs(x) for x in labellings], np.float64)
     log_z = np.log(np.exp(-table).sum())
     for t in range(4):
-        q = np.asarray(crf.mean_field(unary, kernels, t, 0.7)[0], np.float64)
+        q = np.asarray(
+            crf.mean_field(unary, kernels, iterations=t, relaxation=0.7)[0], np.float64
+        )
         joint = q[np.arange(points), labellings].prod(1)
         assert energies.shape == divergences.shape == (4, 1)
         np.testing.assert_allclose(energies[t, 0], joint @ table, rtol=1e-4)
@@ -304,10 +318,10 @@ def test_gradients_through_iterations():
     features = filters.appearance_features(tiny()[1], 5.0, 60.0)
 
     def loss(unary, mu, one, other):
-        one = filters.normalize(one, "after", 1, 20)
-        other = filters.normalize(other, "symmetric", 1, 20)
+        one = filters.normalize(one, "after", batch=1, points=20)
+        other = filters.normalize(other, "symmetric", batch=1, points=20)
         kernels = [crf.Kernel(one, mu), crf.Kernel(other, 2.0)]
-        return jnp.sum(weight * crf.mean_field(unary, kernels, 3))
+        return jnp.sum(weight * crf.mean_field(unary, kernels, iterations=3))
 
     @jax.jit
     def both(unary, mu):
@@ -337,13 +351,15 @@ def test_gradients_through_iterations():
 def test_labels_may_be_permuted_and_unaries_shifted():
     unary, features, mus, names = problem()
     order = np.array([2, 0, 1])
-    q = crf.mean_field(unary, kernels_of(features, mus, names), 3)
+    q = crf.mean_field(unary, kernels_of(features, mus, names), iterations=3)
     permuted = [mus[0], mus[1][order], mus[2][order][:, order]]
     kernels = kernels_of(features, permuted, names)
-    other = crf.mean_field(unary[..., order], kernels, 3)
+    other = crf.mean_field(unary[..., order], kernels, iterations=3)
     np.testing.assert_allclose(other, q[..., order], atol=1e-6)
     shift = rng(15).normal(size=(1, 24, 1)).astype(np.float32)
-    shifted = crf.mean_field(unary + shift, kernels_of(features, mus, names), 3)
+    shifted = crf.mean_field(
+        unary + shift, kernels_of(features, mus, names), iterations=3
+    )
     np.testing.assert_allclose(shifted, q, atol=1e-5)
     np.testing.assert_allclose(q.sum(-1), 1, atol=1e-6)
 
@@ -367,7 +383,7 @@ def test_images():
     """One is pydensecrf's; neither depends on the other; both near brute force."""
     settings = TINY._replace(iterations=5)
     p, images = two_images()
-    q = dense_crf(p, images, settings)
+    q = dense_crf(p, images, settings=settings)
     assert q.shape == (2, 4, 5, K) and q.dtype == jnp.float32
     q = np.asarray(q)
     flat = q[0].reshape(-1, K)
@@ -376,7 +392,7 @@ def test_images():
     np.testing.assert_allclose(flat[12], numbers(twelfth), atol=1e-5)
     np.testing.assert_allclose(flat[:, 0].sum(), total, atol=1e-5)
     for order in ([1, 0], [0, 0], [1, 1]):
-        other = dense_crf(p[order], images[order], settings)
+        other = dense_crf(p[order], images[order], settings=settings)
         np.testing.assert_allclose(other, q[order], atol=1e-5)
     for b in range(2):
         terms = []
@@ -399,7 +415,9 @@ def test_compiles_for_tpus():
     device, *_ = tpus.compile_only_devices(tpus.parse("v5e:2x2"), 1)
     place = jax.sharding.SingleDeviceSharding(device)
     shapes = ((2, 24, 32, K), np.float32), ((2, 24, 32, 3), np.uint8)
-    run = jax.jit(lambda p, x: crf.dense_crf(p, x, crf.Settings(), (512, 1024)))
+    run = jax.jit(
+        lambda p, x: crf.dense_crf(p, x, settings=crf.Settings(), capacity=(512, 1024))
+    )
     arrays = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
     compiled = run.lower(*arrays).compile()
     assert compiled.memory_analysis().output_size_in_bytes >= 2 * 24 * 32 * K * 4
@@ -414,9 +432,11 @@ def test_capacity():
     none, chosen = crf.choose_capacity(smooth, settings)
     needed = lattice.count_vertices(filters.appearance_features(smooth, 50.0, 3.0))
     assert none == 0 and chosen >= needed.max()
-    q = np.asarray(dense_crf(p[[1, 1]], smooth, settings, (none, chosen)))
+    q = np.asarray(
+        dense_crf(p[[1, 1]], smooth, settings=settings, capacity=(none, chosen))
+    )
     tight = 0, int(needed.max())
-    short = np.asarray(dense_crf(p, images, settings, tight))
+    short = np.asarray(dense_crf(p, images, settings=settings, capacity=tight))
     np.testing.assert_allclose(short[1], q[0], atol=1e-5)
     assert np.isfinite(q).all() and np.isnan(short[0]).all()
 
@@ -436,7 +456,7 @@ def test_unaries():
     np.testing.assert_allclose(
         crf.unary_from_probabilities(p, clip=1e-3), -np.log([0.5, 0.5, 1e-3]), 1e-5
     )
-    p = np.exp(-crf.unary_from_labels(np.array([2, 255], np.uint8), 4, 0.7))
+    p = np.exp(-crf.unary_from_labels(np.array([2, 255], np.uint8), 4, confidence=0.7))
     np.testing.assert_allclose(p, [[0.1, 0.1, 0.7, 0.1], [0.25] * 4], rtol=1e-5)
 
 
@@ -450,6 +470,6 @@ def test_shipped_settings():
 
 def test_bad_settings():
     p, images = two_images()
-    for field in ("smoothness_filter", "normalization"):
+    for field in ("smoothness_filter", "normalization", "color_order"):
         with pytest.raises(UserError, match=f"{field}.*'x'"):
-            dense_crf(p, images, TINY._replace(**{field: "x"}))
+            dense_crf(p, images, settings=TINY._replace(**{field: "x"}))

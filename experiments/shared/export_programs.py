@@ -1,0 +1,170 @@
+"""The files of an exported model: programs, weights, loader and metadata.
+
+A writer of another format is a function like :func:`write_programs`, which returns a
+row of facts for each file it has written.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from experiments.shared import cli, exported_loader, provenance
+from segjax import compilation, files, inference
+from segjax.errors import UserError
+from segjax.inference import predictors
+
+
+def write_programs(
+    segmenter: inference.Segmenter,
+    output: Path,
+    *,
+    sizes: Sequence[tuple[int, int]],
+    platforms: Sequence[str],
+) -> list[dict]:
+    """Writes ``program_HxW.jax`` for every size, and the weights that they take.
+
+    Args:
+      segmenter: the model.
+      output: folder for the files.
+      sizes: (height, width) of the images.
+      platforms: that the programs run on.
+
+    Returns:
+      A row per program: file, size, batch (0: any), bytes and platforms.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(segmenter.variables)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
+    ]
+    weights = {name: np.asarray(leaf) for name, (_, leaf) in zip(names, leaves)}
+    predict = inference.compose(segmenter.models, segmenter.options)
+    predict = compilation.precision(segmenter.precision)(predict)
+
+    def run(weights: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        variables = tree.unflatten([weights[name] for name in names])
+        probabilities = predict(variables, images)
+        return predictors.most_probable(probabilities), probabilities
+
+    rows = []
+    for height, width in sorted(set(sizes), key=math.prod):
+        cli.log(f"{height}x{width} for {', '.join(platforms)} ...")
+        exported, batch = _export(
+            run,
+            weights,
+            shape=(height, width, segmenter.info.channels),
+            batch=segmenter.batch_size,
+            platforms=platforms,
+        )
+        name, data = f"program_{height}x{width}.jax", exported.serialize()
+        with files.atomic_write(output / name) as partial:
+            partial.write_bytes(data)
+        rows.append(
+            {
+                "file": name,
+                "height": height,
+                "width": width,
+                "batch": batch,
+                "bytes": len(data),
+                "platforms": list(exported.platforms),
+            }
+        )
+    with (
+        files.atomic_write(output / "weights.npz") as partial,
+        open(partial, "wb") as file,
+    ):
+        np.savez(file, **weights)
+    return rows
+
+
+def _export(
+    run: Callable,
+    weights: dict[str, np.ndarray],
+    *,
+    shape: tuple[int, int, int],
+    batch: int,
+    platforms: Sequence[str],
+) -> tuple[jax.export.Exported, int]:
+    """The exported function and its batch size; 0: any."""
+    arrays = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in weights.items()}
+    exporter = jax.export.export(jax.jit(run), platforms=platforms)
+    (free,) = jax.export.symbolic_shape("batch")
+    try:
+        images = jax.ShapeDtypeStruct((free, *shape), np.uint8)
+        return exporter(arrays, images), 0
+    except UserError:
+        raise
+    except Exception as error:  # shapes that need a number fail in many types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        cli.log(f"the batch is fixed to {batch}: {reason[:150]}")
+    images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
+    return exporter(arrays, images), batch
+
+
+def write_loader(output: Path) -> None:
+    """Writes ``load.py`` and the package by which ``jax.export`` reads programs."""
+    shutil.copyfile(exported_loader.__file__, output / "load.py")
+    package = importlib.metadata.distribution("flatbuffers")
+    with (
+        files.atomic_write(output / "flatbuffers.zip") as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for file in package.files:  # with its license
+            if file.suffix != ".pyc" and ".." not in file.parts:
+                archive.write(file.locate(), str(file))
+
+
+def metadata(
+    segmenter: inference.Segmenter, model_name: str, rows: Sequence[dict]
+) -> dict[str, Any]:
+    """What a user of the files must know."""
+    info = segmenter.info
+    channels, classes = info.channels, len(info.classes)
+    label = np.dtype(predictors.label_type(classes)).name
+    return {
+        "model": model_name,
+        "checkpoint_steps": segmenter.steps,
+        "dataset": info.name,
+        "classes": info.classes,
+        "palette": np.asarray(info.palette).tolist(),
+        "channels": channels,
+        "resize": list(segmenter.resize) if any(segmenter.resize) else None,
+        "label_type": label,
+        "input": {
+            "weights": "dict of the arrays in weights.npz",
+            "images": f"uint8 [batch, height, width, {channels}], "
+            + ("RGB" if channels == 3 else "gray")
+            + ", 0..255; normalized inside the program",
+        },
+        "outputs": [
+            f"labels: {label} [batch, height, width]",
+            f"probabilities: float32 [batch, height, width, {classes}]",
+        ],
+        "options": segmenter.options._asdict(),
+        "precision": segmenter.precision,
+        "programs": list(rows),
+        "versions": provenance.versions(),
+    }
+
+
+def write_metadata(output: Path, facts: dict[str, Any]) -> None:
+    """Writes ``metadata.json`` with checksums of the other files and of itself."""
+    names = [row["file"] for row in facts["programs"]]
+    names += ["weights.npz", "flatbuffers.zip"]
+    checksums = {name: _sha256((output / name).read_bytes()) for name in names}
+    facts = json.loads(json.dumps(facts | {"sha256": checksums}))
+    checksum = _sha256(json.dumps(facts, sort_keys=True).encode())
+    files.write_json(output / "metadata.json", facts | {"checksum": checksum})
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,426 @@
+"""The loop over images of any size: batches, large images in parts, faults by name.
+
+:func:`plan` reads the headers and decides which images share a batch; :func:`run`
+predicts them, while the next ones are decoded and further shapes compile.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from segjax.data import batching, images, pipeline, windows
+from segjax.errors import UserError
+from segjax.inference import large
+from segjax.inference.predictors import label_type
+
+if TYPE_CHECKING:  # that module imports this one
+    from segjax.inference.trained import Segmenter
+
+MAX_PIXELS = 2**22
+"""Maximum pixels per image, and per device and batch; larger images are tiled."""
+
+Image = np.ndarray | str | os.PathLike
+Size = tuple[int, int]
+
+_BLOCK = 2**20  # values resized at a time
+
+
+class Plan(NamedTuple):
+    """How a collection is predicted; integers are indices of its images."""
+
+    images: list[Image]
+    sizes: dict[int, Size]
+    """(height, width) of every readable image."""
+    errors: dict[int, UserError]
+    """What is wrong with the others."""
+    groups: list[batching.BatchGroup]
+    """Batches of one compiled shape each."""
+    large: list[int]
+    """Images of more than ``max_pixels``, which are predicted in parts."""
+    max_pixels: float
+
+
+class Prediction(NamedTuple):
+    """The result for one image."""
+
+    index: int
+    size: Size
+    label: np.ndarray | None
+    """uint8 or uint16 [H, W]; None if the image comes in parts."""
+    probabilities: np.ndarray | None
+    """float16 [H, W, K] if asked for."""
+    parts: Iterator[np.ndarray] | None
+    """Of a large image: probabilities float32 [h, W, K] of its rows, from the top."""
+    read: windows.ReadWindow
+    """The pixels, uint8 [h, w, C], of slices of rows and columns."""
+    version: tuple[int, ...]
+    """``file_version`` before the image was read."""
+    waited: float
+    """Seconds spent waiting for the executable of its batch to compile."""
+
+
+class Failure(NamedTuple):
+    """An image that cannot be predicted."""
+
+    index: int
+    error: UserError
+
+
+class _Decoded(NamedTuple):
+    image: np.ndarray  # at its own size
+    input: np.ndarray  # what the network gets
+    version: tuple[int, ...]
+
+
+def plan(
+    segmenter: Segmenter,
+    images: Sequence[Image],
+    *,
+    padding: float = batching.PADDING,
+    max_pixels: float = MAX_PIXELS,
+    finished: Sequence[Size] = (),
+) -> Plan:
+    """Reads the headers of all images and plans their batches.
+
+    Args:
+      segmenter: what will predict them.
+      images: paths, or arrays of 8 or 16 bit [H, W], [H, W, 1] or [H, W, 3].
+      padding: see ``batching.plan``.
+      max_pixels: maximum pixels per image, and per device and batch; larger images are
+        predicted in windows or tiles.
+      finished: sizes of images of the same collection that are done already; padded
+        shapes are chosen for all, so that the result of an image does not depend on
+        which ones are left.
+
+    Raises:
+      UserError: ``padding`` or ``max_pixels`` cannot be.
+    """
+    check_limits(padding, max_pixels)
+    sizes, errors = {}, {}
+    for index, image in enumerate(images):
+        try:
+            sizes[index] = _size(image, segmenter.info.channels, index)
+        except UserError as error:
+            errors[index] = error
+    inputs = {index: segmenter.input_size(size) for index, size in sizes.items()}
+    # Of one size they all share a shape, whatever that size is.
+    limit = math.inf if any(segmenter.resize) else max_pixels
+    small = [i for i, (h, w) in inputs.items() if h * w <= limit]
+    others = [segmenter.input_size(size) for size in finished]
+    groups = [
+        group._replace(batches=[[small[i] for i in batch] for batch in group.batches])
+        for group in batching.plan(
+            [inputs[index] for index in small],
+            segmenter.batch_size,
+            padding,
+            segmenter.mesh.size,
+            max_pixels,
+            [(h, w) for h, w in others if h * w <= limit],
+        )
+    ]
+    in_parts = sorted(inputs.keys() - set(small))
+    return Plan(list(images), sizes, errors, groups, in_parts, max_pixels)
+
+
+def check_limits(padding: float, max_pixels: float) -> None:
+    """Raises UserError unless both are numbers that can be meant."""
+    if not 0 <= padding < math.inf:
+        raise UserError(f"--padding={padding}: expected a number of 0 or more")
+    if not max_pixels >= 1:
+        raise UserError(f"--max_pixels={max_pixels}: expected 1 or more")
+
+
+def run(
+    segmenter: Segmenter,
+    plan: Plan,
+    *,
+    outputs: Sequence[str] = ("labels",),
+    threads: int = 4,
+) -> Iterator[Prediction | Failure]:
+    """Predicts the images of a plan, those with errors left out.
+
+    Two batches are decoded ahead and one is on the devices while the caller handles
+    the results of the one before it; executables compile in threads of their own.
+    Take ``parts`` of a prediction before asking for the next one.
+
+    Args:
+      segmenter: as for ``plan``.
+      plan: of this collection.
+      outputs: "labels", or "labels" and "probabilities".
+      threads: that decode, and resize results.
+    """
+    # Results go back to the size of the image by way of its scores.
+    resized = any(segmenter.input_size(size) != size for size in plan.sizes.values())
+    kinds = ("scores",) if resized else tuple(outputs)
+    launched: collections.deque = collections.deque()
+    with (
+        concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool,
+        concurrent.futures.ThreadPoolExecutor(_compile_threads()) as compiler,
+    ):
+        compiling = [
+            compiler.submit(
+                segmenter.executable,
+                (group.batch_size, *group.padded_shape),
+                outputs=kinds,
+            )
+            for group in plan.groups
+        ]
+
+        def decoding() -> Iterator[tuple]:
+            for group, executable in zip(plan.groups, compiling):
+                for indices in group.batches:
+                    futures = [
+                        pool.submit(_decode, segmenter, plan, index, group.padded_shape)
+                        for index in indices
+                    ]
+                    yield group, executable, indices, futures
+
+        def results() -> Iterator[Prediction]:
+            """Waits for the oldest batch on the devices."""
+            decoded, arrays, waited = launched.popleft()
+            arrays = {kind: np.asarray(array) for kind, array in arrays.items()}
+            futures = []
+            for row, (index, one) in enumerate(decoded.items()):
+                height, width = one.input.shape[:2]
+                own = {k: array[row, :height, :width] for k, array in arrays.items()}
+                seconds = 0.0 if row else waited
+                futures.append(
+                    pool.submit(
+                        _finish,
+                        one,
+                        own,
+                        index=index,
+                        plan=plan,
+                        outputs=outputs,
+                        waited=seconds,
+                    )
+                )
+            for future in futures:
+                yield future.result()
+
+        try:
+            for group, executable, indices, futures in _ahead(decoding(), 2):
+                decoded = {}
+                for index, future in zip(indices, futures, strict=True):
+                    one = future.result()
+                    if isinstance(one, UserError):
+                        yield Failure(index, one)
+                    else:
+                        decoded[index] = one
+                if not decoded:
+                    continue
+                began = time.perf_counter()
+                compiled = executable.result()
+                waited = time.perf_counter() - began
+                batch = stack([one.input for one in decoded.values()], group)
+                launched.append((decoded, compiled(batch), waited))
+                if len(launched) > 1:
+                    yield from results()
+            while launched:
+                yield from results()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            compiler.shutdown(wait=False, cancel_futures=True)
+    for index in plan.large:
+        yield _in_parts(segmenter, plan, index)
+
+
+def stack(inputs: Sequence[np.ndarray], group: batching.BatchGroup) -> np.ndarray:
+    """A batch of one compiled shape: images mirrored to it, then zeros.
+
+    Args:
+      inputs: uint8 [h, w, C], at most as many and as large as the group allows.
+      group: its padded shape and batch size.
+
+    Returns:
+      uint8 [N, H, W, C].
+    """
+    channels = inputs[0].shape[2]
+    batch = np.zeros((group.batch_size, *group.padded_shape, channels), np.uint8)
+    for row, image in zip(batch, inputs):
+        row[:] = pipeline.mirror_to(image, group.padded_shape)
+    return batch
+
+
+def whole_label(prediction: Prediction, classes: int) -> np.ndarray:
+    """The label map [H, W] of a prediction, also of one in parts."""
+    if prediction.label is not None:
+        return prediction.label
+    label = np.empty(prediction.size, label_type(classes))
+    top = 0
+    for rows in prediction.parts:
+        label[top : top + len(rows)] = rows.argmax(-1)
+        top += len(rows)
+    return label
+
+
+def file_version(image: Image) -> tuple[int, ...]:
+    """Size in bytes and time of change of a file; () for arrays and missing files."""
+    if isinstance(image, np.ndarray):
+        return ()
+    try:
+        status = Path(image).stat()
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
+def resized_rows(probabilities: np.ndarray, size: Size) -> Iterator[np.ndarray]:
+    """Probabilities at another size, some rows at a time.
+
+    Bilinear between half-pixel centers, as ``predictors.multi_scale``.
+
+    Args:
+      probabilities: float32 [h, w, K].
+      size: (H, W).
+
+    Yields:
+      float32 [n, W, K] of the next rows, from the top.
+    """
+    (top, bottom, down), (left, right, across) = (
+        _taps(own, new) for own, new in zip(probabilities.shape, size)
+    )
+    step = max(_BLOCK // (size[1] * probabilities.shape[2]), 1)
+    for at in range(0, size[0], step):
+        rows = slice(at, at + step)
+        share = down[rows, None, None]
+        lines = probabilities[top[rows]] * (1 - share)
+        lines += probabilities[bottom[rows]] * share
+        share = across[None, :, None]
+        yield lines[:, left] * (1 - share) + lines[:, right] * share
+
+
+def _taps(own: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two pixels that each new one lies between, and the weight of the second."""
+    centers = np.clip((np.arange(new) + 0.5) * own / new - 0.5, 0, own - 1)
+    first = np.floor(centers).astype(int)
+    return first, np.minimum(first + 1, own - 1), np.float32(centers - first)
+
+
+def _size(image: Image, channels: int, index: int) -> Size:
+    if isinstance(image, np.ndarray):
+        images.to_pixels(image[:1], channels, f"images[{index}]")
+        return image.shape[:2]
+    return images.image_header(image)[0]
+
+
+def _compile_threads() -> int:
+    return max((os.cpu_count() or 1) // 2, 1)
+
+
+def _decode(
+    segmenter: Segmenter, plan: Plan, index: int, padded: Size
+) -> _Decoded | UserError:
+    source, channels = plan.images[index], segmenter.info.channels
+    version = file_version(source)
+    try:
+        if isinstance(source, np.ndarray):
+            image = images.to_pixels(source, channels, f"images[{index}]")
+        else:
+            image = images.decode_image(source, channels)
+        size = image.shape[0], image.shape[1]
+        if any(segmenter.resize):
+            resized = size != segmenter.resize
+            given = images.resize_image(image, segmenter.resize) if resized else image
+            return _Decoded(image, given, version)
+    except UserError as error:
+        return error
+    except MemoryError:
+        return UserError(f"{source}: there is not enough memory to decode it")
+    if size[0] > padded[0] or size[1] > padded[1]:
+        return UserError(
+            f"{source}: holds {size[0]}x{size[1]} pixels, its header said less: it is "
+            "damaged or has changed meanwhile; replace or remove it"
+        )
+    return _Decoded(image, image, version)
+
+
+def _finish(
+    decoded: _Decoded,
+    arrays: dict[str, np.ndarray],
+    *,
+    index: int,
+    plan: Plan,
+    outputs: Sequence[str],
+    waited: float,
+) -> Prediction:
+    """The prediction at the size of the image, from that of its input."""
+    image = decoded.image
+    height, width, channels = image.shape
+    label, probabilities, parts = (
+        arrays.get("labels"),
+        arrays.get("probabilities"),
+        None,
+    )
+    if "scores" in arrays:
+        parts = resized_rows(arrays["scores"], (height, width))
+        if height * width <= plan.max_pixels:
+            rows, parts = list(parts), None
+            dtype = label_type(arrays["scores"].shape[-1])
+            label = np.concatenate([part.argmax(-1) for part in rows]).astype(dtype)
+            if "probabilities" in outputs:
+                probabilities = np.concatenate(rows).astype(np.float16)
+    elif label is not None:
+        label = label.copy()  # not to hold the whole batch
+    return Prediction(
+        index=index,
+        size=(height, width),
+        label=label,
+        probabilities=probabilities,
+        parts=parts,
+        read=windows.array_windows(image, channels),
+        version=decoded.version,
+        waited=waited,
+    )
+
+
+def _in_parts(segmenter: Segmenter, plan: Plan, index: int) -> Prediction | Failure:
+    """A large image; it is opened here and predicted while its parts are taken."""
+    source, size = plan.images[index], plan.sizes[index]
+    version = file_version(source)
+    try:
+        # Says what cannot be predicted in parts before the file is read.
+        large.layout(segmenter.models, segmenter.options, size)
+        if segmenter.crf:
+            raise UserError(
+                "a CRF needs the whole image: raise --max_pixels above its "
+                f"{math.prod(size)} pixels, or leave --crf out"
+            )
+        if isinstance(source, np.ndarray):
+            read = windows.array_windows(source, segmenter.info.channels)
+        else:
+            size, read = windows.open_windows(source, segmenter.info.channels)
+        parts = segmenter.stream(read, size, max_pixels=plan.max_pixels)
+    except UserError as error:
+        return Failure(index, error)
+    except MemoryError:
+        text = f"{source}: there is not enough memory to decode it"
+        return Failure(index, UserError(text))
+    return Prediction(
+        index=index,
+        size=size,
+        label=None,
+        probabilities=None,
+        parts=parts,
+        read=read,
+        version=version,
+        waited=0.0,
+    )
+
+
+def _ahead(items: Iterator, count: int) -> Iterator:
+    """``items``, started ``count`` early."""
+    first = list(itertools.islice(items, count))
+    while first:
+        first += itertools.islice(items, 1)
+        yield first.pop(0)

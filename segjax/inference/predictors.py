@@ -1,0 +1,198 @@
+"""From a model to class probabilities of images of any size.
+
+A predictor is a pure function ``(variables, images) -> probabilities``: ``images``
+[N, H, W, C] are RGB or gray 0..255, uint8 or float; ``probabilities`` [N, H, W, K] are
+float32 and sum to 1. Every shape is static, so a predictor can be jitted. Predictors
+are built on each other::
+
+    multi_scale(flip(sliding(whole(model), 473)), (0.75, 1, 1.25))
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from segjax.errors import UserError
+from segjax.inference import windows
+from segjax.ops import geometry, resize
+
+Predictor = Callable[[Any, jax.Array], jax.Array]
+
+
+def whole(model: nn.Module) -> Predictor:
+    """Predicts the image in one piece, extended by mirroring to a side the model takes.
+
+    The model's margin is added on all sides; what is then missing to a valid side is
+    added at the bottom and on the right.
+    """
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        height, width = images.shape[1:3]
+        rows, columns = (_extension(model.tiling, side) for side in (height, width))
+        extended = windows.mirror(images, rows, columns)
+        return _softmax(model, variables, extended)[:, :height, :width]
+
+    return predict
+
+
+def without_margin(model: nn.Module) -> Predictor:
+    """Predicts [N, H, W, C] as it is: [N, H - 2 m, W - 2 m, K] for a margin of m."""
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        return _softmax(model, variables, images)
+
+    return predict
+
+
+def overlap_tile(model: nn.Module, tile: int, batch: int = 1) -> Predictor:
+    """Predicts in square tiles that overlap by the model's margin (U-Net, section 2).
+
+    Equal to ``whole`` for any model whose outputs depend on no pixel farther away than
+    its margin, with the memory of one batch of tiles.
+
+    Args:
+      model: a model with a margin (a valid-convolution model such as U-Net).
+      tile: side of the input tile, in pixels.
+      batch: tiles of each image in one run of the model.
+
+    Raises:
+      UserError: see ``windows.tile_stride``.
+    """
+    tiling, name = model.tiling, type(model).__name__
+    windows.tile_stride(tiling, tile, name)
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        layout = windows.tiles(images.shape[1:3], tiling, tile=tile, model=name)
+        return windows.predict_windows(
+            lambda cut: _softmax(model, variables, cut),
+            windows.mirror(images, *layout.padding),
+            layout=layout,
+            batch=batch,
+        )
+
+    return predict
+
+
+def sliding(
+    predictor: Predictor,
+    window: int | Sequence[int],
+    *,
+    stride: float = 2 / 3,
+    fill: Sequence[float] = (),
+    batch: int = 1,
+) -> Predictor:
+    """Averages the predictions of overlapping windows (PSPNet's evaluation code).
+
+    Args:
+      predictor: applied to every window.
+      window: side, or height and width, in pixels.
+      stride: by which windows advance, as a fraction of the window, in (0, 1].
+      fill: color around an image smaller than the window, 0..255 per channel (PSPNet:
+        the mean of the data set); empty mirrors the image instead.
+      batch: windows of each image in one run of the predictor.
+
+    Raises:
+      UserError: a window or a stride that is not positive, or a stride above 1.
+    """
+    sides = (window,) if isinstance(window, int) else tuple(window)
+    windows.sliding((1, 1), sides, stride)  # checks the arguments
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        layout = windows.sliding(images.shape[1:3], sides, stride)
+        if fill and any(map(any, layout.padding)):
+            color = np.float32(fill)
+            around = ((0, 0), *layout.padding, (0, 0))
+            images = jnp.pad(images.astype(jnp.float32) - color, around) + color
+        else:
+            images = windows.mirror(images, *layout.padding)
+        return windows.predict_windows(
+            lambda cut: predictor(variables, cut), images, layout=layout, batch=batch
+        )
+
+    return predict
+
+
+def flip(predictor: Predictor) -> Predictor:
+    """Averages the probabilities of the image and of its left-right mirror."""
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        mirrored = predictor(variables, images[:, :, ::-1])[:, :, ::-1]
+        return (predictor(variables, images) + mirrored) / 2
+
+    return predict
+
+
+def multi_scale(predictor: Predictor, scales: Sequence[float]) -> Predictor:
+    """Averages the probabilities of the image at several scales.
+
+    Images and probabilities are resized bilinearly between half-pixel centers, without
+    antialiasing (``cv2.resize``).
+
+    Raises:
+      UserError: no scale, or one that is not positive.
+    """
+    if not scales or not min(scales) > 0:
+        raise UserError(
+            f"--scales: found {scales!r}, expected one or more positive factors"
+        )
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        size, total = images.shape[1:3], 0.0
+        for scale in scales:
+            scaled = tuple(max(round(length * scale), 1) for length in size)
+            resized = images.astype(jnp.float32)
+            resized = resize.resize_bilinear(resized, scaled, align_corners=False)
+            probabilities = predictor(variables, resized)
+            total += resize.resize_bilinear(probabilities, size, align_corners=False)
+        return total / len(scales)
+
+    return predict
+
+
+def ensemble(predictors: Sequence[Predictor]) -> Predictor:
+    """Averages the probabilities of several predictors, given a tuple of variables."""
+
+    def predict(variables: Sequence[Any], images: jax.Array) -> jax.Array:
+        parts = zip(predictors, variables, strict=True)
+        return sum(predictor(own, images) for predictor, own in parts) / len(predictors)
+
+    return predict
+
+
+def predict_labels(predictor: Predictor) -> Callable[[Any, jax.Array], jax.Array]:
+    """The most probable class of every pixel: see ``most_probable``."""
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        return most_probable(predictor(variables, images))
+
+    return predict
+
+
+def most_probable(probabilities: jax.Array) -> jax.Array:
+    """[N, H, W, K] -> the most probable class of every pixel, [N, H, W].
+
+    uint8, or uint16 for more than 255 classes: 255 means void in uint8.
+    """
+    labels = jnp.argmax(probabilities, axis=-1)
+    return labels.astype(label_type(probabilities.shape[-1]))
+
+
+def label_type(classes: int) -> type:
+    """The type of label maps: uint8 for up to 255 classes, otherwise uint16."""
+    return np.uint8 if classes <= 255 else np.uint16
+
+
+def _softmax(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    logits, _ = model.apply(variables, images, train=False)
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def _extension(tiling: geometry.Tiling, side: int) -> tuple[int, int]:
+    """Pixels to add before and after an axis for a model to predict all of it."""
+    needed = side + 2 * tiling.margin
+    valid = geometry.nearest_sides(tiling, needed)[-1]
+    return tiling.margin, tiling.margin + valid - needed
