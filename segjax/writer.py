@@ -1,13 +1,13 @@
-"""What a run leaves behind: JSON lines, TensorBoard scalars and pictures."""
+"""What a run leaves behind: JSON lines, TensorBoard scalars and pictures.
+
+tensorboardX is imported on demand, because it imports PyTorch where that is installed.
+"""
 
 import json
 import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from segjax import files
 from segjax.workdir import METRICS, TENSORBOARD, read_metrics
@@ -22,6 +22,9 @@ class Writer:
     """
 
     def __init__(self, workdir: Path, start: int, *, evaluated: bool = True):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
         path = workdir / METRICS
         rows = [
             row
@@ -40,9 +43,13 @@ class Writer:
         self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _event(self, step: int, **content) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
         self._board.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX import summary
+
         row = {"step": step} | {key: float(value) for key, value in values.items()}
         self._file.write(json.dumps(row) + "\n")
         for key, value in values.items():
@@ -51,6 +58,8 @@ class Writer:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """``image``: uint8 [H, W, 3]."""
+        from tensorboardX import summary
+
         picture = summary.image(name, image, dataformats="HWC")
         self._event(step, summary=picture)
 

@@ -23,7 +23,7 @@ from experiments.shared import cli
 from experiments.sweeps import report_page
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
-from segjax import checkpoint, training
+from segjax import checkpoint, config_fields, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.analysis.published import Number
@@ -233,6 +233,8 @@ COMMANDS = {
         *(0, "plan --config.batch_size=8 --json=OUT/plan8.json --topology=gpu:2"),
         "--config CONFIG",
     ),
+    "plan help": (0, "plan --help"),
+    "evaluate help": (0, f"evaluate {RUN} --help"),
     "plan bad": (2, "plan --config=CONFIG --topology=v9:2"),
     "sweep": (0, "sweep --config=CONFIG --workdir=OUT/s --engine=print --seeds=2"),
     "sweep bad": (2, "sweep --config=CONFIG --workdir=OUT/s --engine=print --seeds=0"),
@@ -270,7 +272,7 @@ def places(tmp_path_factory):
         mask[:, : 1 + i] = 255
         Image.fromarray(mask).save(data / "masks" / f"{stem}.png")
     (data / "val.txt").write_text("two")
-    (data / "classes.txt").write_text("a\nb\nc\n")
+    (data / "classes.txt").write_text("class0\nclass1\nclass2\n")
     fields = {"padding": "same", "widths": (2, 3)}
     options = {"data": {"name": "folder", "root": str(data)}, "eval_images": 0}
     run = root / "run"
@@ -322,6 +324,17 @@ def test_exit_code(results, name):
         assert out
 
 
+@pytest.mark.parametrize("program", ["plan", "evaluate"])
+def test_help_explains_flags_and_fields(results, program):
+    _, out, err = results[f"{program} help"]
+    flag = "--topology" if program == "plan" else "--checkpoint"
+    assert not err and flag in out and "--compilation_cache" in out
+    for name, field in config_fields.flatten().items():
+        start = out.index(f"\n  --config.{name}=")
+        line = out[start + 1 :].partition("\n")[0]
+        assert f"{field.meaning} ({field.range.expected})" in line
+
+
 def test_reports_lie_where_they_are_asked_for(results, places):
     files = {"report.md", "report.csv", "report.html", "report.png"}
     out = places["OUT"]
@@ -361,7 +374,7 @@ def test_evaluate_takes_the_best_checkpoint_and_the_split_of_the_config(
     iou = np.diag(h) / (h.sum(0) + h.sum(1) - np.diag(h))
     rows = [line.split() for line in results["evaluate"][1].splitlines() if line]
     printed = {row[0]: row[1:] for row in rows}
-    for i, name in enumerate("abc"):
+    for i, name in enumerate(("class0", "class1", "class2")):
         accuracy, share = h[i, i] / h[i].sum(), h[i].sum() / h.sum()
         expected = [f"{100 * value:.2f}" for value in (iou[i], accuracy, share)]
         assert printed[name] == expected
@@ -442,7 +455,7 @@ def test_plan_says_1_if_something_does_not_fit(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(plan, name, flag, raising=False)
     monkeypatch.setattr(plan, "network", lambda *_: None)
     monkeypatch.setattr(plan, "target", lambda *_: SimpleNamespace(chips=1))
-    monkeypatch.setattr(plan, "report", lambda *_: found)
+    monkeypatch.setattr(plan, "report", lambda *_, **__: found)
     monkeypatch.setattr(plan.plan_text, "lines", lambda _: ["text"])
     assert plan.main([]) == 0
     assert json.loads((tmp_path / "p.json").read_text()) == {"": {"fits": True}}
