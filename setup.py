@@ -24,7 +24,7 @@ setup(
         "opencv-python-headless>=4.10.0.84",  # decoding, warping
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.25",
-        "pillow>=10.3",  # palette PNGs
+        "pillow>=12.0",  # masks, WebP, AVIF, and the codecs of TIFF
         "pyyaml>=6.0.1",  # manifests of experiments.launch
         "submitit>=1.5",  # jobs of experiments.sweep, here and on SLURM
         "tensorboardX>=2.6.2.2",
