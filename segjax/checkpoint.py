@@ -356,7 +356,7 @@ def restore_model(folder: str | Path, step: int, abstract: dict) -> tuple[dict, 
       UserError: the checkpoint is damaged, or of another model.
     """
     # Steps and scores are not needed, so that damaged ones do no harm.
-    options = ocp.CheckpointManagerOptions(lightweight_initialize=True, read_only=True)
+    options = ocp.CheckpointManagerOptions(lightweight_initialize=True, create=False)
     with _Manager(Path(folder).absolute(), options=options) as manager:
         try:
             items, extra = _restore(manager, step, {"model": abstract})
