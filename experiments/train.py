@@ -14,8 +14,8 @@ validation.json (the newest evaluation: confusion matrix, speed, memory), tensor
 pictures/ and checkpoints/ (the latest, and the one of the highest validation mIoU).
 
 Exit codes: 0 finished; 2 bad input; 3 training diverged: the loss became NaN or
-infinite, or the weights absurdly large; 75 stopped by SIGTERM or SIGINT after saving:
-start again to continue.
+infinite, or the weights absurdly large; 75 stopped by SIGTERM or SIGINT after saving,
+or because another process of the job has died: start again to continue.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from experiments.shared import (
     run_stats,
     training_run,
 )
+from experiments.shared.peers import Peers
 from experiments.shared.stop_signal import StopSignal
 from experiments.shared.training_log import TrainingLog
 from segjax import checkpoint, compilation, evaluators, metrics, sharding, training
@@ -276,7 +277,8 @@ def main(argv) -> int:
         )
     cli.start()
     workdir = Path(_WORKDIR.value).expanduser().absolute()
-    return train(_CONFIG.value, workdir, profile=_PROFILE.value)
+    with Peers(exit_code=STOPPED):
+        return train(_CONFIG.value, workdir, profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

@@ -189,9 +189,15 @@ def _skip_absent_tpus() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
+# A process that has lost its network or its machine is missed after so long.
+_HEARTBEAT_SECONDS = 25
+
+
 def _join(*coordinator: str | int) -> None:
     try:
-        jax.distributed.initialize(*coordinator)
+        jax.distributed.initialize(
+            *coordinator, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+        )
     except Exception as error:
         raise UserError(
             "cannot join the other processes "

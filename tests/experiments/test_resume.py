@@ -129,6 +129,28 @@ def test_sigterm_to_one_process_saves_on_both_and_restores_on_another_topology(
     assert sorted(kill.losses(run)) == list(range(1, step + 5))
 
 
+def test_when_one_process_of_two_is_killed_the_other_ends_and_says_so(folder):
+    """Within seconds, in one sentence; started again, both end with the same bits."""
+    run, whole = folder / "killed", folder / "not_killed"
+    args = ARGS | {"optim.schedule": "constant", "total_steps": 100000}
+    processes = start_two(run, folder, **args)
+    wait_for_rows(run, 6)
+    processes[1].kill()
+    began = time.monotonic()
+    log = kill.finish(processes[0], code=75)
+    assert time.monotonic() - began < 30
+    processes[1].communicate()
+    assert "error: process 1 of 2 has ended, its own output says why; start" in log
+    assert "Traceback" not in log and "stack trace" not in log
+
+    saved = [int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
+    args |= {"total_steps": max(saved) + 4}
+    for workdir in (run, whole):
+        for process in start_two(workdir, folder, **args):
+            kill.finish(process)
+    kill.assert_same_run(whole, run, max(saved) + 4)
+
+
 def test_infinite_loss_stops_and_names_step_batch_and_checkpoint(folder):
     run = folder / "infinite"
     args = ARGS | {"optim.lr": 1e30, "optim.schedule": "constant", "save_every": 1}
