@@ -9,6 +9,7 @@ ml_collections field whose default is None cannot be overridden.
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -170,9 +171,17 @@ def check(config: ConfigDict) -> None:
             value = values[field]
             raise UserError(f"--config.{field} is {value!r}; expected {expected}")
 
-    start = Path(config.init_from).expanduser()
+    for name, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        integers = [x for x in numbers if isinstance(x, int)]
+        sizes = name.startswith("model.") and integers
+        require(not sizes or max(map(abs, sizes)) < 2**31, name, "less than 2^31")
+    # Not Path.is_file, which raises an error for names that are too long.
+    start = os.path.expanduser(config.init_from)
     require(
-        not config.init_from or start.is_file() or (start / "config.json").is_file(),
+        not start
+        or os.path.isfile(start)
+        or os.path.isfile(os.path.join(start, "config.json")),
         "init_from",
         "a workdir of experiments.train or a file written by "
         "experiments.import_weights",

@@ -49,9 +49,12 @@ def _integers(*values: Any) -> bool:
 _FRACTION = Range("a number from 0 to 1", lambda value: _number(value, 0, 1))
 _AMOUNT = Range("a number >= 0", _number)
 _CROP = Range(
-    "two positive integers (height, width), or (0, 0) for those of the image",
+    "two positive integers (height, width) up to 65536, or (0, 0) for those of the "
+    "image",
     lambda value: (
-        _pair(value) and _integers(*value) and (min(value) > 0 or max(value) == 0)
+        _pair(value)
+        and _integers(*value)
+        and (0 < min(value) <= max(value) <= 65536 or max(value) == 0)
     ),
 )
 _FACTORS = Range(

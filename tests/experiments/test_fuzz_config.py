@@ -116,6 +116,24 @@ def test_the_runs_are_right_before_they_are_changed(folder):
         prepare(fields(folder, model))
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("init_from", "é" * 300),
+        ("augment.crop", (2**31, 2**31)),
+        ("model.width", 2**63),
+        ("model.stage_sizes", (1, 1, 1, 2**40)),
+    ],
+)
+def test_wrong_fields_that_were_found(folder, field, value):
+    values = config_lib.json_like(config_lib.make(**fields(folder, "pspnet")))
+    flat = flatten_dict(values)
+    flat[tuple(field.split("."))] = value
+    with pytest.raises(UserError, match=f"^--config.{field} is ") as caught:
+        prepare(unflatten_dict(flat))
+    assert "\n" not in str(caught.value)
+
+
 @fuzz(FEW)
 @given(st.integers(0, 2**32))
 def test_wrong_fields(folder, seed):
