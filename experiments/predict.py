@@ -18,13 +18,15 @@ Images of similar size share a batch and a program, compiled ahead of time; imag
 more than --max_pixels go through in windows or tiles.  docs/segment.md has more.
 
 The same command again does only what is missing or has changed.  An image that cannot
-be read is named and left out, and all others are done: exit code 1 then, 0 if every
-image was segmented, 2 for bad flags.
+be read is named and left out, and all others are done: exit code 1 then, also for
+images of a folder that are skipped for their format; 0 if every image was segmented, 2
+for bad flags.  Results of earlier runs among the files named are left out.
 """
 
 import collections
 import concurrent.futures
 import math
+import mimetypes
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +49,7 @@ from segjax import compilation, files, inference
 from segjax import config as config_lib
 from segjax.data import batching
 from segjax.data import images as image_files
+from segjax.data.listing import IMAGE_SUFFIXES
 from segjax.errors import UserError
 from segjax.inference import collection, trained
 
@@ -70,7 +73,7 @@ def predict(
     config_lib.check(config)
     settings = predict_flags.crf_settings(config, crf)
     collection.check_limits(padding, max_pixels)
-    paths = _list_images(paths, output)
+    paths, skipped = _list_images(paths, output)
     names = prediction_files.output_names(paths)
     segmenter = inference.load(
         workdir,
@@ -121,6 +124,7 @@ def predict(
         "written": len(written),
         "already_done": len(done),
         "failures": failures,
+        "skipped": skipped,
         "seconds": seconds,
         "seconds_waiting_for_programs": waited,
         "images_per_second": len(written) / max(seconds - waited, 1e-9),
@@ -149,15 +153,17 @@ def predict(
     return summary
 
 
-def _list_images(given: Sequence[str], output: Path) -> list[str]:
-    """The images named, each once, without results of this program.
+def _list_images(given: Sequence[str], output: Path) -> tuple[list[str], list[str]]:
+    """The images named, each once, without results of this program; those skipped.
+
+    Skipped images are of formats that cannot be read; other files are only mentioned.
 
     Raises:
       UserError: no image is left.
     """
-    listed = image_files.list_images(given).images
+    listing = image_files.list_images(given)
     # a.png and ./a.png are one image.
-    unique = list({Path(path).absolute(): path for path in listed}.values())
+    unique = list({Path(path).absolute(): path for path in listing.images}.values())
     paths = prediction_folder.without_own_outputs(unique, output)
     if left_out := len(unique) - len(paths):
         cli.log(f"{left_out} files left out: they are results of experiments.predict")
@@ -166,7 +172,23 @@ def _list_images(given: Sequence[str], output: Path) -> list[str]:
             f"{given[0]}: only results of experiments.predict there, no images to "
             "segment"
         )
-    return paths
+    skipped = prediction_folder.without_own_outputs(listing.skipped, output)
+    if skipped:
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        cli.log(
+            f"skipped, because they are not read as images: {', '.join(skipped[:5])}"
+            f"{more}; readable are {', '.join(IMAGE_SUFFIXES)}"
+        )
+    return paths, [path for path in skipped if _is_picture(path)]
+
+
+def _is_picture(path: str) -> bool:
+    """Whether a file is an image by its name, of a format that may not be readable."""
+    kind = mimetypes.guess_type(path)[0] or ""
+    return kind.startswith("image/") or Path(path).suffix.lower() in _PICTURES
+
+
+_PICTURES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".exr")
 
 
 def _settings(
@@ -318,7 +340,7 @@ def main(argv) -> int:
         f"{summary['images_per_second']:.1f} images/s, {rate:.2f} megapixels/s, "
         f"{compiled['programs']} programs, {others}; results in {output}"
     )
-    return 1 if summary["failures"] else 0
+    return 1 if summary["failures"] or summary["skipped"] else 0
 
 
 if __name__ == "__main__":

@@ -178,10 +178,11 @@ def without_own_outputs(paths: Sequence[str], output: Path) -> list[str]:
     known: dict[Path, bool] = {}
 
     def is_result(path: str) -> bool:
-        folder = Path(path).absolute().parent
-        if folder.name not in prediction_files.SUFFIXES:
+        above = Path(path).absolute().parent
+        if above.name in prediction_files.SUFFIXES:
+            above = above.parent
+        elif Path(path).suffix not in (".json", ".jsonl"):
             return False
-        above = folder.parent
         if above not in known:
             known[above] = holds_predictions(above)
         return known[above] or above == output

@@ -711,6 +711,7 @@ def test_every_flag_of_predict_reaches_it(run, tmp_path, monkeypatch):
     monkeypatch.setattr(predict.cli, "start", lambda: None)
     summary = {
         "failures": {},
+        "skipped": [],
         "compiled": {"programs": 1, "after_warm_up": 0},
         "megapixels_per_second": 1.0,
         "images_per_second": 1.0,
