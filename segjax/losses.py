@@ -195,30 +195,28 @@ def lovasz_softmax(
       Float32 scalars.
     """
     regions = _regions(logits, labels, options.per_image)
-    valid = regions.valid[..., None]
     errors = jnp.abs(regions.truth - regions.probability)
-    errors = jnp.where(valid, errors, 0.0)
-    slopes = _jaccard_slopes(errors, regions.truth, valid)
-    losses = jnp.sum(errors * jax.lax.stop_gradient(slopes), axis=1)
+    errors = jnp.where(regions.valid[..., None], errors, 0.0)
+    slopes = jax.lax.stop_gradient(_jaccard_slopes(errors, regions.truth))
+    losses = jnp.sum(errors * slopes, axis=1)
     return _over_classes(losses, regions, options)
 
 
-def _jaccard_slopes(errors: jax.Array, truth: jax.Array, valid: jax.Array) -> jax.Array:
+def _jaccard_slopes(errors: jax.Array, truth: jax.Array) -> jax.Array:
     """The gradient [R, P, K] of the Lovász extension of the Jaccard loss at `errors`.
 
     The increase of the Jaccard loss when a pixel joins the mispredicted ones, where
-    pixels join in the order of falling errors. Void pixels change nothing.
+    pixels join in the order of falling errors. Void pixels have an error of 0: they
+    join behind all pixels that count.
     """
-    errors, truth, valid = (
-        jnp.moveaxis(jnp.broadcast_to(x, errors.shape), 1, -1)
-        for x in (jax.lax.stop_gradient(errors), truth, valid)
-    )
+    errors = jnp.moveaxis(jax.lax.stop_gradient(errors), 1, -1)
     places = jax.lax.broadcasted_iota(jnp.int32, errors.shape, 2)
-    _, places, truth, valid = jax.lax.sort((-errors, places, truth, valid), num_keys=1)
+    keys = (-errors, places, jnp.moveaxis(truth, 1, -1))
+    _, places, truth = jax.lax.sort(keys, num_keys=1)
     # Integers: float32 would not count beyond 2^24 pixels.
     foreground = truth.sum(-1, keepdims=True)
     missed = jnp.cumsum(truth, -1, dtype=jnp.int32)
-    added = jnp.cumsum(valid & ~truth, -1, dtype=jnp.int32)
+    added = jnp.cumsum(~truth, -1, dtype=jnp.int32)
     union = (foreground + added).astype(jnp.float32)
     jaccard = 1.0 - (foreground - missed) / jnp.maximum(union, 1.0)
     slopes = jnp.diff(jaccard, axis=-1, prepend=0.0)
