@@ -59,10 +59,13 @@ _GOOGLENET_SCORES = {
     for i in (1, 2, 3)
     for kind in ("conv", "fc", "classifier")
 }
-_AS_TORCHVISION = {"stem": "plain", "stride_in_1x1": False}
+# PyTorch's and Caffe's running variances are n / (n - 1) of a batch's.
+_UNBIASED = {"bn_unbiased": True}
+_AS_TORCHVISION = {"stem": "plain", "stride_in_1x1": False} | _UNBIASED
 _BASIC_BLOCKS = ("resnet18", "resnet34")  # without a 1x1 convolution to stride in
 _AS_MSRA = {"stem": "plain", "stride_in_1x1": True}
-_DEEPLAB_RESNET = dict(_AS_MSRA, first_block_dilation=True, output_stride=8)
+_AS_MSRA_CAFFE = _AS_MSRA | _UNBIASED
+_DEEPLAB_RESNET = dict(_AS_MSRA_CAFFE, first_block_dilation=True, output_stride=8)
 _PSPNET = {"stem": "deep", "first_block_dilation": True, "output_stride": 8}
 
 # The first whose signature is in the file is taken.
@@ -76,6 +79,7 @@ SOURCES = (
         GRAY_OR_RGB,
         ignored=r".*\.num_batches_tracked",
         extra=unet.unet_milesial_extra,
+        fields=_UNBIASED,
     ),
     Source(
         "FRRN (Lasagne)",
@@ -207,6 +211,7 @@ SOURCES = (
         ignored=r"classifier\.[036]\.(weight|bias)|.*\.num_batches_tracked"
         r"|features\.(3[4-9]|4[0-9])\..*",
         extra=networks.vgg16_bn_extra,
+        fields=_UNBIASED,
     ),
     Source(
         "SqueezeNet 1.1 (torchvision)",
@@ -302,7 +307,7 @@ SOURCES = (
         _classifier(backbones.resnet_torch, {"fc": torch("fc")}),
         TORCHVISION,
         ignored=r"fc\..*|.*\.num_batches_tracked",
-        fields={"stem": "plain"},
+        fields={"stem": "plain"} | _UNBIASED,
     ),
     Source(
         "ResNet (Caffe, MSRA)",
@@ -312,7 +317,7 @@ SOURCES = (
         _classifier(backbones.resnet_caffe, {"fc": caffe("fc1000")}),
         ILSVRC,
         ignored=r"fc1000\[[01]\]",
-        fields=_AS_MSRA,
+        fields=_AS_MSRA_CAFFE,
     ),
     Source(
         "ResNet (Keras)",
@@ -387,6 +392,11 @@ REFUSED = (
         ("inc.double_conv.0.weight", "up1.conv.double_conv.0.weight"),
         "it resizes without a convolution; its form with bilinear=False is known",
         without="up1.up.weight",
+    ),
+    Refused(
+        "the U-Net of its authors (phseg_v5)",
+        ("conv_d0a-b[0]", "upconv_u1d_u0a[0]"),
+        "it has a ReLU behind every up-convolution and 128 channels in the last one",
     ),
     Refused(
         "FusionNet of Keras",

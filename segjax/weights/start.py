@@ -14,16 +14,13 @@ from segjax.errors import UserError
 from segjax.weights import convert, images
 from segjax.weights.images import Images
 from segjax.weights.saved import ModelInfo, Weights
-from segjax.weights.tables import MUST_AGREE
+from segjax.weights.tables import MUST_AGREE, TRAINING_ONLY
 from segjax.weights.tree import Tree, by_layer, flatten, replace
 
-# Of training alone, or of how much memory and time it takes.
-_NO_MATTER = (
-    *("dropout", "bn_momentum", "dtype", "remat", "aux", "unary_loss", "capacity"),
-    *("iterations_train", "spatial_weight", "bilateral_weight"),
-)
 # Compared otherwise: by `images`, and by the fields of the network within.
 _ELSEWHERE = ("image_stats", "base", "base_options")
+# How much memory and time it takes, and how exact it is.
+_COST = ("dtype", "capacity")
 
 
 class Report(NamedTuple):
@@ -154,7 +151,7 @@ def _differences(weights: Weights, info: ModelInfo) -> list[str]:
         f"the weights are of a network with {field}={fields[field]!r}, "
         f"--config.model.{field} is {info.fields[field]!r}"
         for field in sorted(fields.keys() & info.fields.keys())
-        if field not in (*MUST_AGREE, *_NO_MATTER, *_ELSEWHERE)
+        if field not in (*MUST_AGREE, *TRAINING_ONLY, *_ELSEWHERE, *_COST)
         and _plain(fields[field]) != _plain(info.fields[field])
     ]
     if not weights.info.classes and weights.num_classes == len(info.classes):

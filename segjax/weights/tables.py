@@ -15,6 +15,14 @@ from segjax.weights.sources import REFUSED, SOURCES, Source
 # another one, which no training is meant to bridge.
 MUST_AGREE = frozenset(("stride_in_1x1", "lrn_first", "layout"))
 
+# Fields that change nothing about what a trained network computes.
+TRAINING_ONLY = frozenset(
+    (
+        *("dropout", "bn_momentum", "bn_unbiased", "frozen_bn", "aux", "unary_loss"),
+        *("iterations_train", "spatial_weight", "bilateral_weight", "remat"),
+    )
+)
+
 
 def find(target: Target) -> Table:
     """The name table for a file and a model.
@@ -107,7 +115,7 @@ def _table(source: Source, target: Target) -> Table:
             f"the published network has {field}={value!r}, the model "
             f"{target.fields[field]!r}"
             for field, value in source.fields.items()
-            if target.fields.get(field, value) != value
+            if field not in TRAINING_ONLY and target.fields.get(field, value) != value
         ),
     ]
     return Table(

@@ -264,6 +264,7 @@ OTHERS = {
     "SqueezeNet 1.0": [
         f"features.{i}.squeeze.weight" for i in (3, 4, 5, 7, 8, 9, 10, 12)
     ],
+    "the U-Net of its authors": ["conv_d0a-b[0]", "conv_d0a-b[1]", "upconv_u1d_u0a[0]"],
     "FusionNet of Keras": ["deconvolution2d_1/kernel", "batchnormalization_1/gamma"],
 }
 
