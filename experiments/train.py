@@ -44,6 +44,7 @@ from segjax import checkpoint, compilation, evaluators, metrics, sharding, train
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
+from segjax.data.workers import WorkerDied
 from segjax.errors import UserError
 
 STOPPED = 75  # EX_TEMPFAIL: schedulers restart on it
@@ -158,6 +159,7 @@ def _train(
         batches = training_run.train_batches(
             config, source, augment=augment, start=start
         )
+        stack.callback(batches.close)
         batches = sharding.prefetch(batches, mesh)
         for step in range(start + 1, config.total_steps + 1):
             try:
@@ -196,6 +198,17 @@ def _train(
     except _Stopped:
         checkpoint.finish(manager)
         code = STOPPED
+    except WorkerDied as error:
+        if jax.process_count() > 1:  # a save needs all of them
+            raise
+        done = int(state.step)
+        if done > start and not log.flush() and not training_run.divergence(state):
+            checkpoint.save(manager, state)
+        checkpoint.finish(manager)
+        saved = max(manager.all_steps(), default="none")
+        raise UserError(
+            f"{error}; last checkpoint: step {saved}: start again to continue"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise checkpoint.write_failed(manager, error) from error

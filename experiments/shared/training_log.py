@@ -59,6 +59,8 @@ class TrainingLog:
 
     def flush(self) -> str:
         """Fetches and logs the pending metrics; says which step was not finite."""
+        if not self._pending:
+            return ""
         rows = jax.device_get([values for _, _, values in self._pending])
         elapsed = time.perf_counter() - self._began
         bad = training.non_finite(rows)

@@ -217,6 +217,40 @@ def test_a_stop_during_an_evaluation_saves_at_once(config, trained, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_dead_worker_costs_no_step(config, tmp_path, monkeypatch, log_every):
+    """What was trained is saved, and continued to the same bits."""
+    real = training_run.train_batches
+
+    class Dying:
+        def __init__(self, *args, **kwargs):
+            self.batches, self.left = real(*args, **kwargs), 3
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise train.WorkerDied("a worker process was killed by SIGKILL")
+            self.left -= 1
+            return next(self.batches)
+
+        def close(self):
+            self.batches.close()
+
+    options = changed(config, save_every=100, eval_every=0, log_every=log_every)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train.train(options, whole) == 0
+    monkeypatch.setattr(training_run, "train_batches", Dying)
+    with pytest.raises(UserError, match=r"killed by SIGKILL; last checkpoint: step 1:"):
+        train.train(options, run)
+    assert saved_steps(run) == [1]
+    monkeypatch.setattr(training_run, "train_batches", real)
+    assert train.train(options, run) == 0
+    expected = arrays(whole, options, 4)
+    jax.tree.map(np.testing.assert_array_equal, arrays(run, options, 4), expected)
+
+
 # Other data than before
 
 
