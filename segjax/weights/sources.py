@@ -98,6 +98,7 @@ SOURCES = (
         networks.crfrnn_torch,
         VGG,
         extra=networks.crfrnn_torch_extra,
+        fields={"color_order": "caffe"},
     ),
     Source(
         "CRF-RNN (Caffe)",
@@ -107,6 +108,7 @@ SOURCES = (
         networks.crfrnn,
         VGG,
         extra=networks.fcn_cvpr_extra,
+        fields={"color_order": "caffe"},
     ),
     Source(
         "FCN (Caffe, PAMI names)",

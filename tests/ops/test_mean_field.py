@@ -424,6 +424,33 @@ def test_compiles_for_tpus():
     assert "callback" not in compiled.as_text()
 
 
+def test_color_orders():
+    """Other features for the lattice, of the same distances."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 4, 5, 3), np.uint8)
+    colors = images.reshape(1, 20, 3).astype(np.float32)
+    mean = np.float32([104.00699, 116.66877, 122.67892])  # ILSVRC: blue, green, red
+    expected = {
+        "rgb": colors,
+        "bgr": colors[..., ::-1],
+        "caffe": colors[..., ::-1] - mean,
+    }
+    assert set(expected) == set(filters.COLOR_ORDERS)
+    for order, values in expected.items():
+        found = filters.appearance_features(images, 4.0, 5.0, color_order=order)
+        np.testing.assert_allclose(found[..., 2:], values / 5, rtol=1e-5, atol=1e-5)
+        settings = TINY._replace(color_order=order)
+        np.testing.assert_allclose(
+            crf.appearance_features(images, settings)[..., 2:],
+            values / settings.appearance_sigma_rgb,
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    assert crf.SETTINGS["crfrnn"].color_order == "caffe"
+    assert crf.Settings().color_order == "rgb"
+    with pytest.raises(UserError, match="color_order is 'caffe'.* 1 channels"):
+        filters.appearance_features(images[..., :1], 4.0, 5.0, color_order="caffe")
+
+
 def test_capacity():
     """It changes nothing where it suffices, and shows where it does not."""
     settings = TINY._replace(smoothness_filter="separable", iterations=1)
