@@ -52,7 +52,7 @@ class WorkerBatches:
         if not self._open:
             raise StopIteration
         try:
-            with contextlib.nullcontext() if self._started else _signals_blocked():
+            with contextlib.nullcontext() if self._started else _signals_delayed():
                 batch = next(self._open[0])
             self._started = True
         except RuntimeError as error:
@@ -71,22 +71,53 @@ class WorkerBatches:
 
 
 @contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Delays signals while the workers start.
+def _signals_delayed() -> Iterator[None]:
+    """Delays signals to this program while its workers start.
 
-    Processes inherit what is blocked: a worker that is still importing modules, and
-    does not ignore signals yet, would print a traceback for Ctrl-C.
+    They are blocked, which processes inherit: a worker that still imports its modules,
+    and does not ignore signals yet, would print a traceback for Ctrl-C.  And they are
+    noted and raised in the end, because Python interrupts the main thread also for
+    signals that another thread has received: where Grain starts threads, that leaves
+    one which never ends.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # Python unblocks them when it starts this process of its own.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    arrived: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        arrived.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, note)
+    _start_resource_tracker()
+    mask = getattr(signal, "pthread_sigmask", lambda how, numbers: ())
+    before = mask(getattr(signal, "SIG_BLOCK", 0), _SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        mask(getattr(signal, "SIG_SETMASK", 0), before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
+
+
+def _start_resource_tracker() -> None:
+    """Starts the process in which Python frees what killed processes have shared.
+
+    Now, because starting it unblocks signals; and without its warnings of "leaked"
+    memory, which it frees, after a process was killed.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{before or 'default'},ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _close(opened: list[grain.DatasetIterator]) -> None:
@@ -110,7 +141,7 @@ def start_workers(batches: grain.IterDataset, workers: int) -> WorkerBatches:
     dataset = batches.mp_prefetch(
         grain.MultiprocessingOptions(workers, BUFFER), worker_init_fn=_start
     )
-    with _signals_blocked():
+    with _signals_delayed():
         return WorkerBatches(iter(dataset))
 
 

@@ -235,7 +235,7 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path):
     workers = json.loads(program.stdout.readline())
     assert len(workers) == 2 and all(map(is_running, workers))
     program.kill()
-    program.communicate(timeout=60)
+    assert program.communicate(timeout=60)[1] == ""
     deadline = time.monotonic() + 60
     while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
