@@ -22,6 +22,7 @@ from segjax.data import batching, images, pipeline, windows
 from segjax.errors import UserError
 from segjax.inference import large
 from segjax.inference.predictors import label_type
+from segjax.inference.resizing import resized_rows
 
 if TYPE_CHECKING:  # that module imports this one
     from segjax.inference.trained import Segmenter
@@ -31,8 +32,6 @@ MAX_PIXELS = 2**22
 
 Image = np.ndarray | str | os.PathLike
 Size = tuple[int, int]
-
-_BLOCK = 2**20  # values resized at a time
 
 
 class Plan(NamedTuple):
@@ -275,38 +274,6 @@ def file_version(image: Image) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns
 
 
-def resized_rows(probabilities: np.ndarray, size: Size) -> Iterator[np.ndarray]:
-    """Probabilities at another size, some rows at a time.
-
-    Bilinear between half-pixel centers, as ``predictors.multi_scale``.
-
-    Args:
-      probabilities: float32 [h, w, K].
-      size: (H, W).
-
-    Yields:
-      float32 [n, W, K] of the next rows, from the top.
-    """
-    (top, bottom, down), (left, right, across) = (
-        _taps(own, new) for own, new in zip(probabilities.shape, size)
-    )
-    step = max(_BLOCK // (size[1] * probabilities.shape[2]), 1)
-    for at in range(0, size[0], step):
-        rows = slice(at, at + step)
-        share = down[rows, None, None]
-        lines = probabilities[top[rows]] * (1 - share)
-        lines += probabilities[bottom[rows]] * share
-        share = across[None, :, None]
-        yield lines[:, left] * (1 - share) + lines[:, right] * share
-
-
-def _taps(own: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two pixels that each new one lies between, and the weight of the second."""
-    centers = np.clip((np.arange(new) + 0.5) * own / new - 0.5, 0, own - 1)
-    first = np.floor(centers).astype(int)
-    return first, np.minimum(first + 1, own - 1), np.float32(centers - first)
-
-
 def _size(image: Image, channels: int, index: int) -> Size:
     if isinstance(image, np.ndarray):
         images.to_pixels(image[:1], channels, f"images[{index}]")
@@ -331,8 +298,8 @@ def _decode(
         size = image.shape[0], image.shape[1]
         if any(segmenter.resize):
             resized = size != segmenter.resize
-            given = images.resize_image(image, segmenter.resize) if resized else image
-            return _Decoded(image, given, version)
+            scaled = images.resize_image(image, segmenter.resize) if resized else image
+            return _Decoded(image, scaled, version)
     except UserError as error:
         return error
     except MemoryError:

@@ -124,8 +124,8 @@ class Segmenter(NamedTuple):
         """How many windows are predicted at once: within the limit on every device."""
         per_device = max(int(max_pixels // np.prod(layout.window)), 1)
         count, devices = len(layout.starts), self.mesh.size
-        most = max(self.batch_size // devices, 1)
-        return devices * min(per_device, most, -(-count // devices))
+        limit = max(self.batch_size // devices, 1)
+        return devices * min(per_device, limit, -(-count // devices))
 
     def stream(
         self,
@@ -171,8 +171,8 @@ def load(
     loaded, infos, configs = [], [], []
     for member in (path, *others):
         workdir, which = _workdir(member, checkpoint)
-        given = config if config is not None and not loaded else None
-        configs.append(given or config_lib.load(workdir / "config.json"))
+        first = config if config is not None and not loaded else None
+        configs.append(first or config_lib.load(workdir / "config.json"))
         infos.append(workdir_lib.read_dataset(workdir))
         _check_same(member, path, infos=(infos[-1], infos[0]), configs=configs)
         loaded.append(load_model(configs[-1], workdir, infos[-1], which, mesh))

@@ -14,7 +14,7 @@ from experiments import export
 from experiments.shared import export_programs, exported_loader
 from segjax import inference
 from segjax.errors import UserError
-from segjax.inference import collection
+from segjax.inference import resizing
 
 ISOLATED = """
 import importlib.metadata, sys, zipimport
@@ -215,6 +215,6 @@ def test_the_loader_resizes_as_opencv_does(old, new, channels):
     back = exported_loader.resize_bilinear(scores, old)
     assert back.dtype == np.float32
     np.testing.assert_allclose(back, expected, atol=1e-5)
-    rows = np.concatenate(list(collection.resized_rows(scores, old)))
+    rows = np.concatenate(list(resizing.resized_rows(scores, old)))
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, expected, atol=1e-5)
