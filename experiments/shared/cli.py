@@ -68,7 +68,8 @@ def run(main: Callable[[Sequence[str]], int | None], positional: bool = False) -
 def _set_up_logging() -> None:
     """Messages of segjax go to stderr as they are; those of libraries are dropped."""
     logger = logging.getLogger("segjax")
-    logger.addHandler(logging.StreamHandler())
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     logger.propagate = False
     # When one file of a checkpoint is damaged, orbax abandons its other reads, and
@@ -125,6 +126,7 @@ def define_workdir_config() -> None:
     in ``sys.argv`` first.
     """
     flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
+    _set_up_logging()
     sys.argv = config.normalize_flags(sys.argv)
     values = config.make()
     workdir = flag_value("workdir")
