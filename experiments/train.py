@@ -40,11 +40,10 @@ from experiments.shared import (
 from experiments.shared.peers import Peers
 from experiments.shared.stop_signal import StopSignal
 from experiments.shared.training_log import TrainingLog
-from segjax import checkpoint, compilation, evaluators, metrics, sharding, training
+from segjax import checkpoint, compilation, evaluators, metrics, sharding
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
-from segjax.data.workers import WorkerDied
 from segjax.errors import UserError
 
 STOPPED = 75  # EX_TEMPFAIL: schedulers restart on it
@@ -165,11 +164,18 @@ def _train(
             try:
                 with log.waiting():
                     batch, on_device = next(batches)
-            except UserError:
-                # The input has failed, not the state: what was trained is kept.
-                if step - 1 > start and not training_run.divergence(state):
-                    _save_alone(manager, state)
-                raise
+            except UserError as error:
+                # A worker has died or a file has gone bad; the state is whole.
+                if jax.process_count() > 1:  # a save needs all of them
+                    raise
+                good = not log.flush() and not training_run.divergence(state)
+                if step - 1 > start and good:
+                    checkpoint.save(manager, state)
+                checkpoint.finish(manager)
+                saved = max(manager.all_steps(), default="none")
+                raise UserError(
+                    f"{error}; last checkpoint: step {saved}: start again to continue"
+                ) from error
             state, values = train_step(state, on_device)
             log.add(step, batch["id"], values)
             if profile:
@@ -198,17 +204,6 @@ def _train(
     except _Stopped:
         checkpoint.finish(manager)
         code = STOPPED
-    except WorkerDied as error:
-        if jax.process_count() > 1:  # a save needs all of them
-            raise
-        done = int(state.step)
-        if done > start and not log.flush() and not training_run.divergence(state):
-            checkpoint.save(manager, state)
-        checkpoint.finish(manager)
-        saved = max(manager.all_steps(), default="none")
-        raise UserError(
-            f"{error}; last checkpoint: step {saved}: start again to continue"
-        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise checkpoint.write_failed(manager, error) from error
@@ -245,14 +240,6 @@ def _make_folder(workdir: Path) -> None:
             f"--workdir {workdir}: cannot be written ({error.strerror}): choose "
             "another one"
         ) from error
-
-
-def _save_alone(manager: Any, state: training.TrainState) -> None:
-    """Saves unless other processes would have to take part, which know of nothing."""
-    if jax.process_count() == 1:
-        checkpoint.save(manager, state)
-        checkpoint.finish(manager)
-        cli.log(f"saved at step {int(state.step)}; start again to continue")
 
 
 def _advice(manager: Any, workdir: Path) -> str:

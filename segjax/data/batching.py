@@ -32,20 +32,11 @@ class BatchGroup(NamedTuple):
     batches: list[list[int]]
     """Indices of the images of each batch; the last batch may have fewer."""
 
-    @property
-    def frame(self) -> Size:
-        """The former name of ``padded_shape``."""
-        return self.padded_shape
-
-    @property
-    def rows(self) -> int:
-        """The former name of ``batch_size``."""
-        return self.batch_size
-
 
 def plan(
     sizes: Sequence[Size],
     batch_size: int,
+    *,
     padding: float = PADDING,
     devices: int = 1,
     max_pixels: float = math.inf,
@@ -190,7 +181,3 @@ def _choose(
     while len(chosen) > free_shapes and better(fewer := exchanged(merged(chosen))):
         chosen = fewer
     return [tuple(shape) for shape in candidates[chosen].tolist()]
-
-
-# Former names, until all callers have changed.
-Bucket, frames = BatchGroup, padded_shapes

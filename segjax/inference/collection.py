@@ -121,10 +121,10 @@ def plan(
         for group in batching.plan(
             [inputs[index] for index in small],
             segmenter.batch_size,
-            padding,
-            segmenter.mesh.size,
-            max_pixels,
-            [(h, w) for h, w in others if h * w <= limit],
+            padding=padding,
+            devices=segmenter.mesh.size,
+            max_pixels=max_pixels,
+            others=[(h, w) for h, w in others if h * w <= limit],
         )
     ]
     in_parts = sorted(inputs.keys() - set(small))

@@ -18,6 +18,7 @@ from experiments.shared import training_run
 from segjax import checkpoint, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
+from segjax.data.workers import WorkerDied
 from segjax.errors import UserError
 from segjax.workdir import read_metrics
 
@@ -231,7 +232,7 @@ def test_a_dead_worker_costs_no_step(config, tmp_path, monkeypatch, log_every):
 
         def __next__(self):
             if not self.left:
-                raise train.WorkerDied("a worker process was killed by SIGKILL")
+                raise WorkerDied("a worker process was killed by SIGKILL")
             self.left -= 1
             return next(self.batches)
 
