@@ -2,7 +2,7 @@
 # make test:       lint and test
 # make test-all:   test, with the slow tests and those that compare with PyTorch and the
 #                  TPU compiler, which it installs into an environment of its own
-# make config-docs: writes docs/config.md from the table of fields
+# make docs:       writes docs/config.md from the table of fields, and docs/reference.md
 # PYTHON=... picks the interpreter (3.11 or newer), WORKERS=... the number of test
 # processes, RESOLUTION=lowest-direct the oldest versions that setup.py allows.
 
@@ -12,7 +12,7 @@ WORKERS ?= 2
 RESOLUTION ?= highest
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all format config-docs clean
+.PHONY: quickstart test test-all format docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m experiments.quickstart --workdir $(WORKDIR)
@@ -29,8 +29,9 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-config-docs: .venv/installed
+docs: .venv/installed
 	$(BIN)/python -c 'from segjax import config_fields; print(config_fields.table(), end="")' > docs/config.md
+	$(BIN)/python docs/reference.py > docs/reference.md
 
 .venv/installed: EXTRAS := test
 .venv-all/installed: EXTRAS := test,oracles

@@ -383,6 +383,6 @@ def table() -> str:
 _HEAD = """\
 # Fields of a configuration
 
-Made from `segjax/config_fields.py` by `make config-docs`. Every field is overridden by
+Made from `segjax/config_fields.py` by `make docs`. Every field is overridden by
 `--config.FIELD=VALUE`. The fields of `config.model` are those of the network, which its
 docstring in `segjax/models/` explains."""

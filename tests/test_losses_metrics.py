@@ -349,7 +349,7 @@ def test_defaults_stand_in_one_place():
 
 
 def test_fields_are_documented():
-    """docs/config.md is what the table of fields says (`make config-docs`)."""
+    """docs/config.md is what the table of fields says (`make docs`)."""
     assert (ROOT / "docs/config.md").read_text() == config_fields.table()
     lines = config_fields.help_text().splitlines()[1:]
     names = [line.split("=")[0].removeprefix("  --config.") for line in lines]

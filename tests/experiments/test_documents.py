@@ -104,3 +104,20 @@ def test_a_wrong_command_is_seen():
     ]
     first, *others = parse([good, *wrong])
     assert not first and all(others)
+
+
+def test_the_reference_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "reference.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = (ROOT / "docs" / "reference.md").read_text()
+    assert done.stdout == written, "run `make docs`"
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
