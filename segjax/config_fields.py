@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from segjax import compilation, errors, losses, optim
-from segjax.data import augment_options
+from segjax.data import augment_options, scenes
 from segjax.errors import UserError
 from segjax.labels import VOID
 from segjax.ops import filters, mean_field
@@ -106,8 +106,8 @@ _SIZE = Range(
     lambda value: value == (0, 0) or _is_size(value, 1, 2**16),
 )
 _SCENES = Range(
-    "two integers (height, width) from 8 to 16384",
-    lambda value: _is_size(value, 8, 2**14),
+    f"two integers (height, width) from {scenes.MIN_SIDE} to {scenes.MAX_SIDE}",
+    lambda value: _is_size(value, scenes.MIN_SIDE, scenes.MAX_SIDE),
 )
 _WEIGHTS = Range(
     "one number per class, 0 or more and not all 0, or ()", lambda v: _are_weights(v)

@@ -108,6 +108,8 @@ def test_fingerprints_of_folders(tmp_path):
     def mask(root):
         Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(root / "masks" / "a.png")
 
+    source, _ = datasets.load(data | {"resize": (3, 4)}, "train")
+    assert [text.split()[0] for text in source.identities] == ["a", "b", "c"]
     removed = changed(lambda root: both(root, "b", ""))
     renamed = changed(lambda root: both(root, "b", "bb"))
     listed = changed(lambda root: (root / "val.txt").write_text("c\n"))
