@@ -81,8 +81,10 @@ def sweep(
       options: flags that experiments.train gets besides the config's.
     """
     rows, overrides = sweep_rows.read(config_file, config)
-    for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2):
+    rows = [
         sweep_rows.check_row(row, data=engine != "print")
+        for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2)
+    ]
 
     description = Sweep(config_file, rows, overrides, options, seeds)
     python = "python" if engine == "print" else sys.executable

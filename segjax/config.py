@@ -48,11 +48,19 @@ def rename(values: Mapping[str, Any]) -> dict[str, Any]:
         if field not in RENAMED:
             renamed[path] = value
             continue
-        new = RENAMED[field](value)
-        if new != {field: value}:
-            _note(f"config.{field}={value!r}", new)
+        new = rename_field(field, value)
         renamed |= {tuple(name.split(".")): item for name, item in new.items()}
     return unflatten_dict(renamed)
+
+
+def rename_field(name: str, value: Any) -> dict[str, Any]:
+    """The fields, by name, that a field means, which may have an earlier name."""
+    if name not in RENAMED:
+        return {name: value}
+    new = RENAMED[name](value)
+    if new != {name: value}:
+        _note(f"config.{name}={value!r}", new)
+    return new
 
 
 def normalize_flags(arguments: Sequence[str]) -> list[str]:
@@ -60,10 +68,12 @@ def normalize_flags(arguments: Sequence[str]) -> list[str]:
 
     Earlier names are replaced (:data:`RENAMED`), also in ``--config.FIELD VALUE``. An
     empty value of a tuple is the empty tuple: ``--config.optim.decay_exclude=`` would
-    otherwise hold one empty string.
+    otherwise hold one empty string. A number of steps alone replaces the epochs that a
+    config file may have, which would otherwise take precedence.
     """
     fields = config_fields.flatten()
     normalized, rest = [], list(arguments)
+    epochs_given = any(re.match("--?config[.]total_epochs(=|$)", x) for x in rest)
     while rest:
         argument = rest.pop(0)
         flag, equals, value = argument.partition("=")
@@ -72,6 +82,9 @@ def normalize_flags(arguments: Sequence[str]) -> list[str]:
             field = fields.get(name) if name != flag else None
             if field and equals and not value and isinstance(field.default, tuple):
                 argument = f"{flag}=()"
+            if name != flag and name == "total_steps" and not epochs_given:
+                normalized.append("--config.total_epochs=0")
+                epochs_given = True
             normalized.append(argument)
             continue
         if not equals and rest:
@@ -207,6 +220,14 @@ def check(config: ConfigDict) -> None:
         "grad_accum_steps",
         f"a divisor of --config.batch_size={config.batch_size}",
     )
+    optim = config.optim
+    require(
+        not optim.nesterov or (optim.name != "adam" and optim.momentum > 0),
+        "optim.nesterov",
+        f"False with --config.optim.name={optim.name} and "
+        f"--config.optim.momentum={optim.momentum}: it is a form of the momentum of "
+        "sgd and caffe_sgd",
+    )
     require(
         config.optim.lr_floor <= config.optim.lr,
         "optim.lr_floor",
@@ -220,10 +241,21 @@ def count_steps(config: ConfigDict, num_images: int) -> int:
     Args:
       config: checked.
       num_images: of the training split, over all processes.
+
+    Raises:
+      UserError: more steps than an int32 counts.
     """
     if not config.total_epochs:
         return config.total_steps
-    return max(1, math.ceil(config.total_epochs * num_images / config.batch_size))
+    steps = config.total_epochs * num_images / config.batch_size
+    # Rounded first: 1.1 epochs of 100 images are 110.00000000000001 images.
+    steps = max(1, math.ceil(round(steps, 6)))
+    if steps > config_fields.LARGEST:
+        raise UserError(
+            f"--config.total_epochs is {config.total_epochs}, which are {steps} steps "
+            f"of {num_images} images; expected fewer than 2^31 steps"
+        )
+    return steps
 
 
 def json_like(value):

@@ -197,7 +197,9 @@ _OPTIM = {
         Range("from 0 to below 1", lambda v: _is_number(v, 0, 1) and v < 1),
         "decay of the first moment, adam's too",
     ),
-    "nesterov": Field(False, _SWITCH, "sgd, caffe_sgd: Nesterov's momentum"),
+    "nesterov": Field(
+        False, _SWITCH, "sgd, caffe_sgd with a momentum: Nesterov's form of it"
+    ),
     "b2": Field(
         0.999,
         Range("from 0 to below 1", lambda v: _is_number(v, 0, 1) and v < 1),

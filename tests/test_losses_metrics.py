@@ -287,6 +287,14 @@ NAN, INF = float("nan"), float("inf")
         ({"optim": {"lr": NAN}}, "optim.lr is nan; expected 0 or more, and finite"),
         ({"optim": {"lr_floor": 0.1}}, "optim.lr_floor is 0.1; expected at most"),
         ({"optim": {"momentum": 2.0}}, "optim.momentum is 2.0; expected from 0 to bel"),
+        (
+            {"optim": {"name": "adam", "nesterov": True}},
+            "optim.nesterov is True; expected False with --config.optim.name=adam",
+        ),
+        (
+            {"optim": {"momentum": 0.0, "nesterov": True}},
+            "optim.nesterov is True; expected False with .*momentum=0.0",
+        ),
         ({"optim": {"b2": 1.0}}, "optim.b2 is 1.0; expected from 0 to below 1"),
         ({"optim": {"warmup_steps": -1}}, "optim.warmup_steps is -1; expected 0 or"),
         ({"optim": {"weight_decay": -1.0}}, "optim.weight_decay is -1.0; expected 0"),
@@ -367,6 +375,20 @@ def test_epochs_in_steps():
     for epochs, images, steps in ((0.0, 30, 7), (2.0, 30, 8), (0.1, 30, 1), (3, 24, 9)):
         options = config.make(total_epochs=epochs, total_steps=7, batch_size=8)
         assert config.count_steps(options, images) == steps
+    assert config.count_steps(config.make(total_epochs=1.1, batch_size=10), 100) == 11
+    with pytest.raises(
+        UserError, match="total_epochs is 1000000.0, which are 10000000"
+    ):
+        config.count_steps(config.make(total_epochs=1e6, batch_size=1), 10**7)
+
+
+def test_a_number_of_steps_on_the_command_line_replaces_epochs():
+    flags = ["train", "--config.total_steps=5"]
+    epochs = "--config.total_epochs=2"
+    found = config.normalize_flags(flags)
+    assert found == ["train", "--config.total_epochs=0", "--config.total_steps=5"]
+    assert config.normalize_flags(found) == found
+    assert config.normalize_flags([*flags, epochs]) == [*flags, epochs]
 
 
 def test_another_model_name_alone_is_explained():

@@ -59,7 +59,7 @@ def read(config_file: str, config: ConfigDict) -> tuple[list[Row], dict[str, Any
     }
     takes_arg = inspect.signature(module["sweep"]).parameters
     try:
-        chosen = [dict(row) for row in module["sweep"](*given if takes_arg else ())]
+        chosen = [_by_name(row) for row in module["sweep"](*given if takes_arg else ())]
     except Exception as error:  # the file is code: anything
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"--config {path}: sweep() raises {reason}") from error
@@ -76,7 +76,14 @@ def make_rows(base: ConfigDict, overrides: Iterable[Mapping[str, Any]]) -> list[
       UserError: names the row, the wrong key with the nearest right one, or the wrong
         value; or two rows that are the same.
     """
-    chosen = [dict(row) for row in overrides]
+    chosen = [_by_name(row) for row in overrides]
+    if base.total_epochs:  # a number of steps alone takes their place
+        chosen = [
+            row | {"total_epochs": 0.0}
+            if "total_steps" in row and "total_epochs" not in row
+            else row
+            for row in chosen
+        ]
     if not chosen:
         raise UserError("sweep() yields no rows")
     configs = [_resolve(base, row, number) for number, row in enumerate(chosen, 1)]
@@ -96,6 +103,14 @@ def make_rows(base: ConfigDict, overrides: Iterable[Mapping[str, Any]]) -> list[
         )
         rows.append(Row(f"{name[:100] or 'row'}-{code}", code, row, config))
     return rows
+
+
+def _by_name(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the earlier names of fields replaced."""
+    renamed: dict[str, Any] = {}
+    for name, value in dict(row).items():
+        renamed |= config_lib.rename_field(name, value)
+    return renamed
 
 
 def _resolve(base: ConfigDict, overrides: Mapping[str, Any], number: int) -> ConfigDict:
@@ -134,10 +149,18 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def hash_of(config: Mapping[str, Any]) -> str:
+    """The same for configs that differ only in what makes no other experiment."""
+    return _hash(flat(config))
+
+
 def _hash(values: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in values.items() if key not in _FREE}
     if values["tile"]:  # trains the same, but is scored otherwise
         kept["tile"] = values["tile"]
+    if values["total_epochs"]:  # they determine the steps, once the data are known
+        kept["total_epochs"] = values["total_epochs"]
+        del kept["total_steps"]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -180,11 +203,15 @@ def example(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
     return len(info.classes), (*size, info.channels)
 
 
-def check_row(row: Row, data: bool) -> None:
+def check_row(row: Row, data: bool) -> Row:
     """Builds the model of a row and traces its training step; computes nothing.
 
     Args:
+      row: to be checked.
       data: also looks for the data and for init_from, as the run will.
+
+    Returns:
+      The row; with `data`, its ``total_steps`` are those of its ``total_epochs``.
 
     Raises:
       UserError: names the row and what is wrong with it.
@@ -221,5 +248,8 @@ def check_row(row: Row, data: bool) -> None:
             "label": jax.ShapeDtypeStruct(images[:-1], jnp.uint8),
         }
         jax.eval_shape(step, state, batch)
-    except (UserError, ValueError, TypeError) as error:
+        resolved = row.config.copy_and_resolve_references()
+        resolved.total_steps = config.total_steps
+        return row._replace(config=resolved)
+    except (UserError, ValueError) as error:  # of networks: shapes that do not fit
         raise UserError(f"row {row.name}: {error}") from error

@@ -4,10 +4,12 @@ The folder of a sweep holds sweep.json, which describes its rows, and ROW/seedN,
 workdirs of their runs.
 """
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import worker
 from experiments.sweeps.rows import Row
 from segjax import config as config_lib
@@ -108,12 +110,16 @@ def runs_of(sweep: Sweep, folder: Path) -> list[Run]:
 
     All rows have their first seed before any has its second: tables fill evenly.  A row
     that has run stays in its folder when its name changes, as it does when rows with
-    other fields are added to the sweep; its hash stays.
+    other fields are added to the sweep; its hash stays. It also stays where an earlier
+    version of this program, whose configs had other fields, gave it another hash.
     """
-    folders = {}
+    folders, earlier = {}, None
     for row in sweep.rows:
         existing = sorted(folder.glob(f"*-{row.hash}"))
         named = folder / row.name
+        if not existing:
+            earlier = _folders_by_config(folder) if earlier is None else earlier
+            existing = [earlier[row.hash]] if row.hash in earlier else []
         keep = existing and named not in existing
         folders[row.hash] = existing[0] if keep else named
     return [
@@ -122,6 +128,17 @@ def runs_of(sweep: Sweep, folder: Path) -> list[Run]:
         for row in sweep.rows
         for seed in [row.config.seed + i]
     ]
+
+
+def _folders_by_config(folder: Path) -> dict[str, Path]:
+    """The folders of rows that have run, by the hash that their configs have today."""
+    folders: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"*/seed*/{workdir_lib.CONFIG}")):
+        row = path.parent.parent
+        if row not in folders.values():
+            with contextlib.suppress(UserError):  # damaged: training will say so
+                folders.setdefault(sweep_rows.hash_of(config_lib.load(path)), row)
+    return folders
 
 
 def command(sweep: Sweep, run: Run, python: str) -> list[str]:

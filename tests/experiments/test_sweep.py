@@ -173,6 +173,48 @@ def test_rows_that_cannot_train_are_found_before_anything_runs(
         sweep_rows.check_row(row, data=True)
 
 
+def test_errors_of_our_own_are_no_bad_input(base, monkeypatch, tmp_path):
+    """A TypeError is a fault of this program, whose traceback is needed."""
+
+    def broken(*_, **__):
+        raise TypeError("a fault")
+
+    monkeypatch.setattr(sweep_rows.training, "make_step", broken)
+    (row,) = sweep_rows.make_rows(base, [{}])
+    with pytest.raises(TypeError, match="a fault"):
+        sweep_rows.check_row(row, data=False)
+
+
+def test_rows_with_earlier_names_of_fields(base):
+    """The same rows, names and hashes as with the names of today."""
+    earlier = {"loss.bootstrap": 64, "accumulate": 2, "loss.resolution": "cells"}
+    today = {
+        "loss.name": "hard_pixels",
+        "loss.hard_pixels": 64,
+        "grad_accum_steps": 2,
+        "loss.resolution": "output_stride",
+    }
+    assert sweep_rows.make_rows(base, [{}, earlier]) == sweep_rows.make_rows(
+        base, [{}, today]
+    )
+
+
+def test_epochs_of_rows(base, tmp_path):
+    """They make other rows, and a number of steps in a row takes their place."""
+    base.data.data_dir, base.data.scenes_size = str(tmp_path), (32, 32)
+    base.data.scenes_train, base.data.scenes_validation = 16, 2
+    rows = sweep_rows.make_rows(base, [{"total_epochs": 1.0}, {"total_epochs": 3.0}])
+    assert [sweep_rows.check_row(r, data=True).config.total_steps for r in rows] == [
+        *(2, 6)  # of batches of 8
+    ]
+    base.total_epochs = 3.0
+    three, steps = sweep_rows.make_rows(base, [{}, {"total_steps": 5}])
+    assert three.hash == rows[1].hash
+    assert (steps.config.total_epochs, steps.config.total_steps) == (0.0, 5)
+    base.total_steps = 7  # not used
+    assert sweep_rows.make_rows(base, [{}])[0].hash == three.hash
+
+
 def test_overrides_survive_the_command_line(base):
     values = {
         "model.rates": (6,),
@@ -347,6 +389,23 @@ def test_rows_that_are_added_later_leave_the_others_finished(
     kinds = [sweep_runs.state(run.folder, 12).kind for run in runs]
     assert kinds == ["finished"] * 3
     assert len(list(folder.glob("lr=*"))) == 3
+
+
+def test_rows_of_an_earlier_version_are_continued(config_file, tmp_path):
+    """Whose hash was of configs with other fields: what has run stays where it is."""
+    path, folder = config_file((0.1, 0.2)), tmp_path / "sweep"
+    rows, overrides = sweep_rows.read(path, runpy.run_path(path)["get_config"]())
+    old = folder / "lr=0.2-0123abcd"
+    values = config_lib.json_like(rows[1].config)
+    values["accumulate"] = values.pop("grad_accum_steps")
+    for field in ("total_epochs", "precision", "float32_gradient_sums"):
+        del values[field]
+    (old / "seed0").mkdir(parents=True)
+    (old / "seed0/config.json").write_text(json.dumps(values))
+    (folder / "lr=0.3-aaaa").joinpath("seed0").mkdir(parents=True)
+    (folder / "lr=0.3-aaaa/seed0/config.json").write_text("{")
+    found = sweep_runs.runs_of(sweep_runs.Sweep(path, rows, overrides, [], 1), folder)
+    assert [run.folder.parent for run in found] == [folder / rows[0].name, old]
 
 
 @pytest.mark.parametrize(
