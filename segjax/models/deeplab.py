@@ -306,7 +306,7 @@ class DeepLab(nn.Module):
                 raw = run(resize.interpolate(x, pixels, scaled, size))["scores"]
                 scaled = geometry.Grid(grid.step / scale, grid.start / scale)
                 scores = resize.interpolate(raw, scaled, grid, cells)
-                fused = jnp.maximum(fused, scores)
+                fused = pool.maximum(fused, scores)
             scale_logits.append(scores if stride == step else raw)
         endpoints["scores"] = fused
         if len(self.scales) > 1:

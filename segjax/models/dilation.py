@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from segjax.models import layers, network, vgg
 from segjax.models.backbone import dilate
-from segjax.ops import conv, geometry, image, resize
+from segjax.ops import conv, geometry, image, pool, resize
 
 # Poolings 4 and 5 are removed; what follows them dilates by the strides it lost.
 RATES = tuple(step.rate_before for step in dilate((2,) * 5, output_stride=8))
@@ -262,5 +262,5 @@ class Dilation(nn.Module):
         else:
             cells, pixels = geometry.Grid(self.grid.step), geometry.Grid()  # i on 8i
             p = resize.interpolate(nn.softmax(scores), cells, pixels, size)
-            logits = jnp.log(jnp.maximum(p, _SMALLEST))
+            logits = jnp.log(pool.maximum(p, jnp.full_like(p, _SMALLEST)))
         return logits, endpoints

@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import layers
-from segjax.ops import geometry, image, resize
+from segjax.ops import geometry, image, pool, resize
 
 
 class Stages(NamedTuple):
@@ -87,8 +87,9 @@ def max_pool(x: jax.Array, size: int) -> jax.Array:
     windows here triples the time to compile.
     """
     n, h, w, c = x.shape
-    x = x.reshape(n, h // size, size, w, c).max(2)
-    return x.reshape(n, h // size, w // size, size, c).max(3)
+    x = pool.max_over_axis(x.reshape(n, h // size, size, w, c), 2)
+    x = pool.max_over_axis(x.reshape(n, h // size, w // size, size, c), 3)
+    return x.reshape(n, h // size, w // size, c)
 
 
 def _conv_units(model: nn.Module, train: bool) -> Callable[..., jax.Array]:

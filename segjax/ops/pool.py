@@ -2,8 +2,12 @@
 
 Windows are reduced one axis at a time over strided slices instead of with
 ``lax.reduce_window``: same values, and a gradient of pads and selects, which is an
-order of magnitude faster on CPU than its select-and-scatter. Where several cells of a
+order of magnitude faster on CPU than its select-and-scatter. Where several pixels of a
 window tie for the maximum they share its gradient.
+
+Maxima are taken of two arrays at a time. The gradient of ``x.max(axis)`` divides by the
+number of entries that equal the maximum; a compiler that computes `x` again in another
+fusion, with other roundings, finds none, and 0 / 0 is NaN.
 """
 
 from collections.abc import Callable
@@ -13,6 +17,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.ops import geometry, resize
+
+
+@jax.custom_jvp
+def maximum(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Element-wise maximum, as ``jnp.maximum``; ties share the gradient equally.
+
+    The gradient compares the two operands with each other and not with the result, so
+    that it always goes somewhere: the two shares sum to one.
+    """
+    return jnp.maximum(x, y)
+
+
+@maximum.defjvp
+def _maximum_jvp(primals, tangents):
+    (x, y), (dx, dy) = primals, tangents
+    share = jnp.where(x > y, 1, jnp.where(x == y, 0.5, 0)).astype(x.dtype)
+    return jnp.maximum(x, y), dx * share + dy * (1 - share)
+
+
+def max_over_axis(x: jax.Array, axis: int) -> jax.Array:
+    """The maximum along `axis`, which is kept with a side of 1."""
+    while (side := x.shape[axis]) > 1:
+        half = side // 2
+        first, second, last = (
+            jax.lax.slice_in_dim(x, start, stop, axis=axis)
+            for start, stop in ((0, half), (half, 2 * half), (2 * half, side))
+        )
+        x = jnp.concatenate([maximum(first, second), last], axis)
+    return x
 
 
 def _output_side(side: int, kernel: int, stride: int, padding: int, ceil: bool) -> int:
@@ -57,9 +90,7 @@ def max_pool(
         -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     )
     for axis in (1, 2):
-        x = _reduce_axis(
-            x, axis, kernel, stride, padding, ceil, jnp.maximum, fill=lowest
-        )
+        x = _reduce_axis(x, axis, kernel, stride, padding, ceil, maximum, fill=lowest)
     return x
 
 
@@ -107,7 +138,7 @@ def adaptive_max_pool(x: jax.Array, bins: int) -> jax.Array:
     """Maximum of `x` [N, H, W, C] in bins x bins cells: [N, bins, bins, C]."""
     for axis in (1, 2):
         parts = [
-            jax.lax.slice_in_dim(x, low, high, axis=axis).max(axis, keepdims=True)
+            max_over_axis(jax.lax.slice_in_dim(x, low, high, axis=axis), axis)
             for low, high in adaptive_bins(x.shape[axis], bins)
         ]
         x = jnp.concatenate(parts, axis)
