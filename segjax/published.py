@@ -31,7 +31,9 @@ def _deeplab(image: tuple[int, int, int], **fields: Any) -> Network:
 _FIRST = dict(backbone="vgg16", fc6_channels=4096, pool_kernel=2)
 _LARGEFOV = dict(backbone="vgg16", fc6_channels=1024, rates=(12,), average_pool=True)
 _ASPP = dict(backbone="vgg16", fc6_channels=1024)
-_PSPNET = dict(image_stats="caffe")
+# Caffe and PyTorch keep unbiased running variances.
+_PSPNET = dict(image_stats="vgg", bn_unbiased=True)
+_SEMSEG = dict(bn_unbiased=True)
 _R101 = dict(backbone="resnet101")
 
 NETWORKS: dict[str, Network] = {
@@ -92,6 +94,7 @@ NETWORKS: dict[str, Network] = {
         "crfrnn", dict(base_options=("skips=8", "learn_upsampling=True")), 21, _VGG
     ),
     "unet": Network("unet", {}, 2, (572, 572, 1)),
+    "unet-released": Network("unet", dict(layout="released"), 2, (572, 572, 1)),
     "unet-carvana": Network(
         "unet", dict(padding="same", norm="batch", dropout=0.0), 2, (512, 512, 3)
     ),
@@ -111,8 +114,8 @@ NETWORKS: dict[str, Network] = {
     ),
     "pspnet101-voc": Network("pspnet", _PSPNET | _R101, 21, (473, 473, 3)),
     "pspnet101-cityscapes": Network("pspnet", _PSPNET | _R101, 19, (713, 713, 3)),
-    "pspnet50-semseg": Network("pspnet", {}, 150, (473, 473, 3)),
-    "pspnet101-semseg": Network("pspnet", _R101, 19, (713, 713, 3)),
+    "pspnet50-semseg": Network("pspnet", _SEMSEG, 150, (473, 473, 3)),
+    "pspnet101-semseg": Network("pspnet", _R101 | _SEMSEG, 19, (713, 713, 3)),
     "pspnet50-mmseg": Network(
         "pspnet",
         dict(stem="plain", first_block_dilation=False),

@@ -10,13 +10,14 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(ROOT.glob("segjax/**/*.py"))
 
 # What everything may import: one-line errors, whole files, the void label.
-BASE = ("segjax.errors", "segjax.files", "segjax.labels")
+BASE = ("segjax.errors", "segjax.files", "segjax.labels", "segjax.image_stats")
 
 # What each part may import of segjax, besides itself and BASE.
 ALLOWED = {
     "segjax/errors.py": (),
     "segjax/files.py": (),
     "segjax/labels.py": (),
+    "segjax/image_stats.py": (),
     "segjax/ops": (),
     "segjax/models": ("segjax.ops",),
     "segjax/analysis": ("segjax.ops", "segjax.models", "segjax.published"),

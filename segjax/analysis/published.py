@@ -192,6 +192,7 @@ NUMBERS: dict[str, tuple[Number, ...]] = {
         Number("side of enc4", "28", PAPER),
         Number("side of logits", "388", PAPER),
     ),
+    "unet-released": (Number("parameters", "31,100,354", LAYERS),),
     "unet-carvana": (Number("parameters", "31,037,698", LAYERS),),
     "unet-camvid": (
         Number("parameters", "31.03 M", _OPENVINO),

@@ -69,6 +69,7 @@ class AlexNet(nn.Module):
       norm: "none" (as published) or "batch": a batch normalization after every
         convolution, in place of the biases and of the LRN.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       dtype: compute type.
 
     Raises:
@@ -82,6 +83,7 @@ class AlexNet(nn.Module):
     dropout: float = 0.5
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class Classifier(nn.Module):
       stage_sizes, stem, stride_in_1x1: of the ResNets, see resnet.ResNet; () takes
         the backbone's blocks.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py; "caffe" is for Caffe's weights, torchvision's
         ResNets take "imagenet".
       dtype: compute type; class scores are computed in float32.
@@ -71,6 +72,7 @@ class Classifier(nn.Module):
     stem: str = "plain"
     stride_in_1x1: bool = False
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "caffe"
     dtype: str = "float32"
 

@@ -42,6 +42,7 @@ class DeepContextual(nn.Module):
         but the scores, whose biases it replaces. The paper starts the trunk from
         trained weights; without those use "batch".
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py; "unit" takes any number of channels.
       dtype: compute type; class scores are computed in float32.
 
@@ -62,6 +63,7 @@ class DeepContextual(nn.Module):
     kernel_factor: int = 2
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "unit"
     dtype: str = "float32"
 
@@ -121,7 +123,14 @@ class DeepContextual(nn.Module):
             )(x)
             if self.norm == "batch":
                 name = f"{name}_bn"
-                x = layers.batch_norm(x, train, self.bn_momentum, self.dtype, name)
+                x = layers.batch_norm(
+                    x,
+                    name,
+                    train=train,
+                    momentum=self.bn_momentum,
+                    unbiased=self.bn_unbiased,
+                    dtype=self.dtype,
+                )
             return nn.relu(x)
 
         endpoints, stages = {}, []

@@ -123,6 +123,9 @@ class CRFRNN(nn.Module):
       spatial_filter: "lattice" (the paper), or "separable" or "exact", which agree with
         each other and with the lattice to a few percent.
       bilateral_filter: "lattice", or "exact" for small images: (H W)^2 work.
+      color_order: of the colors in the bilateral lattice: "rgb", "bgr" or "caffe" (the
+        released network), see ops/filters.COLOR_ORDERS. A lattice is not invariant to
+        it: half a percent of the labels.
       capacity: of the bilateral lattice, as a fraction of the H W (C + 3) vertices that
         it can have at most; 0.0: all of them. Photos need less (ops/lattice.py), which
         saves time and memory. An image that needs more gets NaN scores, at which
@@ -155,6 +158,7 @@ class CRFRNN(nn.Module):
     untied: bool = False
     spatial_filter: str = "lattice"
     bilateral_filter: str = "lattice"
+    color_order: str = "rgb"
     capacity: float = 0.0
     unary_loss: bool = False
     remat: bool = True
@@ -164,6 +168,7 @@ class CRFRNN(nn.Module):
         layers.check_choice(self, "compatibility", _COMPATIBILITIES)
         layers.check_choice(self, "spatial_filter", ("lattice", "separable", "exact"))
         layers.check_choice(self, "bilateral_filter", ("lattice", "exact"))
+        layers.check_choice(self, "color_order", filters.COLOR_ORDERS)
         layers.check_choice(self, "color_order", filters.COLOR_ORDERS)
         iterations = self.iterations_train, self.iterations_test
         if min(iterations) < 0 or (self.untied and len({*iterations}) > 1):

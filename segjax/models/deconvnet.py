@@ -29,6 +29,7 @@ class DeconvNet(nn.Module):
       fc6_kernel: side of fc6 and of its transpose, 7. The smallest image has
         32 * fc6_kernel pixels, 224 in the paper.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       bn_epsilon: 1e-9 (the authors).
       image_stats: see ops/image.py.
       dtype: compute type; class scores are computed in float32.
@@ -49,6 +50,7 @@ class DeconvNet(nn.Module):
     fc_channels: int = 4096
     fc6_kernel: int = 7
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     bn_epsilon: float = 1e-9
     image_stats: str = "caffe"
     dtype: str = "float32"
@@ -77,14 +79,16 @@ class DeconvNet(nn.Module):
 
         def normalize(x, name):
             several = x.shape[0] * x.shape[1] * x.shape[2] > 1
-            x = nn.BatchNorm(
-                use_running_average=not (train and several),
+            x = layers.batch_norm(
+                x,
+                f"{name}_bn",
+                train=train and several,
                 momentum=self.bn_momentum,
+                unbiased=self.bn_unbiased,
+                dtype=self.dtype,
                 epsilon=self.bn_epsilon,
                 bias_init=nn.initializers.constant(0.001),
-                dtype=self.dtype,
-                name=f"{name}_bn",
-            )(x)
+            )
             return nn.relu(x)
 
         def conv(x, name, features, size, padding):

@@ -49,6 +49,7 @@ class Head(nn.Module):
     dropout: float
     norm: str
     bn_momentum: float
+    bn_unbiased: bool
     dtype: str
 
     @nn.compact
@@ -94,6 +95,7 @@ class SideBranches(nn.Module):
     channels: int
     norm: str
     bn_momentum: float
+    bn_unbiased: bool
     dtype: str
 
     @nn.compact
@@ -139,10 +141,15 @@ class DeepLab(nn.Module):
       side_channels: of their hidden layers.
       scales: of the image; all go through the network, their scores are fused by the
         maximum. Must contain 1.0.
+      half_pixel: resizes the image to its scales, and all scores, with half-pixel
+        centers (deeplab-pytorch) instead of aligned corners (Caffe). Then the image is
+        extended only as far as that network's ceil-mode pooling reaches, and all scales
+        are interpolated to the locations of scale 1.
       dropout: rate after fc6 and fc7.
       norm: "none" (the papers) or "batch", for training from scratch; with a ResNet,
         in fc6 and fc7 only.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       frozen_bn: training uses and keeps the running statistics, as the papers do with
         their pretrained ResNet. To keep scale and offset too, set their learning rate
         to zero: optim.lr_mult=("bn=0",).
@@ -176,9 +183,11 @@ class DeepLab(nn.Module):
     side_branches: bool = False
     side_channels: int = 128
     scales: tuple[float, ...] = (1.0,)
+    half_pixel: bool = False
     dropout: float = 0.5
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     frozen_bn: bool = False
     image_stats: str = "caffe"
     dtype: str = "float32"
@@ -211,6 +220,9 @@ class DeepLab(nn.Module):
                 f"DeepLab.average_pool is for the backbone 'vgg16', not "
                 f"{self.backbone!r}"
             )
+        layers.check_choice(self, "half_pixel", (False, True))
+        if self.half_pixel and not self.backbone.startswith("resnet"):
+            raise UserError(f"DeepLab.half_pixel is for ResNets, not {self.backbone!r}")
         layers.check_common(self)
         super().__post_init__()
 
@@ -244,7 +256,8 @@ class DeepLab(nn.Module):
         """
         strides = []
         for scale in map(_fraction, self.scales):
-            factor = 1 if scale.numerator > 1 else scale.denominator
+            resized = self.half_pixel or scale.numerator > 1
+            factor = 1 if resized else scale.denominator
             strides.append(self.output_stride * factor)
         return tuple(strides)
 
@@ -253,7 +266,9 @@ class DeepLab(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         train_norm = train and not self.frozen_bn
-        norms = dict(bn_momentum=self.bn_momentum, dtype=self.dtype)
+        norms = dict(
+            bn_momentum=self.bn_momentum, bn_unbiased=self.bn_unbiased, dtype=self.dtype
+        )
         step = self.output_stride
         backbone = backbones.build_dilated(self)
         last = backbone.remainder
@@ -276,7 +291,7 @@ class DeepLab(nn.Module):
         )
 
         def run(x):
-            missing = [(last - side) % step for side in x.shape[1:3]]
+            missing = [self._missing(side, last) for side in x.shape[1:3]]
             x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
             endpoints = backbone(x, train_norm)
             features = endpoints[backbones.features(self)]
@@ -300,7 +315,13 @@ class DeepLab(nn.Module):
         scale_logits = []
         for scale, stride in zip(map(_fraction, self.scales), self.scale_strides):
             scores = endpoints["scores"]
-            if scale != 1:
+            if scale != 1 and self.half_pixel:
+                size = tuple(int(side * scale) for side in x.shape[1:3])
+                scaled = geometry.Grid(1 / scale, (1 / scale - 1) / 2)
+                raw = run(resize.interpolate(x, pixels, scaled, size))["scores"]
+                scores = resize.resize_bilinear(raw, cells, align_corners=False)
+                fused = pool.maximum(fused, scores)
+            elif scale != 1:
                 size = tuple(int((side - 1) * scale) + 1 for side in x.shape[1:3])
                 scaled = geometry.Grid(1 / scale)
                 raw = run(resize.interpolate(x, pixels, scaled, size))["scores"]
@@ -312,7 +333,18 @@ class DeepLab(nn.Module):
         if len(self.scales) > 1:
             endpoints["scale_logits"] = scale_logits
         size = images.shape[1:3]
+        if self.half_pixel:
+            return resize.resize_bilinear(fused, size, align_corners=False), endpoints
         return resize.interpolate(fused, grid, pixels, size), endpoints
+
+    def _missing(self, side: int, remainder: int) -> int:
+        """Pixels that an image side is extended by, at its end."""
+        if not self.half_pixel:
+            return (remainder - side) % self.output_stride
+        # A convolution of stride 2, a ceil-mode pooling, then further strides.
+        locations = -(-side // 2) // 2 + 1
+        locations = -(-locations // (self.output_stride // 4))
+        return max(0, (locations - 1) * self.output_stride + 1 - side)
 
 
 def _fraction(scale: float) -> Fraction:

@@ -124,6 +124,7 @@ class Dilation(nn.Module):
       norm: "none" (the paper, from ImageNet weights) or "batch", for training from
         scratch, in the front end.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py.
       dtype: compute type; class scores are computed in float32.
 
@@ -150,6 +151,7 @@ class Dilation(nn.Module):
     dropout: float = 0.5
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "caffe"
     dtype: str = "float32"
 
@@ -229,6 +231,7 @@ class Dilation(nn.Module):
             widths=self.widths,
             norm=self.norm,
             bn_momentum=self.bn_momentum,
+            bn_unbiased=self.bn_unbiased,
             dtype=self.dtype,
             name="backbone",
         )(x, train)

@@ -154,6 +154,7 @@ class FCN(nn.Module):
         the ResNets have none.
       norm: "none" (the paper) or "batch", in the trunk; no effect on the ResNets.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py.
       dtype: of the trunk; scores are computed in float32.
 
@@ -178,6 +179,7 @@ class FCN(nn.Module):
     dropout: float = 0.5
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "caffe"
     dtype: str = "float32"
 

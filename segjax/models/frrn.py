@@ -119,6 +119,7 @@ class RU(nn.Module):
 
     channels: int
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -149,6 +150,7 @@ class FRRU(nn.Module):
     channels: int
     scale: int
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -192,6 +194,7 @@ class FRRN(nn.Module):
         storing them: less memory, more time, the same numbers. (The authors trained in
         blocks for that reason.)
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py; "unit" takes any number of channels.
       dtype: compute type; class scores are computed in float32.
 
@@ -215,6 +218,7 @@ class FRRN(nn.Module):
     unpooling: str = "bilinear_origin"
     remat: bool = False
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "unit"
     dtype: str = "float32"
 
@@ -265,7 +269,11 @@ class FRRN(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         geometry.check_sides(self.tiling, *images.shape[1:3], model="FRRN")
-        options = {"bn_momentum": self.bn_momentum, "dtype": self.dtype}
+        options = {
+            "bn_momentum": self.bn_momentum,
+            "bn_unbiased": self.bn_unbiased,
+            "dtype": self.dtype,
+        }
         ru, frru = RU, FRRU
         if self.remat:  # `train` is the argument that stays a Python value
             ru = nn.remat(RU, static_argnums=(2,))

@@ -69,6 +69,7 @@ class FusionNet(nn.Module):
         before its last convolution, and behind the merges.
       head_size: of the last convolution, 1 or 3.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py; "unit" takes any number of channels.
       dtype: compute type; class scores are computed in float32.
 
@@ -91,6 +92,7 @@ class FusionNet(nn.Module):
     dropout: float = 0.0
     head_size: int = 1
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "unit"
     dtype: str = "float32"
 
@@ -129,8 +131,14 @@ class FusionNet(nn.Module):
         def norm(x, name):
             if not normalized:
                 return x
-            name = f"{name}_bn"
-            return layers.batch_norm(x, train, self.bn_momentum, self.dtype, name)
+            return layers.batch_norm(
+                x,
+                f"{name}_bn",
+                train=train,
+                momentum=self.bn_momentum,
+                unbiased=self.bn_unbiased,
+                dtype=self.dtype,
+            )
 
         def residual(x, name, features):
             shortcut = x

@@ -62,6 +62,7 @@ class GoogLeNet(nn.Module):
       norm: "none" (as published) or "batch": a batch normalization after every
         convolution, in place of the biases and of the LRN.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       dtype: compute type.
 
     Raises:
@@ -72,6 +73,7 @@ class GoogLeNet(nn.Module):
     width: int = WIDTH
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact

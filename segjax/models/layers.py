@@ -88,19 +88,49 @@ class ConvTranspose(nn.Module):
         return x
 
 
-def batch_norm(
-    x: jax.Array, train: bool, momentum: float, dtype: str, name: str
-) -> jax.Array:
-    """Batch normalization, eps 1e-5; float32 statistics, of the global batch under jit.
+class UnbiasedBatchNorm(nn.BatchNorm):
+    """Batch normalization whose running variance is n / (n - 1) times as large.
 
-    `momentum` is Flax's: the fraction of the old running value that is kept.
+    n is the number of values per channel in the batch. Only the running variance
+    differs, as in PyTorch and Caffe: normalization in training is by the biased one.
     """
-    layer = nn.BatchNorm(
+
+    def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
+        before = self.get_variable("batch_stats", "var")
+        y = super().__call__(x, **options)
+        training = not self.use_running_average and not self.is_initializing()
+        if training and self.is_mutable_collection("batch_stats"):
+            n = x.size // x.shape[-1]
+            kept = self.momentum * before
+            new = self.get_variable("batch_stats", "var") - kept
+            self.put_variable("batch_stats", "var", kept + new * (n / max(n - 1, 1)))
+        return y
+
+
+def batch_norm(
+    x: jax.Array,
+    name: str,
+    *,
+    train: bool,
+    momentum: float,
+    dtype: str,
+    unbiased: bool = False,
+    **fields: Any,
+) -> jax.Array:
+    """Batch normalization; float32 statistics, of the global batch under jit.
+
+    Args:
+      momentum: Flax's: the fraction of the old running value that is kept.
+      unbiased: keeps running variances of n / (n - 1) times the batch's, n values per
+        channel, as PyTorch and Caffe do. Flax keeps that of the batch.
+      fields: more fields of Flax's BatchNorm; epsilon is 1e-5.
+    """
+    layer = (UnbiasedBatchNorm if unbiased else nn.BatchNorm)(
         use_running_average=not train,
         momentum=momentum,
-        epsilon=1e-5,
         dtype=jnp.dtype(dtype),
         name=name,
+        **{"epsilon": 1e-5, **fields},
     )
     return layer(x)
 
@@ -114,6 +144,7 @@ def conv_unit(
     batch: bool,
     train: bool,
     bn_momentum: float,
+    bn_unbiased: bool = False,
     dtype: str,
     norm_name: str = "",
     keep_bias: bool = False,
@@ -133,12 +164,19 @@ def conv_unit(
     use_bias = keep_bias or not batch
     x = Conv(features, size, use_bias=use_bias, dtype=dtype, name=name, **options)(x)
     if batch:
-        x = batch_norm(x, train, bn_momentum, dtype, norm_name or f"{name}_bn")
+        x = batch_norm(
+            x,
+            norm_name or f"{name}_bn",
+            train=train,
+            momentum=bn_momentum,
+            unbiased=bn_unbiased,
+            dtype=dtype,
+        )
     return nn.relu(x) if relu else x
 
 
 def conv_units(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
-    """:func:`conv_unit` with the fields norm, bn_momentum and dtype of `model`.
+    """:func:`conv_unit` with the fields norm, bn_* and dtype of `model`.
 
     A network without a field norm always normalizes.
     """
@@ -147,6 +185,7 @@ def conv_units(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
         batch=getattr(model, "norm", "batch") == "batch",
         train=train,
         bn_momentum=model.bn_momentum,
+        bn_unbiased=model.bn_unbiased,
         dtype=model.dtype,
     )
 
@@ -181,6 +220,8 @@ def check_common(model: nn.Module) -> None:
         check_choice(model, "norm", ("none", "batch"))
     check_range(model, "dropout", 0, 0.99)
     check_range(model, "bn_momentum", 0, 1)
+    if hasattr(model, "bn_unbiased"):
+        check_choice(model, "bn_unbiased", (False, True))
     image.check_image_stats(model.image_stats)
     check_choice(model, "dtype", ("float32", "bfloat16"))
 

@@ -50,6 +50,7 @@ class PSPNet(nn.Module):
       norm: of a backbone that was published without batch normalization: "none" or
         "batch"; no effect on the ResNets.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py.
       dtype: compute type; class scores are computed in float32.
 
@@ -81,6 +82,7 @@ class PSPNet(nn.Module):
     dropout: float = 0.1
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "imagenet"
     dtype: str = "float32"
 

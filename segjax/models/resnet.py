@@ -73,7 +73,7 @@ class BasicBlock(nn.Module):
       stride: of the first convolution, and of the block.
       first_rate: dilation of the first convolution.
       rate: dilation of the second one.
-      bn_momentum, dtype: see ResNet.
+      bn_momentum, bn_unbiased, dtype: see ResNet.
     """
 
     channels: int
@@ -81,6 +81,7 @@ class BasicBlock(nn.Module):
     first_rate: int = 1
     rate: int = 1
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -107,7 +108,7 @@ class Bottleneck(nn.Module):
       channels: of the first two convolutions.
       stride: of the block.
       rate: dilation of the 3x3 convolution.
-      stride_in_1x1, bn_momentum, dtype: see ResNet.
+      stride_in_1x1, bn_momentum, bn_unbiased, dtype: see ResNet.
     """
 
     channels: int
@@ -115,6 +116,7 @@ class Bottleneck(nn.Module):
     rate: int = 1
     stride_in_1x1: bool = False
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -164,6 +166,7 @@ class ResNet(nn.Module):
         strided network if it carried the stride there. The same parameters, other
         features.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       dtype: compute type.
     """
 
@@ -176,6 +179,7 @@ class ResNet(nn.Module):
     stride_in_1x1: bool = False
     first_block_dilation: bool = False
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -215,7 +219,9 @@ class ResNet(nn.Module):
         return endpoints
 
     def _block(self, *, first_rate: int, rate: int, **fields) -> nn.Module:
-        fields.update(bn_momentum=self.bn_momentum, dtype=self.dtype)
+        fields.update(
+            bn_momentum=self.bn_momentum, bn_unbiased=self.bn_unbiased, dtype=self.dtype
+        )
         if self.block == "basic":
             return BasicBlock(first_rate=first_rate, rate=rate, **fields)
         # The only 3x3 convolution of a bottleneck is its first one.

@@ -51,6 +51,7 @@ class SqueezeNet(nn.Module):
       norm: "none" (as published) or "batch": a batch normalization after every
         convolution, in place of its bias.
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       dtype: compute type.
 
     Raises:
@@ -63,6 +64,7 @@ class SqueezeNet(nn.Module):
     width: int = WIDTH
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact

@@ -1,4 +1,16 @@
-"""U-Net (Ronneberger, Fischer, Brox, MICCAI 2015)."""
+"""U-Net (Ronneberger, Fischer, Brox, MICCAI 2015).
+
+The network that the authors released is not quite the one of the paper's figure:
+
+  ===================  ==========================  ==================================
+  ..                   layout="paper"              layout="released"
+  ===================  ==========================  ==================================
+  up-convolution       linear                      followed by a ReLU
+  concatenation        [skip, upsampled]           [upsampled, skip]
+  last up-convolution  64 channels                 128 channels
+  parameters           31,030,658                  31,100,354 (2 classes, gray images)
+  ===================  ==========================  ==================================
+"""
 
 import itertools
 from typing import NamedTuple
@@ -93,6 +105,7 @@ class UNet(nn.Module):
     Attributes:
       num_classes: K.
       widths: channels of the levels; their number is the depth (5 in the paper).
+      layout: "paper" or "released", see the module.
       padding: "valid" (the paper): the output is the center of the image, without the
         `tiling.margin` pixels whose context is missing. "same": zero padding, the
         output is as large as the image, whose sides are multiples of `tiling.step`.
@@ -105,6 +118,7 @@ class UNet(nn.Module):
       dropout: rate at the end of the contracting path: after the convolutions of its
         last two levels (the upper one of which is also dropped in its skip).
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py; "unit" takes any number of channels.
       dtype: compute type; class scores are computed in float32.
 
@@ -117,16 +131,19 @@ class UNet(nn.Module):
 
     num_classes: int
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    layout: str = "paper"
     padding: str = "valid"
     upsampling: str = "transposed"
     norm: str = "none"
     dropout: float = 0.5
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     image_stats: str = "unit"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         layers.check_positive(self, "widths", minimum=1)
+        layers.check_choice(self, "layout", ("paper", "released"))
         layers.check_choice(self, "padding", ("valid", "same"))
         layers.check_choice(self, "upsampling", ("transposed", "nearest", "bilinear"))
         layers.check_common(self)
@@ -147,6 +164,7 @@ class UNet(nn.Module):
         depth = len(self.widths)
         crops = plan(depth, self.padding, self.upsampling).crops
         pad = 0 if self.padding == "valid" else 1
+        released = self.layout == "released"
         unit = layers.conv_units(self, train)
 
         def pair(x, name, features):
@@ -180,9 +198,13 @@ class UNet(nn.Module):
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
             endpoints[f"enc{level}"] = x
         for level in reversed(range(depth - 1)):
-            x = up(x, f"dec{level}_up", self.widths[level])
+            features = self.widths[level]
+            # The released network's last up-convolution keeps the channels below.
+            wide = released and level == 0
+            x = up(x, f"dec{level}_up", self.widths[1] if wide else features)
             skip, crop = endpoints[f"enc{level}"], crops[level]
             skip = skip[:, crop : crop + x.shape[1], crop : crop + x.shape[2]]
-            x = jnp.concatenate([skip, x], axis=-1)
-            x = endpoints[f"dec{level}"] = pair(x, f"dec{level}", self.widths[level])
+            both = [nn.relu(x), skip] if released else [skip, x]
+            x = jnp.concatenate(both, axis=-1)
+            x = endpoints[f"dec{level}"] = pair(x, f"dec{level}", features)
         return layers.Conv(self.num_classes, 1, name="head")(x), endpoints

@@ -47,6 +47,7 @@ class VGG16(nn.Module):
       dropout: rate after fc6 and fc7.
       norm: "none" (the paper) or "batch".
       bn_momentum: fraction of the old running statistics kept at a step.
+      bn_unbiased: see layers.batch_norm.
       dtype: compute type.
     """
 
@@ -56,6 +57,7 @@ class VGG16(nn.Module):
     dropout: float = 0.5
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -87,7 +89,7 @@ class DilatedVGG(nn.Module):
       pools: (kernel, stride, padding) of the pooling behind each stage, () for none.
       same: pads every convolution by its rate; otherwise by nothing.
       widths: channels of the stages.
-      norm, bn_momentum, dtype: see VGG16.
+      norm, bn_momentum, bn_unbiased, dtype: see VGG16.
     """
 
     rates: tuple[int, ...]
@@ -96,6 +98,7 @@ class DilatedVGG(nn.Module):
     widths: tuple[int, ...] = WIDTHS
     norm: str = "none"
     bn_momentum: float = 0.9
+    bn_unbiased: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -139,6 +142,7 @@ def dilated(
     widths: tuple[int, ...] = WIDTHS,
     norm: str = "none",
     bn_momentum: float = 0.9,
+    bn_unbiased: bool = False,
     dtype: str = "float32",
     **where: Any,
 ) -> DilatedVGG:
@@ -148,7 +152,7 @@ def dilated(
       output_stride: 8, 16 or 32.
       pool_kernel: of the first four poolings: 3, or 2, and then an unstrided pool4 is
         not padded; pool5 is always 3x3.
-      widths, norm, bn_momentum, dtype: see :class:`DilatedVGG`.
+      widths, norm, bn_momentum, bn_unbiased, dtype: see :class:`DilatedVGG`.
       where: name and parent of the module.
     """
     steps = dilate((2,) * len(STAGES), output_stride)
@@ -165,6 +169,7 @@ def dilated(
         widths=widths,
         norm=norm,
         bn_momentum=bn_momentum,
+        bn_unbiased=bn_unbiased,
         dtype=dtype,
         **where,
     )

@@ -7,16 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.errors import UserError
-
-# name -> (scale, RGB mean, RGB deviation): (x * scale - mean) / deviation.
-IMAGE_STATS: dict[str, tuple[float, tuple[float, ...], tuple[float, ...]]] = {
-    # Caffe's ILSVRC12 mean, as FCN subtracts it (there in BGR order).
-    "caffe": (1.0, (122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0)),
-    # Mean and deviation of ImageNet, as torchvision's networks take them.
-    "imagenet": (1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    # [-1, 1], for any number of channels.
-    "unit": (1 / 127.5, (1.0,), (1.0,)),
-}
+from segjax.image_stats import IMAGE_STATS
 
 
 def check_image_stats(image_stats: str) -> None:
@@ -34,8 +25,8 @@ def normalize(images: jax.Array, image_stats: str, dtype: str = "float32") -> ja
     """Normalizes `images` [N, H, W, C], RGB in 0..255, uint8 or float.
 
     Args:
-      image_stats: a key of ``IMAGE_STATS``. "caffe" subtracts the RGB mean, "imagenet"
-        also divides by 255 and the deviation, "unit" maps 0..255 to -1..1.
+      image_stats: a key of ``IMAGE_STATS``. "caffe" and "vgg" subtract an RGB mean,
+        "imagenet" also divides by 255 and the deviation, "unit" maps 0..255 to -1..1.
       dtype: type of the result; the arithmetic is float32.
 
     Raises:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from segjax.image_stats import IMAGE_STATS
 from segjax.weights import checks
 from segjax.weights.convert import Conv, Entry
 from segjax.weights.images import Images
@@ -11,12 +12,12 @@ from segjax.weights.names.backbones import caffe, keras, torch
 from segjax.weights.names.networks import Target
 
 # Means are in RGB order here, whatever order the network takes.
-ILSVRC = Images(1.0, (122.67892, 116.66877, 104.00699), bgr=True)
-VGG = Images(1.0, (123.68, 116.779, 103.939), bgr=True)  # also PSPNet's and Keras'
+ILSVRC = Images(*IMAGE_STATS["caffe"], bgr=True)
+VGG = Images(*IMAGE_STATS["vgg"], bgr=True)  # also PSPNet's and Keras'
 GOOGLENET = Images(1.0, (123.0, 117.0, 104.0), bgr=True)
 DEEPLAB = Images(1.0, (122.675, 116.669, 104.008), bgr=True)
 GRAY_OR_RGB = Images(1 / 255, (0.0,), (1.0,))  # 0 to 1
-TORCHVISION = Images(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+TORCHVISION = Images(*IMAGE_STATS["imagenet"])
 
 VGG_MODELS = ("classifier", "contextual", "deconvnet", "deeplab", "dilation", "fcn")
 RESNET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
@@ -173,7 +174,7 @@ SOURCES = (
         networks.deeplab_kazuto,
         DEEPLAB,
         ignored=r".*\.num_batches_tracked|(.*\.)?fc\.(weight|bias)",
-        fields=_DEEPLAB_RESNET,
+        fields=_DEEPLAB_RESNET | {"half_pixel": True},
     ),
     Source(
         "PSPNet (Caffe)",
@@ -182,7 +183,7 @@ SOURCES = (
         r"conv1_1_3x3_s2\[0\]",
         networks.psp_caffe,
         VGG,
-        fields=_PSPNET,
+        fields=_PSPNET | {"bn_unbiased": True},
     ),
     Source(
         "PSPNet (semseg)",
@@ -192,7 +193,7 @@ SOURCES = (
         networks.psp_semseg,
         TORCHVISION,
         ignored=r".*\.num_batches_tracked|aux\..*",
-        fields=_AS_TORCHVISION | _PSPNET,
+        fields=_AS_TORCHVISION | _PSPNET | {"bn_unbiased": True},
     ),
     Source(
         "VGG16 (Caffe)",

@@ -2,9 +2,10 @@
 
 from segjax.data import folder
 from segjax.data.source import DataConfig, Dataset, Source, check_split
+from segjax.image_stats import IMAGE_STATS
 from segjax.labels import VOID
 
-_IMAGENET_MEAN = (122.67892, 116.66877, 104.00699)
+_IMAGENET_MEAN = IMAGE_STATS["caffe"][1]
 """RGB; serves as padding color, since the mean of the folder is not known."""
 
 
