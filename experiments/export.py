@@ -12,6 +12,10 @@ OUTPUT gets
     load.py          runs them, with jax and numpy only: load()([image]) -> [labels]
     flatbuffers.zip  the package of that name, by which jax.export reads programs
 
+--formats=stablehlo adds program_HxW.stablehlo, for runtimes other than jax (a portable
+artifact; metadata.json lists its arguments, in front of which is the index of the
+platform if there are several --platforms).
+
 Images smaller than a program are mirrored to its size.  For a model trained at
 config.data.resize there is one program, of that size, and load.py resizes images of any
 size to it and the results back.  The batch is free where the
@@ -33,7 +37,7 @@ from ml_collections import ConfigDict
 
 from experiments.shared import cli, export_programs, predict_flags
 from segjax import config as config_lib
-from segjax import inference
+from segjax import errors, inference
 from segjax.data import batching
 from segjax.data import images as image_files
 from segjax.errors import UserError
@@ -57,16 +61,20 @@ def export(
     ensemble: Sequence[str] = (),
     options: inference.PredictOptions | None = None,
     platforms: Sequence[str] = PLATFORMS,
+    formats: Sequence[str] = (),
 ) -> dict:
     """Writes the programs of ``sizes``, compares them, returns the metadata.
 
     Raises:
-      UserError: bad sizes or platforms, or a model that cannot be exported.
+      UserError: bad sizes, platforms or formats, or a model that cannot be exported.
     """
     config_lib.check(config)
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f"--platforms: unknown {platform!r}; known: {PLATFORMS}")
+    for name in formats:
+        if name not in export_programs.FORMATS:
+            raise errors.unknown("--formats", name, export_programs.FORMATS)
     resize = tuple(config.data.resize)
     if any(resize):
         if set(sizes) - {resize}:
@@ -83,7 +91,7 @@ def export(
     )
     cli.make_folder(output)
     rows = export_programs.write_programs(
-        segmenter, output, sizes=sizes, platforms=platforms
+        segmenter, output, sizes=sizes, platforms=platforms, formats=formats
     )
     export_programs.write_loader(output)
     facts = export_programs.metadata(segmenter, config.model_name, rows)
@@ -178,6 +186,7 @@ def main(argv) -> int:
         ensemble=values.ensemble,
         options=options,
         platforms=values.platforms,
+        formats=values.formats,
     )
     for row in facts["programs"]:
         print(
@@ -201,6 +210,11 @@ if __name__ == "__main__":
         "padding", batching.PADDING, "Of sizes chosen from images: see predict."
     )
     flags.DEFINE_list("platforms", list(PLATFORMS), "To run on.")
+    flags.DEFINE_list(
+        "formats",
+        [],
+        "Further files of each program: " + ", ".join(export_programs.FORMATS),
+    )
     predict_flags.define(crf=False)
     flags.adopt_module_key_flags(predict_flags)  # for --help
     cli.run(main, positional=True)

@@ -18,7 +18,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from segjax import config_fields, errors, files, models
+from segjax import config_fields, errors, files, losses, models
 from segjax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def check(config: ConfigDict) -> None:
         "() with --config.loss.name=hard_pixels, which counts all pixels alike",
     )
     require(
-        loss.normalize == "pixels" or loss.name in ("cross_entropy", "hard_pixels"),
+        loss.normalize == "pixels" or loss.name in losses.PIXEL_LOSSES,
         "loss.normalize",
         f"'pixels' with --config.loss.name={loss.name}, which is no sum over pixels",
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from segjax import compilation, errors, losses, optim
-from segjax.data import augment_options, scenes
+from segjax.data import augment_options, datasets, scenes
 from segjax.errors import UserError
 from segjax.labels import VOID
 from segjax.ops import filters, mean_field
@@ -127,7 +127,9 @@ _MASK_VALUES = Range(
 )
 
 _DATA = {
-    "name": Field("scenes", _TEXT, "scenes, camvid, isbi2012 or folder (own data)"),
+    "name": Field(
+        "scenes", _one_of(*datasets.NAMES), "the data set; folder: own images and masks"
+    ),
     "root": Field("", _TEXT, "the raw folder as downloaded; docs/data.md has layouts"),
     "data_dir": Field("~/.cache/segjax", _TEXT, "prepared array_record files"),
     "resize": Field(
@@ -155,7 +157,7 @@ _LOSS = {
         "pixels",
         _one_of("pixels", "images"),
         "the sum is divided by what the loss counts (valid pixels; images for "
-        "lovasz_softmax and soft_dice), or by the images (FCN's Caffe)",
+        f"{' and '.join(losses.REGION_LOSSES)}), or by the images (FCN's Caffe)",
     ),
     "class_weights": Field((), _WEIGHTS, "one weight per class; (): all 1"),
     "resolution": Field(
@@ -172,7 +174,8 @@ _LOSS = {
     "per_image": Field(
         losses.DEFAULT.per_image,
         _SWITCH,
-        "lovasz_softmax, soft_dice: of every image; False: of the (micro-)batch",
+        ", ".join(losses.REGION_LOSSES)
+        + ": of every image; False: of the (micro-)batch",
     ),
     "aux_weight": Field(
         0.4,

@@ -5,7 +5,9 @@ pixels unevenly as soon as the void pixels are unevenly spread. The count of a l
 depends on the labels alone, never on the scores, so that it is known for a whole batch
 before its first micro-batch has been processed (:func:`count`).
 
-A new loss is a function of ``(logits, labels, options)`` and a line of :data:`LOSSES`.
+A new loss is a function of ``(logits, labels, options)`` and a line of
+:data:`PIXEL_LOSSES` or :data:`REGION_LOSSES`. A parameter of its own is a field of
+:class:`Options` and the field of the same name in ``config_fields.py``.
 """
 
 from collections.abc import Callable
@@ -34,11 +36,7 @@ DEFAULT = Options()
 
 def options(config: Any) -> Options:
     """The options of ``config.loss``."""
-    return Options(
-        class_weights=tuple(config.class_weights),
-        hard_pixels=config.hard_pixels,
-        per_image=config.per_image,
-    )
+    return Options(**{name: getattr(config, name) for name in Options._fields})
 
 
 def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -250,12 +248,16 @@ def soft_dice(
 
 
 Loss = Callable[[jax.Array, jax.Array, Options], tuple[jax.Array, jax.Array]]
-LOSSES: dict[str, Loss] = {
+PIXEL_LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "hard_pixels": hard_pixels,
+}
+"""Sums over pixels, which ``config.loss.normalize`` may divide by the images."""
+REGION_LOSSES: dict[str, Loss] = {
     "lovasz_softmax": lovasz_softmax,
     "soft_dice": soft_dice,
 }
+LOSSES = PIXEL_LOSSES | REGION_LOSSES
 
 
 def count(

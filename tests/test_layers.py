@@ -24,7 +24,7 @@ ALLOWED = {
     "segjax/data": (),
     "segjax/published.py": (),
     "segjax/weights": (),
-    "segjax/config.py": ("segjax.models", "segjax.config_fields"),
+    "segjax/config.py": ("segjax.models", "segjax.config_fields", "segjax.losses"),
     "segjax/config_fields.py": (
         *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),
         "segjax.data",

@@ -257,6 +257,7 @@ NAN, INF = float("nan"), float("inf")
         ({"augment": {"flip": NAN}}, "augment.flip is nan; expected a number from 0"),
         ({"crf": {"relaxation": 0.0}}, "crf.relaxation is 0.0; expected above 0"),
         ({"crf": {"smoothness_sigma": INF}}, "crf.smoothness_sigma is inf; expected"),
+        ({"data": {"name": "camvit"}}, "data.name: unknown value 'camvit'; did you"),
         ({"data": {"resize": (0, 5)}}, r"data.resize is \(0, 5\); expected two pos"),
         ({"data": {"void_values": (-1,)}}, r"data.void_values is \(-1,\); expected"),
         ({"data": {"scenes_train": 0}}, "data.scenes_train is 0; expected"),

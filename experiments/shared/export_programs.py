@@ -1,7 +1,6 @@
 """The files of an exported model: programs, weights, loader and metadata.
 
-A writer of another format is a function like :func:`write_programs`, which returns a
-row of facts for each file it has written.
+A new format is a line of :data:`FORMATS`.
 """
 
 import hashlib
@@ -23,6 +22,12 @@ from segjax import compilation, files, inference
 from segjax.errors import UserError
 from segjax.inference import predictors
 
+FORMATS: dict[str, Callable[[jax.export.Exported], bytes]] = {
+    # The portable artifact of StableHLO, which outlives the version that wrote it.
+    "stablehlo": lambda exported: exported.mlir_module_serialized,
+}
+"""Further formats of a program, by the suffix of the file: what the file holds."""
+
 
 def write_programs(
     segmenter: inference.Segmenter,
@@ -30,6 +35,7 @@ def write_programs(
     *,
     sizes: Sequence[tuple[int, int]],
     platforms: Sequence[str],
+    formats: Sequence[str] = (),
 ) -> list[dict]:
     """Writes ``program_HxW.jax`` for every size, and the weights that they take.
 
@@ -38,9 +44,11 @@ def write_programs(
       output: folder for the files.
       sizes: (height, width) of the images.
       platforms: that the programs run on.
+      formats: of FORMATS, written beside each program.
 
     Returns:
-      A row per program: file, size, batch (0: any), bytes and platforms.
+      A row per program: file, size, batch (0: any), bytes and platforms, the files of
+      other formats, and the names of the arrays that the program takes, in their order.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(segmenter.variables)
     names = [
@@ -55,7 +63,7 @@ def write_programs(
         probabilities = predict(variables, images)
         return predictors.most_probable(probabilities), probabilities
 
-    rows = []
+    inputs, rows = [*sorted(weights), "images"], []  # dicts are flattened sorted
     for height, width in sorted(set(sizes), key=math.prod):
         cli.log(f"{height}x{width} for {', '.join(platforms)} ...")
         exported, batch = _export(
@@ -65,17 +73,23 @@ def write_programs(
             batch=segmenter.batch_size,
             platforms=platforms,
         )
-        name, data = f"program_{height}x{width}.jax", exported.serialize()
-        with files.atomic_write(output / name) as partial:
-            partial.write_bytes(data)
+        contents = {"jax": exported.serialize()}
+        contents |= {suffix: FORMATS[suffix](exported) for suffix in formats}
+        names_of_files = [f"program_{height}x{width}.{suffix}" for suffix in contents]
+        for name, data in zip(names_of_files, contents.values()):
+            with files.atomic_write(output / name) as partial:
+                partial.write_bytes(data)
         rows.append(
             {
-                "file": name,
+                "file": names_of_files[0],
+                "other_files": names_of_files[1:],
                 "height": height,
                 "width": width,
                 "batch": batch,
-                "bytes": len(data),
+                "bytes": len(contents["jax"]),
                 "platforms": list(exported.platforms),
+                # A program lacks the arrays that it does not use.
+                "arguments": [inputs[i] for i in exported.module_kept_var_idx],
             }
         )
     with (
@@ -158,7 +172,7 @@ def metadata(
 
 def write_metadata(output: Path, facts: dict[str, Any]) -> None:
     """Writes ``metadata.json`` with checksums of the other files and of itself."""
-    names = [row["file"] for row in facts["programs"]]
+    names = [n for row in facts["programs"] for n in (row["file"], *row["other_files"])]
     names += ["weights.npz", "flatbuffers.zip"]
     checksums = {name: _sha256((output / name).read_bytes()) for name in names}
     facts = json.loads(json.dumps(facts | {"sha256": checksums}))

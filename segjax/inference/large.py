@@ -16,7 +16,7 @@ from flax import linen as nn
 from segjax.data.windows import ReadWindow
 from segjax.errors import UserError
 from segjax.inference import predictors, windows
-from segjax.inference.options import PredictOptions, compose
+from segjax.inference.options import PredictOptions, averaged, compose
 from segjax.inference.predictors import Predictor
 from segjax.inference.windows import Layout, Size
 from segjax.ops import geometry
@@ -58,8 +58,7 @@ def window_predictor(models: Sequence[nn.Module], options: PredictOptions) -> Pr
     if not models[0].tiling.margin:
         return compose(models, options._replace(window=(), tile=0))
     parts = [predictors.without_margin(model) for model in models]
-    predictor = predictors.ensemble(parts)
-    return predictors.flip(predictor) if options.flip else predictor
+    return averaged(predictors.ensemble(parts), options)
 
 
 def stream(

@@ -1,7 +1,8 @@
 """How images are predicted: in one piece, in windows or tiles, at scales, mirrored.
 
-A new way of predicting is a function in predictors.py, and here a field, its help and
-a line in :func:`compose`. The programs make their flags from the fields.
+A new transformation of the image whose probabilities are averaged is a function in
+predictors.py, and here a field, its help and a line in :func:`averaged`. The programs
+make their flags from the fields.
 """
 
 import math
@@ -63,6 +64,15 @@ def compose(models: Sequence[nn.Module], options: PredictOptions) -> Predictor:
     predictor = predictors.ensemble(parts)
     if options.window:
         predictor = predictors.sliding(predictor, options.window, stride=options.stride)
+    return averaged(predictor, options)
+
+
+def averaged(predictor: Predictor, options: PredictOptions) -> Predictor:
+    """Averages over the transformed images that the options ask for.
+
+    The one place where these are applied, to whole images and, where an image is
+    predicted in parts (large.py), to each part.
+    """
     if options.flip:
         predictor = predictors.flip(predictor)
     if tuple(options.scales) != (1.0,):

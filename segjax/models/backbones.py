@@ -14,10 +14,7 @@ BACKBONES: dict[str, Backbone] = {
     "vgg16": vgg.BACKBONE,
     "alexnet": alexnet.BACKBONE,
     "googlenet": googlenet.BACKBONE,
-    "resnet18": resnet.BACKBONES["resnet18"],
-    "resnet34": resnet.BACKBONES["resnet34"],
-    "resnet50": resnet.BACKBONES["resnet50"],
-    "resnet101": resnet.BACKBONES["resnet101"],
+    **resnet.BACKBONES,
     "squeezenet": squeezenet.BACKBONE,
 }
 # Those whose late strides can become dilation, and those that PSPNet takes.

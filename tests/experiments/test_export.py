@@ -1,5 +1,6 @@
 """Exported programs: run without flax and segjax, and lowered for all platforms."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
 from workdirs import make_run
 
 from experiments import export
@@ -68,7 +71,13 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     output = tmp_path_factory.mktemp("exported")
-    facts = export.export(run[1], run[0], output=output, sizes=[(20, 24), (33, 16)])
+    facts = export.export(
+        run[1],
+        run[0],
+        output=output,
+        sizes=[(20, 24), (33, 16)],
+        formats=["stablehlo"],
+    )
     return output, facts
 
 
@@ -123,6 +132,33 @@ def test_programs_are_for_all_platforms_and_any_batch(exported):
     assert facts["classes"] == ("class0", "class1", "class2")
 
 
+def test_stablehlo_takes_the_arrays_that_the_metadata_list(exported):
+    """Read by the MLIR of jaxlib, without what jax.export knows of the program."""
+    output, _ = exported
+    written = json.loads((output / "metadata.json").read_text())
+    with np.load(output / "weights.npz") as file:
+        arrays = dict(file)
+    for row in written["programs"]:
+        (name,) = row["other_files"]
+        assert name == f"program_{row['height']}x{row['width']}.stablehlo"
+        data = (output / name).read_bytes()
+        assert written["sha256"][name] == hashlib.sha256(data).hexdigest()
+        with ir.Context() as context:
+            stablehlo.register_dialect(context)
+            module = stablehlo.deserialize_portable_artifact(context, data)
+            (main,) = (f for f in module.body if f.name.value == "main")
+            platform, *types = main.type.inputs
+            results = [result.rank for result in main.type.results]
+            shapes = [type.shape for type in types]
+            assert platform.rank == 0 and results == [3, 4]
+        assert row["arguments"][-1] == "images" and set(row["arguments"][:-1]) == set(
+            arrays
+        )
+        for argument, shape in zip(row["arguments"][:-1], shapes[:-1], strict=True):
+            assert tuple(shape) == arrays[argument].shape, argument
+        assert shapes[-1][1:] == [row["height"], row["width"], 3]
+
+
 def test_loader_is_short_and_refuses_what_it_cannot_do(exported):
     with open(exported_loader.__file__) as file:
         assert len(file.readlines()) < 130
@@ -158,6 +194,7 @@ def test_bad_requests(run, tmp_path):
 
     fails("no sizes: give --sizes", [])
     fails("--platforms: unknown 'gpu'", [(8, 8)], platforms=("gpu",))
+    fails("--formats: unknown .*'stablehlo'", [(8, 8)], formats=("stable_hlo",))
     assert export.parse_sizes(["8x9"]) == [(8, 9)]
     with pytest.raises(UserError, match="--sizes: found '8', expected HEIGHTxWIDTH"):
         export.parse_sizes(["8"])

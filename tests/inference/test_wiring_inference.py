@@ -793,6 +793,7 @@ def test_every_flag_of_export_reaches_it(run, tmp_path, monkeypatch, capsys):
         ensemble=["other"],
         padding=0.25,
         platforms=["cpu"],
+        formats=["stablehlo"],
     )
     monkeypatch.setattr(export.flags, "FLAGS", values)
     assert export.main(["export", str(tmp_path / "a.png")]) == 0
@@ -805,6 +806,7 @@ def test_every_flag_of_export_reaches_it(run, tmp_path, monkeypatch, capsys):
         "ensemble": ["other"],
         "options": PredictOptions(scales=(1.0, 2.0)),
         "platforms": ["cpu"],
+        "formats": ["stablehlo"],
     }
     assert "p  1 bytes, batch free, cpu" in capsys.readouterr().out
 
