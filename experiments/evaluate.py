@@ -14,8 +14,9 @@ evaluation/SPLIT.json with SPLIT_confusion.png and pictures into the workdir or 
 --output.
 --config.* overrides fields of the run's own config.  The images are predicted as
 experiments.predict would: --tile, --window, --stride, --scales, --flip, --ensemble (or
-more workdirs as arguments) and --checkpoint mean the same.  With config.data.resize
-images and labels are resized first, and the scores are those of the resized labels.
+more workdirs as arguments) and --checkpoint mean the same; without --tile and --window
+an image of any size is predicted in one piece.  With config.data.resize images and
+labels are resized first, and the scores are those of the resized labels.
 
 --crf adds the same scores after a fully connected CRF: "config" takes the fields
 config.crf, FILE.json what experiments.tune_crf has found, other names published
@@ -23,7 +24,7 @@ parameters (docs/crf.md).  --trimap adds the scores within 1 to 40 pixels of the
 boundaries of the true labels, as a curve and as numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -38,6 +39,7 @@ from segjax import compilation, evaluators, files, inference, metrics, sharding,
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
+from segjax.inference import collection
 from segjax.ops import mean_field
 
 TRIMAP_RADIUS = 40  # pixels, as in DeepLab
@@ -72,6 +74,10 @@ def evaluate(
         config=config,
         mesh=mesh,
     )
+    fingerprint = datasets.fingerprint(source)
+    known = workdir_lib.read_splits(workdir)
+    for note in _notes(config, segmenter, known, split=split, source=source):
+        cli.log(f"note: {note}")
     cli.make_folder(output)
     eval_step = _make_eval_step(
         segmenter, settings, radius=TRIMAP_RADIUS if trimap else 0
@@ -91,6 +97,7 @@ def evaluate(
         "dataset": info.name,
         "split": split,
         "images": len(source),
+        "fingerprint": fingerprint,
         "image_size": sorted(set(source.sizes))[:4],
         "step": segmenter.steps[0],
         "models": [
@@ -105,6 +112,41 @@ def evaluate(
     if jax.process_index() == 0:
         _write(output, split, h=h, results=results, shown=shown, info=info)
     return results
+
+
+def _notes(
+    config: ConfigDict,
+    segmenter: inference.Segmenter,
+    known: Mapping[str, workdir_lib.Split],
+    *,
+    split: str,
+    source: datasets.Source,
+) -> Iterator[str]:
+    """What a reader of the scores might not expect.
+
+    Args:
+      config: of the evaluation.
+      segmenter: what is evaluated.
+      known: the splits that the run trained and evaluated on, by name.
+      split: name of the split that is evaluated.
+      source: its images.
+    """
+    fingerprint, train = datasets.fingerprint(source), config.data.train_split
+    if train in known and known[train].fingerprint == fingerprint:
+        yield f"the images of the split {split!r} are those that the run trained on"
+    elif split in known and known[split].fingerprint != fingerprint:
+        yield (
+            f"the images of the split {split!r} are not those of the training run "
+            f"({known[split].images} then, {len(source)} now; their names or sizes "
+            "differ)"
+        )
+    limit, options = collection.MAX_PIXELS, segmenter.options
+    large = sum(h * w > limit for h, w in source.sizes)
+    if large and not (any(segmenter.resize) or options.window or options.tile):
+        yield (
+            f"{large} images of more than {limit} pixels are predicted in one piece, "
+            "by experiments.predict in parts: give both --window or --tile"
+        )
 
 
 def _write(

@@ -16,6 +16,7 @@ is newly initialized when training starts from the file.
 Of a folder of a training run, the best checkpoint is written as such a file.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,17 +97,13 @@ def _as_published(
 def training_flags(info: weights.ModelInfo) -> list[str]:
     """A line with the flags that give a configuration the fields of this model."""
     flags_of = [
-        f"--config.model.{field}={_flag(info.fields[field])}"
+        shlex.quote(config_lib.flag(f"model.{field}", info.fields[field]))
         for field, default in models.model_fields(info.model).items()
         if info.fields[field] != default
     ]
     if not flags_of:
         return []
     return [f"fields that are no defaults of {info.model}: {' '.join(flags_of)}"]
-
-
-def _flag(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def export_run(workdir: Path, output: Path) -> weights.Weights:

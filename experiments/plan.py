@@ -42,6 +42,7 @@ from segjax import files, models, sharding
 from segjax.analysis import counts, hlo, tracing
 from segjax.analysis.summary import Layer, summary
 from segjax.errors import UserError
+from segjax.models.network import abstract_variables
 
 GIB = 2**30
 
@@ -108,7 +109,7 @@ def network(config: ConfigDict, chips: int) -> Network:
     )
     classes, image = sweep_rows.example(config)
     model = models.build(config, classes)
-    variables = tracing.abstract_variables(model, image[-1])
+    variables = abstract_variables(model, image[-1])
     traced = jax.make_jaxpr(tracing.train(model))(
         variables, tracing.image_struct(image), jax.random.key(0)
     )

@@ -113,6 +113,11 @@ def _scores(
     config: Any, results: list[Result], classes: list[str], pair: list[str]
 ) -> list[Score]:
     info = datasets.describe(config.data)
+    for result in results if classes or pair else ():
+        for run in result.finished:
+            workdir_lib.check_same_classes(
+                workdir_lib.read_dataset(run.folder), info, where=str(run.folder)
+            )
     known = list(info.classes)
     classes = known if classes == ["all"] else classes
     for flag, names in (("classes", classes), ("pair", pair)):

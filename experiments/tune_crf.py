@@ -207,6 +207,7 @@ def _probabilities(
         "resize": list(segmenter.resize),
         "precision": segmenter.precision,
         "eval_batch_size": config.eval_batch_size,
+        "fingerprint": datasets.fingerprint(source),
     }
     folder = output / "probabilities"
     cli.make_folder(folder)
@@ -254,6 +255,12 @@ class _Subset:
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    @property
+    def identities(self) -> list[str]:
+        """See ``datasets.Source``."""
+        identities = self._source.identities
+        return [identities[index] for index in self._indices]
 
     def __getitem__(self, index: int) -> dict:
         return self._source[self._indices[index]]

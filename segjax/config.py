@@ -96,6 +96,14 @@ def normalize_flags(arguments: Sequence[str]) -> list[str]:
     return normalized
 
 
+def flag(name: str, value: Any) -> str:
+    """The override as ml_collections reads it: --config.model.rates=6,12."""
+    if isinstance(value, tuple):
+        numbers = all(isinstance(x, int | float) for x in value) and len(value) > 1
+        value = ",".join(map(str, value)) if numbers else repr(value)
+    return f"--config.{name}={value}"
+
+
 def _note(old: str, new: Mapping[str, Any]) -> None:
     fields = " ".join(f"--config.{name}={value}" for name, value in new.items())
     _log.warning("note: %s is %s now", old, fields)

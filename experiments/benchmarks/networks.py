@@ -34,6 +34,7 @@ from experiments.shared import cli, tables
 from segjax import config as config_lib
 from segjax import files, models, published, training
 from segjax.analysis import counts, tracing
+from segjax.models.network import abstract_variables
 from segjax.ops import geometry
 
 CLASSES = 21
@@ -139,7 +140,7 @@ def measure(network: published.Network, *, size: int, batch: int, repeats: int) 
 
 
 def _trace(model: nn.Module, side: int):
-    variables = tracing.abstract_variables(model, 3)
+    variables = abstract_variables(model, 3)
     return tracing.trace(model, variables, (side, side, 3)).jaxpr
 
 
@@ -154,7 +155,7 @@ def _state(model: nn.Module) -> training.TrainState:
             return values * np.float32(math.sqrt(2 / math.prod(leaf.shape[:-1])))
         return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
 
-    variables = tracing.abstract_variables(model, 3)
+    variables = abstract_variables(model, 3)
     variables = jax.tree_util.tree_map_with_path(draw, variables)
     params = jax.device_put(variables["params"])
     return training.TrainState(

@@ -50,6 +50,11 @@ def benchmark(
     plan = collection.plan(segmenter, paths, padding=padding)
     for error in plan.errors.values():
         raise error
+    if plan.large:
+        raise UserError(
+            f"{paths[plan.large[0]]}: has more than {plan.max_pixels} pixels, which "
+            "experiments.predict predicts in parts: only smaller images are measured"
+        )
     names = prediction_files.output_names(paths)
     predictor = inference.compose(segmenter.models, segmenter.options)
     labels = inference.predict_labels(predictor)

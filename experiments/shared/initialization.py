@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import config as config_lib
@@ -15,7 +14,8 @@ from segjax import models, weights
 from segjax import workdir as workdir_lib
 from segjax.inference.trained import load_model
 from segjax.models import crfrnn
-from segjax.ops import geometry, image
+from segjax.models.network import abstract_variables
+from segjax.ops import image
 
 
 def model_info(config: ConfigDict, classes: tuple[str, ...] = ()) -> weights.ModelInfo:
@@ -108,17 +108,3 @@ def shapes_of(config: ConfigDict) -> Callable[..., weights.Shapes]:
         return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
     return shapes
-
-
-def abstract_variables(model: nn.Module, channels: int = 3) -> dict:
-    """{"params", "batch_stats"} of a model, as shapes."""
-    side = geometry.nearest_sides(model.tiling, 64)[-1]
-
-    def init():
-        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        return model.init(
-            keys, np.zeros((1, side, side, channels), np.uint8), train=True
-        )
-
-    variables = jax.eval_shape(init)
-    return {key: variables.get(key, {}) for key in ("params", "batch_stats")}

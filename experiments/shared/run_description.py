@@ -41,7 +41,8 @@ def check_same_run(
     """Refuses to continue another run than the one in ``workdir``.
 
     Raises:
-      UserError: a field of the config, the classes or the images differ.
+      UserError: a field of the config, the classes or the images differ, or the run is
+        longer already.
     """
     path = workdir / workdir_lib.CONFIG
     if not path.exists():
@@ -56,6 +57,14 @@ def check_same_run(
                 f"command has {now.get(key)!r}: use another --workdir, or the old "
                 "value to continue"
             )
+    folder = workdir / workdir_lib.CHECKPOINTS
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if steps and max(steps) > config.total_steps:
+        raise UserError(
+            f"{workdir} has been trained for {max(steps)} steps, this command has "
+            f"--config.total_steps={config.total_steps}: give at least as many to "
+            "continue, or use another --workdir"
+        )
     for name, split in workdir_lib.read_splits(workdir).items():
         if name in splits and split != splits[name]:
             raise UserError(

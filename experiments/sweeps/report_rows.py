@@ -21,11 +21,12 @@ from experiments.sweeps.rows import Row
 from experiments.sweeps.runs import State
 from segjax import files, metrics, models, sharding
 from segjax import workdir as workdir_lib
-from segjax.analysis import receptive_field, tracing
+from segjax.analysis import receptive_field
 from segjax.analysis.summary import summary
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.inference.trained import load_model
+from segjax.models.network import abstract_variables
 from segjax.workdir import read_metrics
 
 _ERF_IMAGES = 8
@@ -163,7 +164,7 @@ def _trace(row: Row) -> Numbers:
         whole = summary(model, image, activations=False)
         reach = receptive_field.rows_seen(model, image)
     except UserError:  # an operation that cannot be followed, as in a lattice
-        parameters = tracing.abstract_variables(model, image[-1])["params"]
+        parameters = abstract_variables(model, image[-1])["params"]
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(parameters))
         nothing = math.nan
         return Numbers(image, count, nothing, nothing, (nothing,) * 2, nothing)

@@ -148,7 +148,7 @@ def command(sweep: Sweep, run: Run, python: str) -> list[str]:
     return [
         *(python, "-m", "experiments.train", "--config", sweep.config_file),
         *("--workdir", str(run.folder), *sweep.options),
-        *(config_flag(key, value) for key, value in fields.items()),
+        *(config_lib.flag(key, value) for key, value in fields.items()),
         f"--config.seed={run.seed}",
     ]
 
@@ -156,14 +156,6 @@ def command(sweep: Sweep, run: Run, python: str) -> list[str]:
 def shell(command: list[str]) -> str:
     """The command as it is typed."""
     return shlex.join(command)
-
-
-def config_flag(key: str, value: Any) -> str:
-    """The override as ml_collections reads it: --config.model.rates=6,12."""
-    if isinstance(value, tuple):
-        numbers = all(isinstance(x, int | float) for x in value) and len(value) > 1
-        value = ",".join(map(str, value)) if numbers else repr(value)
-    return f"--config.{key}={value}"
 
 
 def state(workdir: Path, total_steps: int) -> State:

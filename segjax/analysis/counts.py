@@ -16,6 +16,7 @@ from jax.extend import core
 
 from segjax.analysis import tracing
 from segjax.errors import UserError
+from segjax.models.network import abstract_variables
 
 
 def macs(jaxpr: core.Jaxpr) -> int:
@@ -73,7 +74,7 @@ def activation_bytes(model: nn.Module, image: tuple[int, int, int]) -> int:
     training, without the parameters and the loss. XLA may merge some and recompute
     others, and needs room for what it works on; see :func:`xla_memory`.
     """
-    variables = tracing.abstract_variables(model, image[-1])
+    variables = abstract_variables(model, image[-1])
     run = tracing.train(model)
 
     def saved(variables, images, key):
@@ -102,7 +103,7 @@ def xla_flops(model: nn.Module, image: tuple[int, int, int]) -> float:
     To cross-check ``Summary.flops``, from which it differs in what it counts: 2 per
     multiply-add, but none on padding, and 1 for every other arithmetic operation.
     """
-    variables = tracing.abstract_variables(model, image[-1])
+    variables = abstract_variables(model, image[-1])
     struct = tracing.image_struct(image)
     lowered = jax.jit(tracing.predict(model)).lower(variables, struct)
     return lowered.cost_analysis()["flops"]
@@ -120,7 +121,7 @@ def xla_memory(model: nn.Module, image: tuple[int, int, int]) -> int:
         logits, _ = run(variables, images, jax.random.key(0))
         return jnp.square(logits).sum()
 
-    statistics = dict(tracing.abstract_variables(model, image[-1]))
+    statistics = dict(abstract_variables(model, image[-1]))
     params = statistics.pop("params")
     struct = tracing.image_struct(image)
     lowered = jax.jit(jax.grad(loss)).lower(params, statistics, struct)

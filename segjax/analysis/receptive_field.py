@@ -21,6 +21,7 @@ from flax import linen as nn
 from segjax.analysis import dependencies, tracing
 from segjax.analysis.tracing import LOGITS, Path
 from segjax.errors import UserError
+from segjax.models.network import abstract_variables
 from segjax.ops import geometry
 
 Field = tuple[float, float]  # smallest and largest receptive field of a map's cells
@@ -66,7 +67,7 @@ def rows_seen(model: nn.Module, image: tuple[int, int, int]) -> np.ndarray:
     Raises:
       UserError: the model does not take such an image, or cannot be followed.
     """
-    variables = tracing.abstract_variables(model, image[-1])
+    variables = abstract_variables(model, image[-1])
     rows, seen = _reaches(model, variables, (), image)[1][LOGITS]
     seen = np.broadcast_to(seen.min(axis=(0, 2, 3)), (rows, 2))
     return seen * [1, -1]

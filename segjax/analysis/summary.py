@@ -16,6 +16,7 @@ from jax.extend import core
 from segjax.analysis import counts, receptive_field, tracing
 from segjax.analysis.receptive_field import Field, View
 from segjax.analysis.tracing import LOGITS, Path
+from segjax.models.network import abstract_variables
 
 
 class Layer(NamedTuple):
@@ -101,7 +102,7 @@ def summary(
       UserError: the model does not take such an image, or uses an operation that cannot
         be followed here.
     """
-    variables = tracing.abstract_variables(model, image[-1])
+    variables = abstract_variables(model, image[-1])
     jaxpr, shapes = tracing.trace(model, variables, image)
     layers = _layers(variables, type(model).__name__)
     layers, fixed_macs = _with_calls(layers, jaxpr.jaxpr)

@@ -14,8 +14,6 @@ import numpy as np
 from flax import linen as nn
 from jax.extend import core
 
-from segjax.ops import geometry
-
 LOGITS = "logits"
 
 Path = tuple[str, ...]
@@ -46,14 +44,6 @@ def train(model: nn.Module) -> Callable:
 def image_struct(image: Sequence[int]) -> jax.ShapeDtypeStruct:
     """A batch of one uint8 image of (H, W, C)."""
     return jax.ShapeDtypeStruct((1, *image), np.uint8)
-
-
-def abstract_variables(model: nn.Module, channels: int) -> dict[str, Any]:
-    """Shapes and types of the variables of `model`, traced on a small image."""
-    side = geometry.nearest_sides(model.tiling, 64)[-1]
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    images = image_struct((side, side, channels))
-    return jax.eval_shape(lambda x: model.init(keys, x, train=True), images)
 
 
 def trace(

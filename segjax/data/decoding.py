@@ -200,14 +200,27 @@ _PREDICTING = 16384
 _ALWAYS = 2**25
 
 
+def _bits_of_jpeg2000(head: bytes) -> int:
+    """The most bits of a channel, by the SIZ marker of the codestream; 0: not found."""
+    start = head.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        return 0
+    count = int.from_bytes(head[start + 40 : start + 42])
+    # Three bytes per channel; the first holds the bits less 1, and the sign.
+    channels = head[start + 42 : start + 42 + 3 * count : 3]
+    return max(((bits & 0x7F) + 1 for bits in channels), default=0)
+
+
 def _pillow(kind: str) -> _Reader:
     """The reader of a format that Pillow reads rightly; of animations, frame 1."""
 
     def read_header(file: BinaryIO, length: int) -> Header:
+        if kind == "JPEG2000" and _bits_of_jpeg2000(file.read(2**16)) > 8:
+            # Pillow cuts colors to 8 bits, and their rounding overflows.
+            raise Unsupported("is a JPEG 2000 of more than 8 bits: convert it")
+        file.seek(0)
         with Image.open(file, formats=[kind]) as image:
             width, height = image.size
-            if kind == "JPEG2000" and image.mode == "I;16":
-                raise Unsupported("is a JPEG 2000 of more than 8 bits: convert it")
             # Palettes are colors, as in PNG; BMP has no other gray.
             gray = image.mode in ("1", "L", "LA") and kind != "GIF"
             orientation = exif_orientation(image.info.get("exif", b""))

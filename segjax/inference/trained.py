@@ -20,7 +20,8 @@ from segjax.errors import UserError
 from segjax.inference import collection, compiled, large
 from segjax.inference.compiled import Executable
 from segjax.inference.options import PredictOptions, compose, from_config
-from segjax.ops import geometry, mean_field
+from segjax.models.network import abstract_variables
+from segjax.ops import mean_field
 
 
 class Segmenter(NamedTuple):
@@ -254,14 +255,10 @@ def load_model(
       UserError: no such checkpoint, or one of another model.
     """
     model = models.build(config, len(info.classes))
-    side = geometry.nearest_sides(model.tiling, 64)[-1]
-    images = jax.ShapeDtypeStruct((1, side, side, info.channels), np.uint8)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    shapes = jax.eval_shape(lambda x: model.init(keys, x, train=True), images)
     replicated = sharding.replicated(mesh)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})},
+        abstract_variables(model, info.channels),
     )
     folder, step = checkpoints.find(workdir, which)
     variables, _ = checkpoints.restore_model(folder, step, abstract)

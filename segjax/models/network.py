@@ -4,6 +4,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from segjax.ops import geometry
 
@@ -56,3 +57,12 @@ class Network(Protocol):
 
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the network with these variables."""
+
+
+def abstract_variables(model: Network, channels: int = 3) -> dict[str, Any]:
+    """{"params", "batch_stats"} of a network, as shapes; traced on a small image."""
+    side = geometry.nearest_sides(model.tiling, 64)[-1]
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    images = jax.ShapeDtypeStruct((1, side, side, channels), np.uint8)
+    variables = jax.eval_shape(lambda x: model.init(keys, x, train=True), images)
+    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}

@@ -27,6 +27,7 @@ from segjax.models.deeplab import DeepLab
 from segjax.models.dilation import Dilation
 from segjax.models.fcn import FCN
 from segjax.models.frrn import FRRN
+from segjax.models.network import abstract_variables
 from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
 from segjax.ops import conv, geometry, pool, resize
@@ -107,7 +108,7 @@ def test_parameters_of_all_published_networks():
     known = 0
     for name, network in NETWORKS.items():
         model = summarize.build(network)
-        params = tracing.abstract_variables(model, network.image[2])["params"]
+        params = abstract_variables(model, network.image[2])["params"]
         sizes = {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -228,7 +229,7 @@ def test_receptive_fields_of_layers(name):
 def test_rows_that_unet_sees():
     """Of 572 rows the first output sees the first 188, the last one the last 188."""
     model = UNet(2, widths=(1,) * 5)
-    variables = tracing.abstract_variables(model, 1)
+    variables = abstract_variables(model, 1)
     # The columns do not matter, so the smallest width will do.
     _, maps = receptive_field._reaches(model, variables, (), (572, 188, 1))
     rows, seen = maps["logits"]
@@ -473,7 +474,7 @@ def brute_force(model, side, name="logits"):
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(np.float32),
-        tracing.abstract_variables(model, 1),
+        abstract_variables(model, 1),
     )
 
     @jax.jit
@@ -562,7 +563,7 @@ def test_receptive_field_by_brute_force(model, side):
 def test_data_movements_by_brute_force():
     """Row by row, as the two ends of the image come together here."""
     model, side = Toy(movements), 12
-    variables = tracing.abstract_variables(model, 1)
+    variables = abstract_variables(model, 1)
     jaxpr, _ = tracing.trace(model, variables, (side, 4, 1))
     *weights, images = jaxpr.jaxpr.invars
     rows = np.arange(side).reshape(1, -1, 1, 1)

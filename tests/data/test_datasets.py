@@ -11,6 +11,7 @@ from image_folders import H, W, cut, error_of, rgb, write
 
 from segjax.data import datasets, images
 from segjax.data.datasets import camvid
+from segjax.errors import UserError
 
 # PASCAL VOC development kit, ids 0..21.
 VOC_COLORS = [
@@ -40,6 +41,18 @@ VOC_COLORS = [
 
 
 # --- Tables and palettes
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"name": "scenes", "root": "/photos"}, "data.root is '/photos', but .*scenes"),
+        ({"name": "camvid", "classes": "a.txt"}, "data.classes is 'a.txt', but camvid"),
+    ],
+)
+def test_files_that_would_not_be_read_are_refused(data, message):
+    with pytest.raises(UserError, match=message):
+        datasets.describe(data)
 
 
 def test_voc_palette_is_the_published_one():

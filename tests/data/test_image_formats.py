@@ -6,6 +6,7 @@ import struct
 import threading
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -180,6 +181,14 @@ def test_formats_of_pillow(tmp_path, kind, mode, options):
     )
     for end in (20, len(buffer.getvalue()) // 2):
         error_of(images.decode_image, buffer.getvalue()[:end])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_2000_of_16_bits_is_refused(channels):
+    """Pillow would wrap bright colors around to dark ones."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (64, 64, channels), np.uint16)
+    data = cv2.imencode(".jp2", pixels)[1].tobytes()
+    assert "more than 8 bits: convert it" in error_of(images.decode_image, data)
 
 
 # Claims

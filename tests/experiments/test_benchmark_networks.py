@@ -12,8 +12,8 @@ from experiments.benchmarks import measuring
 from experiments.benchmarks import networks as step_times
 from experiments.benchmarks import operators as op_times
 from segjax import models, published
-from segjax.analysis import tracing
 from segjax.errors import UserError
+from segjax.models.network import abstract_variables
 
 TINY = published.Network("unet", dict(padding="same", widths=(4, 8)), 3, (16, 16, 3))
 
@@ -75,7 +75,7 @@ def test_measure(tiny):
 def test_random_state_has_the_shapes_and_types_of_the_model():
     fields = dict(padding="same", widths=(4, 8), norm="batch")
     model = models.UNet(num_classes=3, **fields)
-    state, expected = step_times._state(model), tracing.abstract_variables(model, 3)
+    state, expected = step_times._state(model), abstract_variables(model, 3)
 
     def check(leaf, abstract):
         assert (leaf.shape, leaf.dtype) == (abstract.shape, abstract.dtype)

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import types
 
 import cv2
 import jax
@@ -13,13 +14,14 @@ from scipy import ndimage
 
 from experiments import evaluate, predict, train, tune_crf
 from experiments.benchmarks import crf as benchmark_crf
-from experiments.shared import predict_flags
+from experiments.shared import predict_flags, run_description
 from segjax import config as config_lib
 from segjax import inference, metrics, sharding, viz
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
+from segjax.inference import PredictOptions, collection
 from segjax.ops import mean_field
 
 
@@ -239,7 +241,8 @@ def test_a_run_continues_with_another_crf(config, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     info = workdir_lib.read_dataset(run)
     other = config_lib.make(**config_lib.json_like(config) | {"crf": {"iterations": 7}})
-    train._prepare_workdir(other, info, run)
+    run_description.check_same_run(other, info, {}, workdir=run)
+    run_description.write_description(other, info, {}, workdir=run)
     assert config_lib.load(run / "config.json").crf.iterations == 7
 
 
@@ -273,6 +276,30 @@ def test_evaluate_has_both_scores(config, trained, results, tmp_path):
     assert not (tmp_path / "validation_trimap.png").exists()
     shown = [cv2.imread(str(p / "validation_0.png")).shape for p in (output, tmp_path)]
     assert 1.2 < shown[0][1] / shown[1][1] < 1.5  # four pictures, three pictures
+
+
+def test_evaluate_says_which_images_it_scores(config, trained, monkeypatch):
+    """Those of the training, others than during training, large ones."""
+    segmenter = types.SimpleNamespace(resize=(0, 0), options=PredictOptions())
+    known = workdir_lib.read_splits(trained)
+
+    def notes(split, **fields):
+        data = dict(config.data) | fields
+        source = datasets.load(data, split)[0]
+        return list(
+            evaluate._notes(config, segmenter, known, split=split, source=source)
+        )
+
+    assert notes("validation") == []
+    (note,) = notes("train")
+    assert note == "the images of the split 'train' are those that the run trained on"
+    (note,) = notes("validation", resize=(24, 24))
+    assert "'validation' are not those of the training run (4 then, 4 now;" in note
+    monkeypatch.setattr(collection, "MAX_PIXELS", 48 * 48 - 1)
+    (note,) = notes("validation")
+    assert note.startswith("4 images of more than 2303 pixels are predicted in one")
+    segmenter.options = PredictOptions(window=(16,))
+    assert notes("validation") == []
 
 
 def test_trimap_of_evaluate(results):
@@ -386,6 +413,13 @@ def test_search_continues_and_its_best_can_be_used(config, trained, results, tmp
 
     message = "has a search with images 4, this command has 3: use another --output"
     fails(message, search, grid=grid, images=3)
+    # As many images with the same names, but others.
+    values = config_lib.json_like(config)
+    values["data"]["scenes_seed"] += 1
+    arguments = search.keywords | {"grid": grid}
+    message = "has a search with fingerprint '"
+    other = config_lib.make(**values)
+    fails(message, tune_crf.tune_crf, other, trained, **arguments)
 
 
 def test_search_takes_a_random_part_of_the_training_images(config, trained, tmp_path):

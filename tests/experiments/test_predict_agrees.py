@@ -23,7 +23,7 @@ from experiments.shared import (
 from segjax import compilation, inference
 from segjax import config as config_lib
 from segjax.errors import UserError
-from segjax.inference import PredictOptions
+from segjax.inference import PredictOptions, collection
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -338,6 +338,15 @@ def test_precision_reaches_every_compiled_function(run, data, tmp_path, monkeypa
     grid |= {"iterations": (0,), "appearance_weight": (0.0,)}
     tune_crf.tune_crf(config, workdir, output=tmp_path / "crf", grid=grid, images=1)
     assert names == ["float32"]
+
+
+def test_benchmark_measures_no_images_in_parts(monkeypatch):
+    """Its loops without a network, and one by one, would do something else."""
+    plan = collection.Plan(["a.png"], {0: (9, 9)}, {}, [], [0], 80)
+    monkeypatch.setattr(collection, "plan", lambda *_, **__: plan)
+    options = {"outputs": ["labels"], "padding": 0.0, "threads": 1, "rounds": 1}
+    with pytest.raises(UserError, match="a.png: has more than 80 pixels, which exp"):
+        benchmark_predict.benchmark(None, ["a.png"], **options)
 
 
 # Folders and names

@@ -6,6 +6,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 
 import cv2
 import flax.linen as nn
@@ -190,6 +191,18 @@ def test_the_page_holds_everything_in_itself(reported):
 def test_unknown_classes_are_refused(folder, tmp_path, classes, pair, message):
     with pytest.raises(UserError, match=message):
         report.report(folder, tmp_path, classes, pair, erf=False)
+
+
+def test_scores_of_classes_are_of_the_classes_that_were_trained(folder, tmp_path):
+    """Not of those that the data have by now, in another order."""
+    copy = shutil.copytree(folder, tmp_path / "sweep")
+    path = next(copy.glob("*/seed1/checkpoints")).parent / "dataset.json"
+    values = json.loads(path.read_text())
+    values["classes"] = values["classes"][::-1]
+    path.write_text(json.dumps(values))
+    report.report(copy, tmp_path, [], [], erf=False)
+    with pytest.raises(UserError, match="seed1 was trained with class 0 named"):
+        report.report(copy, tmp_path, ["wire"], [], erf=False)
 
 
 def test_guessing_tells_nothing_apart():

@@ -25,8 +25,9 @@ from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps import worker as sweep_worker
 from segjax import config as config_lib
 from segjax import models
-from segjax.analysis import receptive_field, tracing
+from segjax.analysis import receptive_field
 from segjax.errors import UserError
+from segjax.models.network import abstract_variables
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
@@ -77,7 +78,7 @@ def test_shipped_sweeps_build_and_their_last_row_trains(
         built.append(row.config.model)
         classes, shape = sweep_rows.example(row.config)
         model = models.build(row.config, classes)
-        assert tracing.abstract_variables(model, shape[-1])["params"]
+        assert abstract_variables(model, shape[-1])["params"]
     doc = runpy.run_path(str(file))["__doc__"]
     assert f"--config configs/sweeps/{file.name}:quick" in doc
 
@@ -227,7 +228,7 @@ def test_overrides_survive_the_command_line(base):
         "optim.lr": 1e-5,
         "init_from": "a b",
     }
-    argv = ["program", *(sweep_runs.config_flag(k, v) for k, v in values.items())]
+    argv = ["program", *(config_lib.flag(k, v) for k, v in values.items())]
     found = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", base, flag_values=found, sys_argv=argv)
     found(argv)

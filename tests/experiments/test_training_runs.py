@@ -385,6 +385,13 @@ def test_the_advice_after_divergence_works(config, run, tmp_path, monkeypatch, c
     assert train.train(again, tmp_path / "again") == 0
 
 
+def test_a_run_that_is_longer_already_is_not_called_finished(config, run):
+    message = "trained for 4 steps, this command has --config.total_steps=3: give at"
+    with pytest.raises(UserError, match=message):
+        train.train(changed(config, total_steps=3), run)
+    assert config_lib.load(run / "config.json").total_steps == 4
+
+
 # Other options
 
 

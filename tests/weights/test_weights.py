@@ -1,6 +1,7 @@
 """Importing weights: formats, problems, folding, our files, starting from them."""
 
 import functools
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -488,6 +489,11 @@ def test_a_file_sets_the_fields_of_its_network(tmp_path, capsys):
     (line,) = import_weights.training_flags(imported.info)
     assert "--config.model.image_stats=imagenet" in line
     assert "--config.model.widths=2,2,3,3,2" in line
+    # Texts with commas stay whole, also in a shell.
+    options = "skips=16", "widths=2,2,3,3,2"
+    crfrnn = make_config("crfrnn", base="fcn", base_options=options)
+    (line,) = import_weights.training_flags(initialization.model_info(crfrnn))
+    assert f"--config.model.base_options={options!r}" in shlex.split(line)
     chosen |= {"image_stats": "caffe"}
     imported = import_weights.import_weights(path, config, output=output, chosen=chosen)
     assert imported.info.fields["image_stats"] == "caffe"

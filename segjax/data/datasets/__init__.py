@@ -63,6 +63,7 @@ def describe(data: DataConfig) -> Dataset:
     if data["name"] not in DATASETS:
         raise errors.unknown("--config.data.name", data["name"], NAMES)
     size = _resize(data)
+    _check_used(data)
     dataset = DATASETS[data["name"]](data)
     return dataset._replace(size=size) if any(size) else dataset
 
@@ -85,6 +86,21 @@ def load(data: DataConfig, split: str) -> tuple[Source, Dataset]:
     assert dataset.build is not None
     source, size = dataset.build(data, split), _resize(data)
     return (Resized(source, size) if any(size) else source), dataset
+
+
+def _check_used(data: DataConfig) -> None:
+    """Raises UserError for files of a data set that would not be read."""
+    name, own = data["name"], "own data are --config.data.name=folder"
+    if name == "scenes" and data.get("root"):
+        raise UserError(
+            f"--config.data.root is {data['root']!r}, but --config.data.name=scenes "
+            f"draws its images; expected '': {own}"
+        )
+    if name != "folder" and data.get("classes"):
+        raise UserError(
+            f"--config.data.classes is {data['classes']!r}, but {name} has classes of "
+            f"its own; expected '': {own}"
+        )
 
 
 def scan_folder(data: DataConfig) -> folder.Scan:
