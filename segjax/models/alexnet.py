@@ -97,12 +97,12 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
         endpoints = {}
         for index, (layer, width) in enumerate(
             zip(LAYERS, self.widths, strict=True), start=1
         ):
-            x = endpoints[f"conv{index}"] = unit(
+            x = endpoints[f"conv{index}"] = conv_bn_relu(
                 x,
                 f"conv{index}",
                 width,
@@ -122,7 +122,7 @@ class AlexNet(nn.Module):
                     x = norm.local_response_norm(x)
                 endpoints[name] = x
         for name, size in (("fc6", 6), ("fc7", 1)):
-            x = unit(x, name, self.fc_channels, size)
+            x = conv_bn_relu(x, name, self.fc_channels, size)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             endpoints[name] = x
         return endpoints

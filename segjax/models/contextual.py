@@ -95,7 +95,7 @@ class DeepContextual(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         full = images.shape[1:3]
         geometry.check_sides(self.tiling, *full, model="DeepContextual")
-        unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
 
         def up(x, name, grid):
             stride = int(grid.step)
@@ -143,7 +143,7 @@ class DeepContextual(nn.Module):
                 x = pool.max_pool(x, 2, 2)
                 grid = geometry.conv(grid, kernel=2, stride=2)
             for index in range(1, count + 1):
-                x = unit(x, f"conv{stage}_{index}", features, padding=1)
+                x = conv_bn_relu(x, f"conv{stage}_{index}", features, padding=1)
             endpoints[f"conv{stage}_{count}"] = x
             stages.append((x, grid))
 
@@ -151,7 +151,7 @@ class DeepContextual(nn.Module):
         for branch, tap in enumerate(self.taps, start=1):
             x, grid = stages[tap - 1]
             x = up(x, f"c{branch}_up", grid)
-            x = unit(x, f"c{branch}_conv", self.branch_channels, padding=1)
+            x = conv_bn_relu(x, f"c{branch}_conv", self.branch_channels, padding=1)
             endpoints[f"c{branch}"] = x
             x = layers.Conv(
                 self.num_classes,

@@ -64,11 +64,11 @@ class Head(nn.Module):
                 name=name,
             )(x)
 
-        unit = layers.conv_units(self, train_norm)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train_norm)
 
         def hidden(x, name, size, padding=0, rate=1):
             window = dict(padding=padding, dilation=rate)
-            x = unit(x, name, self.channels, size, **window)
+            x = conv_bn_relu(x, name, self.channels, size, **window)
             return nn.Dropout(self.dropout, deterministic=not train)(x)
 
         branches = []
@@ -102,11 +102,11 @@ class SideBranches(nn.Module):
     def __call__(
         self, maps: dict[str, tuple[jax.Array, int]], train_norm: bool
     ) -> jax.Array:
-        unit = layers.conv_units(self, train_norm)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train_norm)
         branches = []
         for name, (x, stride) in maps.items():
-            x = unit(x, f"{name}_ms1", self.channels, stride=stride, padding=1)
-            x = unit(x, f"{name}_ms2", self.channels, 1)
+            x = conv_bn_relu(x, f"{name}_ms1", self.channels, stride=stride, padding=1)
+            x = conv_bn_relu(x, f"{name}_ms2", self.channels, 1)
             score = layers.Conv(
                 self.num_classes, 1, kernel_init=_score_init, name=f"{name}_ms3"
             )

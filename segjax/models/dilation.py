@@ -236,9 +236,9 @@ class Dilation(nn.Module):
             name="backbone",
         )(x, train)
         x = endpoints["conv5_3"]
-        unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
         for name, kernel, rate in (("fc6", 7, self.fc6_rate), ("fc7", 1, 1)):
-            x = unit(x, name, self.fc_channels, kernel, dilation=rate)
+            x = conv_bn_relu(x, name, self.fc_channels, kernel, dilation=rate)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             endpoints[name] = x
         scores = layers.Conv(

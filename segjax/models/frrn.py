@@ -92,12 +92,12 @@ def max_pool(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(n, h // size, w // size, c)
 
 
-def _conv_units(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
+def _bind_layers(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
     """A function that makes conv{suffix}, bn{suffix} and, with `relu`, a ReLU."""
-    conv_unit = layers.conv_units(model, train)
+    conv_bn_relu = layers.bind_conv_bn_relu(model, train)
 
     def unit(x, suffix, channels, size=3, relu=True):
-        return conv_unit(
+        return conv_bn_relu(
             x,
             f"conv{suffix}",
             channels,
@@ -124,7 +124,7 @@ class RU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        unit = _conv_units(self, train)
+        unit = _bind_layers(self, train)
         y = unit(unit(x, "1", self.channels), "2", self.channels, relu=False)
         if x.shape[-1] != self.channels:
             x = layers.Conv(
@@ -157,7 +157,7 @@ class FRRU(nn.Module):
     def __call__(
         self, y: jax.Array, z: jax.Array, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        unit = _conv_units(self, train)
+        unit = _bind_layers(self, train)
         y = jnp.concatenate([y, max_pool(z, self.scale)], axis=-1)
         y = unit(unit(y, "1", self.channels), "2", self.channels)
         residual = layers.Conv(
@@ -287,7 +287,7 @@ class FRRN(nn.Module):
             return y
 
         x = image.normalize(images, self.image_stats, self.dtype)
-        unit = _conv_units(self, train)
+        unit = _bind_layers(self, train)
         y = unit(x, "1", self.width, size=5)
         for index in range(1, self.first_units + 1):
             y = ru(self.width, **options, name=f"ru{index}")(y, train)

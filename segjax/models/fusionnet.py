@@ -121,8 +121,8 @@ class FusionNet(nn.Module):
         geometry.check_sides(self.tiling, *images.shape[1:3], model="FusionNet")
         released = self.layout == "released"
         normalized = self.norm == "batch"
-        unit = functools.partial(
-            layers.conv_units(self, train),
+        conv_bn_relu = functools.partial(
+            layers.bind_conv_bn_relu(self, train),
             padding=1,
             keep_bias=True,
             batch=normalized and not released,
@@ -144,13 +144,13 @@ class FusionNet(nn.Module):
             shortcut = x
             if x.shape[-1] != features:
                 plain = dict(padding=0, batch=False)
-                shortcut = unit(x, f"{name}_shortcut", features, 1, **plain)
+                shortcut = conv_bn_relu(x, f"{name}_shortcut", features, 1, **plain)
             for index in range(1, self.residual_depth + 1):
                 layer, last = f"{name}_res{index}", index == self.residual_depth
                 if released:
-                    x = unit(norm(x, layer), layer, features)
+                    x = conv_bn_relu(norm(x, layer), layer, features)
                 else:
-                    x = unit(x, layer, features, relu=not last)
+                    x = conv_bn_relu(x, layer, features, relu=not last)
             return shortcut + x
 
         def drop(x):
@@ -158,14 +158,14 @@ class FusionNet(nn.Module):
 
         def up(x, name, features):
             if released:
-                x = unit(x, f"{name}_reduce", features)
+                x = conv_bn_relu(x, f"{name}_reduce", features)
             name = f"{name}_up"
             size = 2 * x.shape[1], 2 * x.shape[2]
             if self.upsampling == "nearest":
-                return unit(resize.resize_nearest(x, size), name, features)
+                return conv_bn_relu(resize.resize_nearest(x, size), name, features)
             if self.upsampling == "bilinear":
                 x = resize.resize_bilinear(x, size, align_corners=False)
-                return unit(x, name, features)
+                return conv_bn_relu(x, name, features)
             x = layers.ConvTranspose(
                 features,
                 size=3,
@@ -180,15 +180,15 @@ class FusionNet(nn.Module):
             skips = []
             for level, features in enumerate(self.widths[:-1], start=1):
                 name = f"{prefix}down{level}"
-                x = unit(x, f"{name}_conv1", features)
+                x = conv_bn_relu(x, f"{name}_conv1", features)
                 x = residual(x, name, features)
-                x = endpoints[name] = drop(unit(x, f"{name}_conv2", features))
+                x = endpoints[name] = drop(conv_bn_relu(x, f"{name}_conv2", features))
                 skips.append(x)
                 x = pool.max_pool(x, 2, 2)
             name, features = f"{prefix}bridge", self.widths[-1]
-            x = unit(x, f"{name}_conv1", features)
+            x = conv_bn_relu(x, f"{name}_conv1", features)
             x = drop(residual(x, name, features))
-            x = endpoints[name] = unit(x, f"{name}_conv2", features)
+            x = endpoints[name] = conv_bn_relu(x, f"{name}_conv2", features)
             for level in reversed(range(1, len(self.widths))):
                 name, features = f"{prefix}up{level}", self.widths[level - 1]
                 x, skip = up(x, name, features), skips[level - 1]
@@ -197,9 +197,9 @@ class FusionNet(nn.Module):
                 else:
                     x = drop(jnp.concatenate([skip, x], axis=-1))
                 if not released:
-                    x = unit(x, f"{name}_conv1", features)
+                    x = conv_bn_relu(x, f"{name}_conv1", features)
                 x = residual(x, name, features)
-                x = endpoints[name] = unit(x, f"{name}_conv2", features)
+                x = endpoints[name] = conv_bn_relu(x, f"{name}_conv2", features)
             return layers.Conv(
                 self.num_classes,
                 self.head_size,

@@ -78,12 +78,12 @@ class GoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        conv_unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
 
         def unit(x, name, features, size, stride=1, padding=None):
             padding = size // 2 if padding is None else padding
             features = scaled(features, self.width)
-            return conv_unit(x, name, features, size, stride=stride, padding=padding)
+            return conv_bn_relu(x, name, features, size, stride=stride, padding=padding)
 
         def inception(x, name, channels):
             one, reduce3, three, reduce5, five, proj = channels

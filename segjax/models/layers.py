@@ -135,7 +135,7 @@ def batch_norm(
     return layer(x)
 
 
-def conv_unit(
+def conv_bn_relu(
     x: jax.Array,
     name: str,
     features: int,
@@ -175,13 +175,13 @@ def conv_unit(
     return nn.relu(x) if relu else x
 
 
-def conv_units(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
-    """:func:`conv_unit` with the fields norm, bn_* and dtype of `model`.
+def bind_conv_bn_relu(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
+    """:func:`conv_bn_relu` with the fields norm, bn_* and dtype of `model`.
 
     A network without a field norm always normalizes.
     """
     return functools.partial(
-        conv_unit,
+        conv_bn_relu,
         batch=getattr(model, "norm", "batch") == "batch",
         train=train,
         bn_momentum=model.bn_momentum,

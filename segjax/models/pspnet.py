@@ -108,7 +108,9 @@ class PSPNet(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         # The head always normalizes, whatever the backbone does.
-        unit = functools.partial(layers.conv_units(self, train), batch=True)
+        conv_bn_relu = functools.partial(
+            layers.bind_conv_bn_relu(self, train), batch=True
+        )
 
         def classify(x, name):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -130,15 +132,17 @@ class PSPNet(nn.Module):
             if self.reduce:
                 name, channels = f"pyramid{bins}", self.pyramid_channels
                 several = level.shape[0] * bins * bins > 1
-                level = unit(level, name, channels, 1, train=train and several)
+                level = conv_bn_relu(level, name, channels, 1, train=train and several)
             levels.append(resize.resize_bilinear(level, size, align_corners=True))
         x = endpoints["pyramid"] = jnp.concatenate(levels, axis=-1)
-        x = endpoints["conv5_4"] = unit(x, "conv5_4", self.head_channels, padding=1)
+        x = endpoints["conv5_4"] = conv_bn_relu(
+            x, "conv5_4", self.head_channels, padding=1
+        )
         scores = endpoints["conv6"] = classify(x, "conv6")
         full = images.shape[1:3]
         if self.aux and (train or self.is_initializing()):
             x = endpoints[entry.aux]
-            x = unit(x, "aux_conv", x.shape[-1] // 4, padding=1)
+            x = conv_bn_relu(x, "aux_conv", x.shape[-1] // 4, padding=1)
             aux = classify(x, "aux_score")
             endpoints["aux_logits"] = resize.resize_bilinear(aux, full, True)
         return resize.resize_bilinear(scores, full, align_corners=True), endpoints

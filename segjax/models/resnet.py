@@ -88,8 +88,10 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         def conv_bn(x, index, size, **options):
             names = dict(name=f"conv{index}", norm_name=f"bn{index}")
-            conv_unit = layers.conv_units(self, train)
-            return conv_unit(x, features=self.channels, size=size, **names, **options)
+            conv_bn_relu = layers.bind_conv_bn_relu(self, train)
+            return conv_bn_relu(
+                x, features=self.channels, size=size, **names, **options
+            )
 
         first = dict(padding=self.first_rate, dilation=self.first_rate)
         second = dict(padding=self.rate, dilation=self.rate)
@@ -121,11 +123,11 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv_unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
 
         def unit(x, index, features, size, **options):
             name, norm_name = f"conv{index}", f"bn{index}"
-            return conv_unit(x, name, features, size, norm_name=norm_name, **options)
+            return conv_bn_relu(x, name, features, size, norm_name=norm_name, **options)
 
         in_1x1, in_3x3 = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         wide = dict(padding=self.rate, dilation=self.rate)
@@ -184,7 +186,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        unit = layers.conv_units(self, train)
+        unit = layers.bind_conv_bn_relu(self, train)
         if self.stem == "plain":
             stem = (("1", self.width, 7, 2),)
         else:

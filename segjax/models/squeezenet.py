@@ -69,7 +69,7 @@ class SqueezeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        conv_bn_relu = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
         endpoints = {}
 
         def pooled(x, name, stride):

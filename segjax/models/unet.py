@@ -165,12 +165,12 @@ class UNet(nn.Module):
         crops = plan(depth, self.padding, self.upsampling).crops
         pad = 0 if self.padding == "valid" else 1
         released = self.layout == "released"
-        unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
 
         def pair(x, name, features):
             for index in (1, 2):
                 layer, norm = f"{name}_conv{index}", f"{name}_bn{index}"
-                x = unit(x, layer, features, padding=pad, norm_name=norm)
+                x = conv_bn_relu(x, layer, features, padding=pad, norm_name=norm)
             return x
 
         def up(x, name, features):

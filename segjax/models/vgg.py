@@ -62,17 +62,17 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
         endpoints = {}
         padding = self.pad_first
         stages = zip(STAGES, self.widths, strict=True)
         for stage, (count, width) in enumerate(stages, start=1):
             for i in range(1, count + 1):
-                x = unit(x, f"conv{stage}_{i}", width, padding=padding)
+                x = conv_bn_relu(x, f"conv{stage}_{i}", width, padding=padding)
                 padding = 1
             x = endpoints[f"pool{stage}"] = pool.max_pool(x, 2, 2, ceil=True)
         for name, size in (("fc6", 7), ("fc7", 1)):
-            x = unit(x, name, self.fc_channels, size)
+            x = conv_bn_relu(x, name, self.fc_channels, size)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             endpoints[name] = x
         return endpoints
@@ -103,14 +103,14 @@ class DilatedVGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        unit = layers.conv_units(self, train)
+        conv_bn_relu = layers.bind_conv_bn_relu(self, train)
         endpoints = {}
         stages = zip(STAGES, self.widths, self.rates, self.pools, strict=True)
         for stage, (count, width, rate, window) in enumerate(stages, start=1):
             padding = rate if self.same else 0
             for i in range(1, count + 1):
                 name = f"conv{stage}_{i}"
-                x = unit(x, name, width, padding=padding, dilation=rate)
+                x = conv_bn_relu(x, name, width, padding=padding, dilation=rate)
             endpoints[name] = x
             if window:
                 x = endpoints[f"pool{stage}"] = pool.max_pool(x, *window, ceil=True)

@@ -73,6 +73,7 @@ def test_shares_do_not_depend_on_the_result():
     """A result computed with other roundings than the operands changes nothing."""
     x, y = (distinct(4, 5) for _ in range(2))
     y = y[::-1].copy()
+    y[0, 0] = x[0, 0]
     _, backward = jax.vjp(pool.maximum, x, y)
     ones = np.ones_like(x)
     dx, dy = backward(ones)
