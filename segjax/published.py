@@ -91,7 +91,13 @@ NETWORKS: dict[str, Network] = {
         (1024, 1024, 3),
     ),
     "crfrnn-voc": Network(
-        "crfrnn", dict(base_options=("skips=8", "learn_upsampling=True")), 21, _VGG
+        "crfrnn",
+        dict(
+            base_options=("skips=8", "learn_upsampling=True", "image_stats=vgg"),
+            color_order="caffe",
+        ),
+        21,
+        _VGG,
     ),
     "unet": Network("unet", {}, 2, (572, 572, 1)),
     "unet-released": Network("unet", dict(layout="released"), 2, (572, 572, 1)),

@@ -110,8 +110,6 @@ class CRFRNN(nn.Module):
       theta_alpha: of the bilateral kernel, px; not learned, like the next two.
       theta_beta: of the bilateral kernel, gray levels.
       theta_gamma: of the spatial kernel, px.
-      color_order: of the bilateral lattice, which is not invariant to it: "rgb", "bgr",
-        or "caffe", as in the released network: B, G, R less the mean of ILSVRC.
       spatial_weight, bilateral_weight: initial weights of the kernels: W = weight * I.
       kernel_weights: "full": a K x K matrix per kernel (the released layers);
         "diagonal": a weight per class and kernel; "scalar": a weight per kernel (in the
@@ -150,7 +148,6 @@ class CRFRNN(nn.Module):
     theta_alpha: float = 160.0
     theta_beta: float = 3.0
     theta_gamma: float = 3.0
-    color_order: str = "rgb"
     spatial_weight: float = 3.0
     bilateral_weight: float = 5.0
     kernel_weights: str = "full"
@@ -168,7 +165,6 @@ class CRFRNN(nn.Module):
         layers.check_choice(self, "compatibility", _COMPATIBILITIES)
         layers.check_choice(self, "spatial_filter", ("lattice", "separable", "exact"))
         layers.check_choice(self, "bilateral_filter", ("lattice", "exact"))
-        layers.check_choice(self, "color_order", filters.COLOR_ORDERS)
         layers.check_choice(self, "color_order", filters.COLOR_ORDERS)
         iterations = self.iterations_train, self.iterations_test
         if min(iterations) < 0 or (self.untied and len({*iterations}) > 1):

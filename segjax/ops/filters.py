@@ -35,8 +35,8 @@ NORMALIZATIONS = ("none", "before", "after", "symmetric")
 COLOR_ORDERS = ("rgb", "bgr", "caffe")
 """Order of the colors in a lattice, which is not invariant to it.
 
-"rgb" as in pydensecrf; "bgr"; "caffe" as in the released CRF-RNN: B, G, R less the mean
-of ILSVRC. The Gaussian that a lattice approximates is the same for all of them.
+"rgb" as in pydensecrf; "bgr"; "caffe" as in the released CRF-RNN: B, G, R less
+VGG's mean. The Gaussian that a lattice approximates is the same for all of them.
 """
 
 _TINY = 1e-20  # added to n, as in the reference implementations
@@ -86,7 +86,7 @@ def appearance_features(
                 f"color_order is 'caffe', which is for RGB images; these have "
                 f"{images.shape[-1]} channels: use 'rgb'"
             )
-        images = image.normalize(images, "caffe")
+        images = image.normalize(images, "vgg")
     if color_order != "rgb":
         images = images[..., ::-1]
     batch, height, width, channels = images.shape

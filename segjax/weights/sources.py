@@ -67,7 +67,7 @@ _BASIC_BLOCKS = ("resnet18", "resnet34")  # without a 1x1 convolution to stride 
 _AS_MSRA = {"stem": "plain", "stride_in_1x1": True}
 _AS_MSRA_CAFFE = _AS_MSRA | _UNBIASED
 _DEEPLAB_RESNET = dict(_AS_MSRA_CAFFE, first_block_dilation=True, output_stride=8)
-_PSPNET = {"stem": "deep", "first_block_dilation": True, "output_stride": 8}
+_PSPNET = dict(_UNBIASED, stem="deep", first_block_dilation=True, output_stride=8)
 
 # The first whose signature is in the file is taken.
 SOURCES = (
@@ -81,6 +81,16 @@ SOURCES = (
         ignored=r".*\.num_batches_tracked",
         extra=unet.unet_milesial_extra,
         fields=_UNBIASED,
+    ),
+    Source(
+        "U-Net (Caffe, phseg_v5)",
+        ("unet",),
+        ("",),
+        r"conv_d0a-b\[0\]",
+        unet.unet_caffe,
+        GRAY_OR_RGB,
+        extra=unet.unet_caffe_extra,
+        fields={"layout": "released"},
     ),
     Source(
         "FRRN (Lasagne)",
@@ -145,6 +155,7 @@ SOURCES = (
         r"seg-score-voc\[0\]",
         networks.deconvnet,
         ILSVRC,
+        fields=_UNBIASED,
     ),
     Source(
         "DeepLab VGG16 (Caffe)",
@@ -183,7 +194,7 @@ SOURCES = (
         r"conv1_1_3x3_s2\[0\]",
         networks.psp_caffe,
         VGG,
-        fields=_PSPNET | {"bn_unbiased": True},
+        fields=_PSPNET,
     ),
     Source(
         "PSPNet (semseg)",
@@ -193,7 +204,7 @@ SOURCES = (
         networks.psp_semseg,
         TORCHVISION,
         ignored=r".*\.num_batches_tracked|aux\..*",
-        fields=_AS_TORCHVISION | _PSPNET | {"bn_unbiased": True},
+        fields=_AS_TORCHVISION | _PSPNET,
     ),
     Source(
         "VGG16 (Caffe)",
@@ -341,69 +352,5 @@ SOURCES = (
         VGG,
         ignored=r"fc1000/.*",
         fields=_AS_MSRA,
-    ),
-)
-
-
-class Refused(NamedTuple):
-    """A network that is well known and not one of ours."""
-
-    title: str
-    arrays: tuple[str, ...]  # which it has, all of them
-    why: str
-    without: str = ""  # an array that it does not have
-
-
-REFUSED = (
-    Refused(
-        "torchvision's AlexNet",
-        ("features.3.weight", "features.10.weight", "classifier.1.weight"),
-        "it has other widths than Caffe's, no groups and no normalization",
-    ),
-    Refused(
-        "torchvision's GoogLeNet",
-        ("conv1.conv.weight", "inception3a.branch1.conv.weight"),
-        "it has batch normalization and 3x3 for 5x5 kernels, unlike Caffe's",
-    ),
-    Refused(
-        "VGG19",
-        ("features.0.weight", "features.34.weight", "features.32.weight"),
-        "of the VGG networks, VGG16 is known",
-    ),
-    Refused(
-        "VGG19 with batch normalization",
-        ("features.0.weight", "features.49.weight"),
-        "of the VGG networks, VGG16 is known",
-    ),
-    Refused(
-        "VGG11",
-        ("features.0.weight", "features.16.weight", "features.18.weight"),
-        "of the VGG networks, VGG16 is known",
-    ),
-    Refused(
-        "VGG13",
-        ("features.0.weight", "features.20.weight", "features.22.weight"),
-        "of the VGG networks, VGG16 is known",
-    ),
-    Refused(
-        "SqueezeNet 1.0",
-        ("features.3.squeeze.weight", "features.5.squeeze.weight"),
-        "SqueezeNet 1.1 is known",
-    ),
-    Refused(
-        "milesial/Pytorch-UNet with bilinear upsampling",
-        ("inc.double_conv.0.weight", "up1.conv.double_conv.0.weight"),
-        "it resizes without a convolution; its form with bilinear=False is known",
-        without="up1.up.weight",
-    ),
-    Refused(
-        "the U-Net of its authors (phseg_v5)",
-        ("conv_d0a-b[0]", "upconv_u1d_u0a[0]"),
-        "it has a ReLU behind every up-convolution and 128 channels in the last one",
-    ),
-    Refused(
-        "FusionNet of Keras",
-        ("deconvolution2d_1/kernel", "batchnormalization_1/gamma"),
-        "its batch normalization runs over the rows of the image instead of channels",
     ),
 )

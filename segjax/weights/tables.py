@@ -9,7 +9,8 @@ from segjax.weights import images as images_lib
 from segjax.weights.convert import Table
 from segjax.weights.images import Images
 from segjax.weights.names.networks import Target, expect
-from segjax.weights.sources import REFUSED, SOURCES, Source
+from segjax.weights.refused import REFUSED
+from segjax.weights.sources import SOURCES, Source
 
 # Fields that change no shape, but what the arrays mean: a network with another value is
 # another one, which no training is meant to bridge.

@@ -428,7 +428,7 @@ def test_color_orders():
     """Other features for the lattice, of the same distances."""
     images = np.random.default_rng(0).integers(0, 256, (1, 4, 5, 3), np.uint8)
     colors = images.reshape(1, 20, 3).astype(np.float32)
-    mean = np.float32([104.00699, 116.66877, 122.67892])  # ILSVRC: blue, green, red
+    mean = np.float32([103.939, 116.779, 123.68])  # VGG: blue, green, red
     expected = {
         "rgb": colors,
         "bgr": colors[..., ::-1],

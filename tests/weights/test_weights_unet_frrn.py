@@ -1,4 +1,4 @@
-"""U-Net and FRRN: milesial's PyTorch files, and the authors' Lasagne arrays."""
+"""U-Net and FRRN: milesial's PyTorch files, the authors' Caffe and Lasagne arrays."""
 
 import functools
 
@@ -20,6 +20,7 @@ from experiments import import_weights
 from segjax import weights
 from segjax.errors import UserError
 from segjax.weights import sources
+from segjax.weights.readers import caffe
 
 # Images from 0 to 1, in RGB.
 UNIT = weights.Images(1 / 127.5, (1.0,), (1.0,))  # of image_stats "unit"
@@ -118,6 +119,92 @@ def test_unet_of_gray_images_and_of_other_fields(tmp_path):
     bilinear = {n: a for n, a in arrays.items() if ".up." not in n}
     with pytest.raises(UserError, match="milesial/Pytorch-UNet with bilinear"):
         run_import(bilinear, "unet", UNIT, **MILESIAL)
+
+
+# --- the U-Net that its authors released ---
+
+RELEASED = dict(widths=(2, 3, 4), layout="released")
+
+
+def phseg_v5(channels=1, classes=2):
+    maker = Maker()
+    for level, (out, inputs) in enumerate(((2, channels), (3, 2), (4, 3))):
+        maker.caffe(f"conv_d{level}a-b", out, inputs, 3, 3)
+        maker.caffe(f"conv_d{level}b-c", out, out, 3, 3)
+    # The last up-convolution keeps the channels of the level below.
+    for below, level, inputs, up, out in (("d2c", 1, 4, 3, 3), ("u1d", 0, 3, 3, 2)):
+        name = f"upconv_{below}_u{level}a"
+        maker.add(f"{name}[0]", inputs, up, 2, 2)
+        maker.add(f"{name}[1]", up)
+        maker.caffe(f"conv_u{level}b-c", out, up + out, 3, 3)
+        maker.caffe(f"conv_u{level}c-d", out, out, 3, 3)
+    maker.caffe("conv_u0d-score", classes, 2, 1, 1)
+    return maker.arrays
+
+
+@functools.cache
+def released_case():
+    arrays, images = phseg_v5(), picture(44, 52)[..., :1]
+    imported = run_import(arrays, "unet", sources.GRAY_OR_RGB, **RELEASED)
+    check_complete(arrays, imported)
+    assert imported.num_classes == 2 and not imported.result.notes
+    return arrays, images, logits(imported, images, "unet", **RELEASED)
+
+
+@each_library
+def test_unet_as_released(library):
+    """A ReLU behind the up-convolutions, and their maps in front of the skips."""
+    ops = operators(library)
+    arrays, images, found = released_case()
+
+    def blobs(name):
+        return arrays[f"{name}[0]"], arrays[f"{name}[1]"]
+
+    def conv(x, name):
+        return ops.relu(ops.conv(x, *blobs(f"conv_{name}")))
+
+    x, skips = images.transpose(0, 3, 1, 2) / 127.5 - 1, []
+    for level in range(3):
+        x = ops.max_pool(x, 2, 2) if level else x
+        x = conv(conv(x, f"d{level}a-b"), f"d{level}b-c")
+        skips.append(x)
+    for below, level in (("d2c", 1), ("u1d", 0)):
+        x = ops.deconv(x, *blobs(f"upconv_{below}_u{level}a"), stride=2)
+        assert x.min() < 0
+        skip = skips[level]
+        top, left = ((a - b) // 2 for a, b in zip(skip.shape[2:], x.shape[2:]))
+        skip = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+        x = np.concatenate([ops.relu(x), skip], 1)
+        x = conv(conv(x, f"u{level}b-c"), f"u{level}c-d")
+    x = ops.conv(x, *blobs("conv_u0d-score"))
+    assert x.shape[2:] == (4, 12)
+    assert_close(found, x)
+
+
+def test_released_unet_of_other_fields(tmp_path):
+    """The program sets the layout; another one is another network."""
+    pytest.importorskip("safetensors")
+    arrays = phseg_v5()
+    with pytest.raises(UserError, match="set --config.model.layout to 'released'"):
+        run_import(arrays, "unet", UNIT, widths=(2, 3, 4))
+    with pytest.raises(
+        UserError, match="set --config.model.upsampling to 'transposed'"
+    ):
+        run_import(arrays, "unet", UNIT, **RELEASED, upsampling="nearest")
+    path, output = tmp_path / "phseg_v5.caffemodel", tmp_path / "unet.safetensors"
+    caffe.write(path, arrays)
+    config, chosen = make_config("unet", widths=(2, 3, 4)), {"widths": (2, 3, 4)}
+    imported = import_weights.import_weights(path, config, output=output, chosen=chosen)
+    assert imported.info.fields["layout"] == "released"
+    # Images from 0 to 1 at the authors, from -1 to 1 here; nothing is padded.
+    raw = run_import(arrays, "unet", sources.GRAY_OR_RGB, **RELEASED).result.arrays
+    raw["params/enc0_conv1/bias"] = (
+        raw["params/enc0_conv1/bias"]
+        + raw["params/enc0_conv1/kernel"].sum((0, 1, 2)) / 2
+    )
+    raw["params/enc0_conv1/kernel"] = raw["params/enc0_conv1/kernel"] / 2
+    for name, array in imported.result.arrays.items():
+        np.testing.assert_allclose(array, raw[name], rtol=1e-5, atol=1e-6)
 
 
 # --- FRRN ---
