@@ -234,7 +234,7 @@ ROWS = """
 from segjax.config import make
 def get_config():
     return make(model={"padding": "same", "norm": "batch", "widths": (4,)},
-                data={"scenes_size": (16, 16)}, batch_size=4)
+                data={"scenes_size": (32, 32)}, batch_size=4)
 def sweep():
     for size in SIZES:
         yield {"batch_size": size}

@@ -17,7 +17,8 @@ def folder(tmp_path_factory):
 
 
 STEPS = 12
-ARGS = {"total_steps": STEPS, "eval_every": 0, "eval_images": 0, "save_every": 4}
+ARGS = {"total_steps": STEPS, "eval_every": 0, "eval_images": 0}
+ARGS |= {"save_every": 4, "keep": 3}
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +92,10 @@ def start_two(workdir, folder, **args):
 
 
 def close(a, b):
-    """The same training up to the order of float32 sums: 1e-4 relative in the loss."""
+    """The same training up to the order of float32 sums: 1e-5 relative in the loss."""
     a, b = kill.losses(a), kill.losses(b)
     assert a.keys() == b.keys()
-    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-4)
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
 
 
 def test_processes_and_devices_give_the_same_training(folder, whole):
@@ -108,9 +109,12 @@ def test_processes_and_devices_give_the_same_training(folder, whole):
     close(whole, four)
     close(whole, two)
     for other in (four, two):
-        a, b = kill.final_arrays(whole, STEPS), kill.final_arrays(other, STEPS)
-        for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-2, atol=1e-3)
+        # Sums in another order differ by 1e-7, until the sign of a single activation
+        # differs for once (after step 8 here): then gradients do by some 1e-4.
+        for step, rtol, atol in ((4, 1e-4, 1e-5), (STEPS, 1e-2, 1e-3)):
+            a, b = kill.final_arrays(whole, step), kill.final_arrays(other, step)
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol)
 
 
 def test_sigterm_to_one_process_saves_on_both_and_restores_on_another_topology(
