@@ -183,7 +183,7 @@ def check(config: ConfigDict) -> None:
             "fields of another network: they come from the config file, so take one "
             "of that network, or a copy with another model_name"
         )
-    values = flatten_dict(json_like(config), sep=".")
+    values = flatten(config)
     for name, field in config_fields.flatten().items():
         config_fields.check(f"--config.{name}", field, values[name])
 
@@ -273,6 +273,11 @@ def json_like(value):
     if isinstance(value, list | tuple):
         return tuple(json_like(item) for item in value)
     return value
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by their name with dots: {"model": {"rates": (1,)}} -> "model.rates"."""
+    return flatten_dict(json_like(config), sep=".")
 
 
 def save(config: ConfigDict, path: Path) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from experiments.shared import provenance
@@ -49,7 +48,8 @@ def check_same_run(
         return
     trained = workdir_lib.read_dataset(workdir)
     workdir_lib.check_same_classes(trained, info, where=str(workdir))
-    before, now = _flat(config_lib.load(path)), _flat(config)
+    before = config_lib.flatten(config_lib.load(path))
+    now = config_lib.flatten(config)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and key not in FREE_FIELDS:
             raise UserError(
@@ -87,7 +87,3 @@ def write_description(
     workdir_lib.write_splits(workdir, splits)
     workdir_lib.write_versions(workdir, provenance.versions())
     workdir_lib.write_config(workdir, config_lib.json_like(config))
-
-
-def _flat(config: ConfigDict) -> dict:
-    return traverse_util.flatten_dict(config_lib.json_like(config), sep=".")

@@ -53,9 +53,11 @@ def read(config_file: str, config: ConfigDict) -> tuple[list[Row], dict[str, Any
     if "sweep" not in module:
         raise UserError(f"--config {path} defines no sweep(); configs/sweeps/ has some")
     given = [arg] if arg else []
-    file_values = flat(module["get_config"](*given))
+    file_values = config_lib.flatten(module["get_config"](*given))
     overrides = {
-        key: value for key, value in flat(config).items() if value != file_values[key]
+        key: value
+        for key, value in config_lib.flatten(config).items()
+        if value != file_values[key]
     }
     takes_arg = inspect.signature(module["sweep"]).parameters
     try:
@@ -87,7 +89,7 @@ def make_rows(base: ConfigDict, overrides: Iterable[Mapping[str, Any]]) -> list[
     if not chosen:
         raise UserError("sweep() yields no rows")
     configs = [_resolve(base, row, number) for number, row in enumerate(chosen, 1)]
-    flats = [flat(config) for config in configs]
+    flats = [config_lib.flatten(config) for config in configs]
     keys = dict.fromkeys(key for row in chosen for key in row)
     varying = [key for key in keys if len({repr(f[key]) for f in flats}) > 1]
     rows, seen = [], {}
@@ -138,20 +140,9 @@ def _resolve(base: ConfigDict, overrides: Mapping[str, Any], number: int) -> Con
         ) from error
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"rates": (1,)}} -> {"model.rates": (1,)}."""
-    values = {}
-    for key, value in config_lib.json_like(config).items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
-
-
 def hash_of(config: Mapping[str, Any]) -> str:
     """The same for configs that differ only in what makes no other experiment."""
-    return _hash(flat(config))
+    return _hash(config_lib.flatten(config))
 
 
 def _hash(values: Mapping[str, Any]) -> str:

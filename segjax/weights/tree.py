@@ -4,20 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 Tree = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Tree) -> dict[str, Any]:
     """The leaves of nested dicts by name, joined by "/"."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return flatten_dict(tree, sep="/")
 
 
 def replace(tree: Tree, arrays: Mapping[str, np.ndarray], prefix: str = "") -> dict:

@@ -232,7 +232,7 @@ def test_overrides_survive_the_command_line(base):
     found = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", base, flag_values=found, sys_argv=argv)
     found(argv)
-    flat = sweep_rows.flat(found.config)
+    flat = config_lib.flatten(found.config)
     assert {key: flat[key] for key in values} == values
     assert all(type(flat[key]) is type(values[key]) for key in values)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segjax import files
 from segjax.errors import UserError
 
 
@@ -50,7 +51,6 @@ def write(
     """
     safetensors = _import(path)
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     # Views of other memory orders would be written as they lie in memory.
     whole = {
         name: np.array(array, order="C", copy=None) for name, array in arrays.items()
@@ -60,8 +60,7 @@ def write(
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     try:
-        safetensors.numpy.save_file(whole, partial, dict(metadata))
-        partial.replace(path)
+        with files.atomic_write(path) as partial:
+            safetensors.numpy.save_file(whole, partial, dict(metadata))
     except (safetensors.SafetensorError, OSError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}") from error
