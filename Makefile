@@ -1,5 +1,5 @@
 # make quickstart: train, evaluate, predict and report on procedural scenes
-# make test:       lint and test
+# make test:       lint, check types and test
 # make test-all:   test, with the slow tests and those that compare with PyTorch and the
 #                  TPU compiler, which it installs into an environment of its own
 # make docs:       writes docs/config.md from the table of fields, and docs/reference.md
@@ -20,6 +20,7 @@ quickstart: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy segjax
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-all: .venv-all/installed

@@ -46,6 +46,7 @@ setup(
             "scipy>=1.14",
             "h5py>=3.11",
             "hypothesis>=6.100",
+            "mypy>=1.13",
             "safetensors>=0.4.3",
         ],
     },

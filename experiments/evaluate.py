@@ -90,7 +90,11 @@ def evaluate(
         disable=jax.process_index() > 0,
     )
     h, shown = evaluators.evaluate(
-        eval_step, segmenter.variables, bar, mesh, config.eval_images
+        eval_step,
+        segmenter.variables,
+        batches=bar,
+        mesh=mesh,
+        pictures=config.eval_images,
     )
     baseline = metrics.majority_baseline(h[0, -1])
     results = {
@@ -174,9 +178,9 @@ def _write(
         picture = viz.panel(
             example["image"],
             example["label"],
-            example["prediction"],
-            info.palette,
-            ["image", "truth", *columns],
+            prediction=example["prediction"],
+            palette=info.palette,
+            captions=["image", "truth", *columns],
         )
         cv2.imwrite(str(output / f"{split}_{i}.png"), picture[..., ::-1])
 

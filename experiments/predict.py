@@ -254,15 +254,21 @@ def run(
             for result in collection.run(
                 segmenter, plan, outputs=_arrays(results.outputs), threads=threads
             ):
-                path = plan.images[result.index]
+                path = plan.images[result.image_index]
                 if bar is not None:
                     bar.update()
                 if isinstance(result, collection.Failure):
                     failed(path, result.error)
                     continue
                 waited += result.waited
-                arguments = results, names[path], path, result
-                writes.append((path, pool.submit(prediction_folder.write, *arguments)))
+                written = pool.submit(
+                    prediction_folder.write,
+                    results,
+                    names[path],
+                    file=path,
+                    prediction=result,
+                )
+                writes.append((path, written))
                 # Writing may be slower than predicting; large images go one by one.
                 limit = 0 if result.parts else 2 * segmenter.batch_size
                 while len(writes) > limit:

@@ -51,7 +51,9 @@ def quickstart(config: ConfigDict, workdir: Path) -> int:
     )
     cli.log("4/4 report")
     report = workdir / "report.html"
-    files.write_text(report, _page(config, workdir, results, info=info, source=source))
+    files.write_text(
+        report, _page(config, workdir, results=results, info=info, source=source)
+    )
     scores, baseline = results["scores"], results["majority_baseline"]
     print(
         f"validation mIoU {scores['miou']:.3f} (always the majority class: "
@@ -64,8 +66,8 @@ def quickstart(config: ConfigDict, workdir: Path) -> int:
 def _page(
     config: ConfigDict,
     workdir: Path,
-    results: dict,
     *,
+    results: dict,
     info: datasets.Dataset,
     source: Sequence[dict],
 ) -> str:

@@ -47,12 +47,12 @@ class Score(NamedTuple):
 
 
 def report(
-    folder: Path, output: Path, classes: list[str], pair: list[str], erf: bool
+    folder: Path, output: Path, *, classes: list[str], pair: list[str], erf: bool
 ) -> bool:
     """Prints and writes the table of one sweep; whether all its runs are finished."""
     sweep = sweep_runs.load(folder)
     results = _results(sweep, folder, erf)
-    scores = _scores(sweep.rows[0].config, results, classes, pair)
+    scores = _scores(sweep.rows[0].config, results, classes=classes, pair=pair)
     rows = _table(results, scores)
     problems = _problems(results)
     facts = _facts(sweep, results)
@@ -70,7 +70,9 @@ def report(
         plots=plot,
     )
     files = {
-        "report.md": _markdown(facts, rows, problems, commands).encode(),
+        "report.md": _markdown(
+            facts, rows, problems=problems, commands=commands
+        ).encode(),
         "report.csv": _csv(results, scores).encode(),
         "report.html": page.encode(),
     } | ({"report.png": plot} if plot else {})
@@ -110,7 +112,7 @@ def _results(sweep: sweep_runs.Sweep, folder: Path, erf: bool) -> list[Result]:
 
 
 def _scores(
-    config: Any, results: list[Result], classes: list[str], pair: list[str]
+    config: Any, results: list[Result], *, classes: list[str], pair: list[str]
 ) -> list[Score]:
     info = datasets.describe(config.data)
     for result in results if classes or pair else ():
@@ -237,7 +239,7 @@ def _facts(sweep: sweep_runs.Sweep, results: list[Result]) -> str:
 
 
 def _markdown(
-    facts: str, rows: tables.Rows, problems: list[str], commands: dict[str, str]
+    facts: str, rows: tables.Rows, *, problems: list[str], commands: dict[str, str]
 ) -> str:
     parts = [facts, "", tables.markdown_table(rows), ""]
     parts += [f"* {problem}" for problem in problems] + [""] * bool(problems)
@@ -296,7 +298,11 @@ def main(argv) -> int:
         if len(folders) > 1 and values.output:
             output /= folder.name
         cli.make_folder(output)
-        complete.append(report(folder, output, values.classes, values.pair, values.erf))
+        complete.append(
+            report(
+                folder, output, classes=values.classes, pair=values.pair, erf=values.erf
+            )
+        )
     return 0 if all(complete) else 1
 
 

@@ -286,11 +286,11 @@ def influence_picture(influence: np.ndarray, field: Field, title: str) -> np.nda
 
 
 def draw_influence(
-    model: nn.Module, variables: dict, found: Summary, count: int, path: Path
+    model: nn.Module, variables: dict, *, found: Summary, count: int, path: Path
 ) -> None:
     """Measures the effective receptive field of the logits on images of noise."""
     images = np.random.default_rng(0).integers(0, 256, (count, *found.image))
-    influence = receptive_field.effective(model, variables, images)
+    influence = receptive_field.effective(model, variables, images=images)
     side = receptive_field.effective_side(influence)
     field = found.logits.receptive_field
     title = f"effective {side:.0f} px, theoretical {tables.field_text(field)}"
@@ -337,10 +337,14 @@ def main(argv) -> int:
         cli.start()
         if values.workdir:
             mesh = sharding.make_mesh(jax.local_devices()[:1])
-            variables = load_model(config, workdir, info, "best", mesh)[1]
+            variables = load_model(config, workdir, info=info, which="best", mesh=mesh)[
+                1
+            ]
         else:
             variables = random_variables(model, image)
-        draw_influence(model, variables, found, values.erf_images, paths["erf"])
+        draw_influence(
+            model, variables, found=found, count=values.erf_images, path=paths["erf"]
+        )
     return 0
 
 

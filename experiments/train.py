@@ -132,12 +132,16 @@ def _train(
         batches = evaluation.eval_batches(config, eval_source, info.channels)
         began = time.perf_counter()
         confusion, examples = evaluators.evaluate(
-            eval_step, variables, _until(stop, batches), mesh, config.eval_images
+            eval_step,
+            variables,
+            batches=_until(stop, batches),
+            mesh=mesh,
+            pictures=config.eval_images,
         )
         rate = len(eval_source) / (time.perf_counter() - began)
         scores = metrics.scores(confusion)
         if main:
-            run_stats.save(workdir, step, confusion, rate)
+            run_stats.save(workdir, step, confusion=confusion, rate=rate)
         log.evaluation(step, scores, examples=examples, info=info)
         checkpoint.add_score(manager, step, scores["miou"])
 

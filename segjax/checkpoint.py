@@ -19,6 +19,7 @@ import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -208,7 +209,8 @@ def _named_leaves(tree) -> Iterable[tuple[str, jax.Array]]:
 
 def _crc(array: jax.Array) -> int:
     # The state is replicated, so any one shard is the whole array.
-    return zlib.crc32(np.ascontiguousarray(array.addressable_data(0)))
+    whole = np.ascontiguousarray(array.addressable_data(0))
+    return zlib.crc32(whole.view(np.uint8).data)
 
 
 def _meta_crc(arrays: dict, extra: dict) -> int:
@@ -238,7 +240,7 @@ def save(
         name: [list(leaf.shape), str(leaf.dtype), _crc(leaf)]
         for name, leaf in _named_leaves(items)
     }
-    meta = {"arrays": arrays, "extra": extra or {}}
+    meta: dict[str, Any] = {"arrays": arrays, "extra": extra or {}}
     meta["crc"] = _meta_crc(**meta)
     try:
         manager.save(

@@ -11,9 +11,9 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _seconds: list[float] = []
 
 
-def _listen(event: str, seconds: float, **_) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event == _COMPILE_EVENT:
-        _seconds.append(seconds)
+        _seconds.append(duration_secs)
 
 
 monitoring.register_event_duration_secs_listener(_listen)

@@ -56,6 +56,7 @@ def make_eval_step(predictor: Callable, classes: int) -> Callable:
 def evaluate(
     eval_step: Callable,
     variables: dict,
+    *,
     batches: Iterable[dict],
     mesh: jax.sharding.Mesh,
     pictures: int = 0,
@@ -74,7 +75,8 @@ def evaluate(
       The sum of the confusion matrices, int64, over all processes' images, and the
       first ``pictures`` examples of this process with their ``prediction`` added.
     """
-    total, shown = 0, []
+    total: np.ndarray = np.zeros((), np.int64)
+    shown: list[dict] = []
     for batch, on_device in sharding.prefetch(batches, mesh):
         confusion, predictions = eval_step(variables, on_device)
         total = total + np.asarray(confusion, np.int64)

@@ -58,7 +58,8 @@ def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def _nll(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cropped labels [N, h, w] and negative log-likelihoods [N, h, w]."""
-    labels = center_crop(labels, logits.shape[1:3])
+    _, height, width, _ = logits.shape
+    labels = center_crop(labels, (height, width))
     logits = logits.astype(jnp.float32)
     chosen = _of_label(labels, logits)
     return labels, jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -143,8 +144,8 @@ class _Regions(NamedTuple):
 
 
 def _regions(logits: jax.Array, labels: jax.Array, per_image: bool) -> _Regions:
-    labels = center_crop(labels, logits.shape[1:3])
-    classes = logits.shape[-1]
+    _, height, width, classes = logits.shape
+    labels = center_crop(labels, (height, width))
     probability = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     regions = len(labels) if per_image else 1
     labels = labels.reshape(regions, -1)
@@ -261,7 +262,7 @@ LOSSES = PIXEL_LOSSES | REGION_LOSSES
 
 
 def count(
-    loss: Loss, labels: jax.Array, num_classes: int, options: Options = DEFAULT
+    loss: Loss, labels: jax.Array, *, num_classes: int, options: Options = DEFAULT
 ) -> jax.Array:
     """The count that a loss returns for `labels` [N, h, w], before there are logits."""
     # It does not depend on the logits, so the compiler drops the rest.

@@ -113,7 +113,7 @@ class Counts(NamedTuple):
 def _ratio(numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
     """NaN where nothing is there to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.float64(numerator) / denominator
+        return np.asarray(numerator, np.float64) / denominator
 
 
 def _nanmean(values: np.ndarray) -> float:

@@ -120,8 +120,7 @@ def _momentum(options: ConfigDict) -> optax.GradientTransformation:
 
 # The transformations behind clipping and weight decay, from ``config.optim``, the
 # learning rate (which also turns gradients into descents) and the factors of lr_mult.
-_Transformation = optax.GradientTransformation
-OPTIMIZERS: dict[str, Callable[..., tuple[_Transformation, ...]]] = {
+OPTIMIZERS: dict[str, Callable[..., tuple[optax.GradientTransformation, ...]]] = {
     "sgd": lambda options, rate, factors: (_momentum(options), rate, factors),
     # Caffe keeps lr inside the buffer: h = m h + lr (g + decay w); w -= h.
     "caffe_sgd": lambda options, rate, factors: (rate, factors, _momentum(options)),

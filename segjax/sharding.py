@@ -123,7 +123,7 @@ def prefetch(
     batches: Iterable[dict], mesh: jax.sharding.Mesh, ahead: int = 2
 ) -> Iterator[tuple[dict, dict]]:
     """Yields (host batch, device batch) with ``ahead`` transfers in flight."""
-    queue = collections.deque()
+    queue: collections.deque[tuple[dict, dict]] = collections.deque()
     for batch in batches:
         queue.append((batch, put(batch, mesh)))
         if len(queue) > ahead:

@@ -47,8 +47,12 @@ def create_state(
     images = jnp.zeros((1, *image_shape), jnp.uint8)
     # train=True, so that heads which exist in training only get parameters too.
     # The default generator takes XLA on CPU longer to compile than the training step.
-    keys = jax.random.split(jax.random.key(seed, impl="rbg"))
-    keys = dict(zip(("params", "dropout"), keys))
+    keys = dict(
+        zip(
+            ("params", "dropout"),
+            jax.random.split(jax.random.key(seed, impl="rbg")),
+        )
+    )
     variables = model.init(keys, images, train=True)
     params = variables["params"]
     return TrainState(
@@ -112,7 +116,7 @@ def loss_terms(
         for i, scores in enumerate(endpoints.get("scale_logits", ())):
             stride = coarse.scale_strides[i]
             if full:
-                size = logits.shape[1:3]
+                size = geometry.sides(logits)
                 scores = _interpolate(scores, coarse, stride=stride, size=size)
             terms.append(Term(scores, 1 if full else stride, 1.0))
     weight = losses.auxiliary_weight(
@@ -132,7 +136,7 @@ def _interpolate(
     """Scores of one scale of the image, interpolated to all of its pixels."""
     start = coarse.start * Fraction(stride, coarse.stride)
     grid = geometry.Grid(Fraction(stride), start)
-    return resize.interpolate(scores, grid, geometry.Grid(), size)
+    return resize.interpolate(scores, grid, target=geometry.Grid(), size=size)
 
 
 def make_step(
@@ -171,8 +175,9 @@ def make_step(
 
     def targets(labels: jax.Array, stride: int) -> jax.Array:
         """The labels that scores of this stride in pixels are compared with."""
-        sides = tuple(side - 2 * margin for side in labels.shape[1:3])
-        labels = losses.center_crop(labels, sides)
+        height, width = geometry.sides(labels)
+        inner = height - 2 * margin, width - 2 * margin
+        labels = losses.center_crop(labels, inner)
         if stride == 1 or coarse is None:
             return labels
         first = coarse.label_offset
@@ -182,7 +187,9 @@ def make_step(
         if options.normalize == "images":
             return jnp.float32(len(labels))
         labels = targets(labels, stride)
-        count = losses.count(loss_function, labels, model.num_classes, loss_options)
+        count = losses.count(
+            loss_function, labels, num_classes=model.num_classes, options=loss_options
+        )
         return jnp.where(count > 0, count, 1.0)  # a batch that is all void: loss 0
 
     def mean(term: Term, labels: jax.Array, divisors: dict[int, jax.Array]):

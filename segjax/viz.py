@@ -40,7 +40,7 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, label: np.ndarray, palette: np.ndarray, alpha: float = 0.5
+    image: np.ndarray, label: np.ndarray, *, palette: np.ndarray, alpha: float = 0.5
 ) -> np.ndarray:
     """The colors of a label map over its image; void shows the image alone.
 
@@ -61,6 +61,7 @@ def overlay(
 def panel(
     image: np.ndarray,
     truth: np.ndarray,
+    *,
     prediction: np.ndarray,
     palette: np.ndarray,
     captions: Sequence[str] = ("image", "truth", "prediction"),
@@ -86,7 +87,7 @@ def panel(
     for picture, caption in zip(pictures, captions, strict=True):
         picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
         header = np.full((_LINE, picture.shape[1], 3), _PAPER, np.uint8)
-        _write(header, caption, 2, 0)
+        _write(header, caption, left=2, top=0)
         columns += [np.vstack([header, picture])]
         columns += [np.full((len(columns[0]), _GAP, 3), _PAPER, np.uint8)]
     return np.hstack(columns[:-1])
@@ -105,7 +106,7 @@ def legend(classes: Sequence[str], palette: np.ndarray, columns: int = 4) -> np.
         box = picture[top + 4 : top + 4 + swatch, left + pad : left + pad + swatch]
         box[:] = 160  # a rim, for colors as light as the paper
         box[1:-1, 1:-1] = color
-        _write(picture, name, left + swatch + 2 * pad, top)
+        _write(picture, name, left=left + swatch + 2 * pad, top=top)
     return picture
 
 
@@ -274,7 +275,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
-def _write(picture: np.ndarray, text: str, left: int, top: int) -> None:
+def _write(picture: np.ndarray, text: str, *, left: int, top: int) -> None:
     """Writes a line of text into uint8 [H, W, 3], in place."""
     place = (left, top + 15)
     cv2.putText(picture, text, place, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)

@@ -57,7 +57,7 @@ LOCK_VARIABLE = "SEGJAX_LOCK"
 
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**62}
 _NUMBER = {"type": "number"}
-_DATASET_SCHEMA = {
+_DATASET_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["name", "classes", "palette", "mean", "channels"],
     "properties": {
@@ -297,11 +297,11 @@ def check_same_classes(
                 f"{where} was trained on {trained.name} with {before} {what}, but "
                 f"{info.name} has {now}: {remedy}"
             )
-    for index, (before, now) in enumerate(zip(trained.classes, info.classes)):
-        if before != now:
+    for index, (name, other) in enumerate(zip(trained.classes, info.classes)):
+        if name != other:
             raise UserError(
-                f"{where} was trained with class {index} named {before!r}, but in "
-                f"{info.name} it is {now!r}: list the classes in the order of "
+                f"{where} was trained with class {index} named {name!r}, but in "
+                f"{info.name} it is {other!r}: list the classes in the order of "
                 f"dataset.json beside the checkpoints ({', '.join(trained.classes)}), "
                 "or train in another --workdir"
             )

@@ -48,7 +48,7 @@ def test_count_of_the_labels_is_what_the_loss_returns(name, fields):
     rng = np.random.default_rng(1)
     labels = rng.choice([0, 1, 2, 255], (2, 3, 5)).astype(np.uint8)
     options = losses.Options(**fields)
-    expected = losses.count(losses.LOSSES[name], labels, 3, options)
+    expected = losses.count(losses.LOSSES[name], labels, num_classes=3, options=options)
     for scale in (0.1, 30.0):
         logits = scale * rng.normal(size=(2, 3, 5, 3)).astype(np.float32)
         assert losses.LOSSES[name](logits, labels, options)[1] == expected
@@ -58,7 +58,10 @@ def test_count_of_hard_pixels():
     labels = np.full((2, 3, 5), 255, np.uint8)
     for pixels, expected in ((4, 8), (100, 30)):
         options = losses.Options(hard_pixels=pixels)
-        assert losses.count(losses.hard_pixels, labels, 3, options) == expected
+        assert (
+            losses.count(losses.hard_pixels, labels, num_classes=3, options=options)
+            == expected
+        )
 
 
 def test_all_void_is_zero_with_finite_gradient():

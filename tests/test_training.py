@@ -344,7 +344,7 @@ def variables_of(workdir):
     info = workdir_lib.read_dataset(workdir)
     options = config.load(workdir / "config.json")
     mesh = sharding.make_mesh()
-    return load_model(options, workdir, info, "best", mesh)[:2]
+    return load_model(options, workdir, info=info, which="best", mesh=mesh)[:2]
 
 
 def test_fcn16s_starts_with_the_prediction_of_fcn32s(fcn32s, capsys):

@@ -28,13 +28,13 @@ def test_colorize():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_overlay(channels):
     image = np.random.default_rng(0).integers(0, 256, (2, 4, channels), np.uint8)
-    mixed = viz.overlay(image, LABEL, PALETTE, alpha=0.25)
+    mixed = viz.overlay(image, LABEL, palette=PALETTE, alpha=0.25)
     assert mixed.shape == (2, 4, 3)
     assert mixed.dtype == np.uint8
     expected = 0.75 * image + 0.25 * viz.colorize(LABEL, PALETTE)
     expected[0, 3] = image[0, 3]
     assert np.abs(mixed - expected).max() <= 0.5
-    opaque = viz.overlay(image, LABEL, PALETTE, alpha=1.0)
+    opaque = viz.overlay(image, LABEL, palette=PALETTE, alpha=1.0)
     np.testing.assert_array_equal(
         opaque[LABEL < 3], viz.colorize(LABEL, PALETTE)[LABEL < 3]
     )
@@ -46,7 +46,7 @@ def test_panel(channels, width, zoom):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (30, width, channels), np.uint8)
     truth, prediction = rng.integers(0, 3, (2, 30, width), np.uint8)
-    picture = viz.panel(image, truth, prediction, PALETTE)
+    picture = viz.panel(image, truth, prediction=prediction, palette=PALETTE)
     side = zoom * width
     gap = (picture.shape[1] - 3 * side) // 2
     head = picture.shape[0] - 30 * zoom
@@ -69,7 +69,13 @@ def test_panel(channels, width, zoom):
         if index < 2:
             assert (picture[:, left + side : left + side + gap] == 255).all()
     with pytest.raises(ValueError):
-        viz.panel(image, truth, prediction, PALETTE, captions=("image", "truth"))
+        viz.panel(
+            image,
+            truth,
+            prediction=prediction,
+            palette=PALETTE,
+            captions=("image", "truth"),
+        )
 
 
 def test_legend():

@@ -644,7 +644,9 @@ def test_best_is_the_highest_miou_and_remembered_on_resume(tmp_path, monkeypatch
     info = workdir_lib.read_dataset(run)
     saved = config.load(run / "config.json")
     loaded = {
-        which: trained.load_model(saved, run, info, which, sharding.make_mesh())
+        which: trained.load_model(
+            saved, run, info=info, which=which, mesh=sharding.make_mesh()
+        )
         for which in ("best", "latest")
     }
     assert {which: step for which, (_, _, step) in loaded.items()} == {

@@ -76,7 +76,11 @@ def measure(
     sort = sort.lower(images).compile()
     points = sort(images)
     capacity = mean_field.choose_capacity(images, settings)
-    build = jax.jit(lambda points: build_lattices(points, images, settings, capacity))
+    build = jax.jit(
+        lambda points: build_lattices(
+            points, images, settings=settings, capacity=capacity
+        )
+    )
     build = build.lower(points).compile()
 
     def refine(probabilities, images, points):
@@ -109,7 +113,7 @@ def measure(
         "size": [height, width],
         "classes": classes,
         "settings": settings._asdict(),
-        "vertices": [int(table.count.max()) for table in lattices],
+        "vertices": [int(table.vertex_count.max()) for table in lattices],
         "capacity": list(capacity),
         "seconds": dict(zip(PARTS, (sorting, building, crf - building, sorting + crf))),
         "compile_seconds": compiled,
@@ -131,6 +135,7 @@ def sort_points(
 def build_lattices(
     points: lattice.Sorted | None,
     images: jax.Array,
+    *,
     settings: mean_field.Settings,
     capacity: tuple[int, int],
 ) -> list[lattice.Lattice]:
@@ -227,7 +232,7 @@ def main(argv) -> None:
         (file,) = image_files.list_images(argv[1:]).images
         image = image_files.resize_image(image_files.decode_image(file, 3), size)
     else:
-        image = scenes.scene(0, 0, size)["image"]
+        image = scenes.scene(0, 0, size=size)["image"]
     cli.start()
     where = provenance.versions()
     results = {

@@ -28,7 +28,7 @@ from segjax.ops import conv, pool
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def plain_conv2d(x, kernel, stride=1, padding=0, dilation=1, groups=1) -> jax.Array:
+def plain_conv2d(x, kernel, *, stride=1, padding=0, dilation=1, groups=1) -> jax.Array:
     """`conv.conv2d` as one convolution."""
     return jax.lax.conv_general_dilated(
         x,
@@ -41,7 +41,7 @@ def plain_conv2d(x, kernel, stride=1, padding=0, dilation=1, groups=1) -> jax.Ar
     )
 
 
-def plain_conv_transpose(x, kernel, stride, padding=0) -> jax.Array:
+def plain_conv_transpose(x, kernel, *, stride, padding=0) -> jax.Array:
     """`conv.conv_transpose` as one convolution of the map with zeros in between."""
     edge = len(kernel) - 1 - padding
     return jax.lax.conv_general_dilated(
@@ -54,7 +54,7 @@ def plain_conv_transpose(x, kernel, stride, padding=0) -> jax.Array:
     )
 
 
-def plain_bilinear_upsample(x, size, stride, offset, crop) -> jax.Array:
+def plain_bilinear_upsample(x, size, *, stride, offset, crop) -> jax.Array:
     """`conv.bilinear_upsample` as one grouped transposed convolution."""
     channels = x.shape[3]
     kernel = jnp.asarray(conv.bilinear_kernel(size), x.dtype)[:, :, None, None]
@@ -70,20 +70,25 @@ def plain_bilinear_upsample(x, size, stride, offset, crop) -> jax.Array:
     return y[:, offset : offset + crop[0], offset : offset + crop[1]]
 
 
-def _windows(x, kernel, stride, padding, start, combine) -> jax.Array:
+def _windows(x, kernel, *, stride, padding, start, combine) -> jax.Array:
     edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     window, strides = (1, kernel, kernel, 1), (1, stride, stride, 1)
     return jax.lax.reduce_window(x, start, combine, window, strides, edges)
 
 
-def plain_max_pool(x, kernel, stride, padding=0) -> jax.Array:
+def plain_max_pool(x, kernel, *, stride, padding=0) -> jax.Array:
     """`pool.max_pool` with ``lax.reduce_window``."""
-    return _windows(x, kernel, stride, padding, -jnp.inf, jax.lax.max)
+    return _windows(
+        x, kernel, stride=stride, padding=padding, start=-jnp.inf, combine=jax.lax.max
+    )
 
 
-def plain_avg_pool(x, kernel, stride, padding=0) -> jax.Array:
+def plain_avg_pool(x, kernel, *, stride, padding=0) -> jax.Array:
     """`pool.avg_pool` with ``lax.reduce_window``."""
-    return _windows(x, kernel, stride, padding, 0.0, jax.lax.add) / kernel**2
+    total = _windows(
+        x, kernel, stride=stride, padding=padding, start=0.0, combine=jax.lax.add
+    )
+    return total / kernel**2
 
 
 class Operator(NamedTuple):

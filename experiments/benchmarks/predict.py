@@ -74,7 +74,7 @@ def benchmark(
             image = image_files.decode_image(path, segmenter.info.channels)
             label = np.asarray(alone(segmenter.variables, image[None]))[0]
             prediction = collection.Prediction(
-                index=index,
+                image_index=index,
                 size=label.shape,
                 label=label,
                 probabilities=None,
@@ -83,7 +83,9 @@ def benchmark(
                 version=collection.file_version(path),
                 waited=0.0,
             )
-            prediction_folder.write(results, names[path], path, prediction)
+            prediction_folder.write(
+                results, names[path], file=path, prediction=prediction
+            )
 
     def answer(shape: tuple[int, ...]) -> Callable:
         return lambda images: {"labels": np.zeros(shape, np.uint8)}

@@ -65,7 +65,7 @@ def benchmark(
         cli.log("prediction ...")
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         results["forward"] = measure_forward(
-            run, config, variables, steps=steps, rounds=rounds
+            run, config, variables=variables, steps=steps, rounds=rounds
         )
         results["compilations"]["after_first_step"] += results["forward"].pop(
             "compilations_after_first_batch"
@@ -240,8 +240,8 @@ def measure_one_core(run: TrainingRun, config: ConfigDict, rounds: int) -> dict:
 def measure_forward(
     run: TrainingRun,
     config: ConfigDict,
-    variables: dict,
     *,
+    variables: dict,
     steps: int,
     rounds: int,
 ) -> dict:

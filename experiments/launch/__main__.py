@@ -141,7 +141,11 @@ def launch(job: Job, values: flags.FlagValues) -> int:
         extra = {key: value if equals else True for key, equals, value in pairs}
         folder = Path(values.workdir).expanduser().absolute() / "slurm"
         options = slurm.parameters(
-            job, values.nodes, values.gpus_per_node, values.hours, extra
+            job,
+            values.nodes,
+            gpus=values.gpus_per_node,
+            hours=values.hours,
+            extra=extra,
         )
         if values.dry_run:
             print(slurm.script(job, folder, options))

@@ -11,7 +11,7 @@ from segjax.errors import UserError
 
 
 def parameters(
-    job: Job, nodes: int, gpus: int, hours: float, extra: Mapping[str, Any]
+    job: Job, nodes: int, *, gpus: int, hours: float, extra: Mapping[str, Any]
 ) -> dict:
     """What sbatch is told, in submitit's names.
 

@@ -126,13 +126,17 @@ def table(
     best, bad = set(best), set(bad)
     head, *body = rows
     marks = [_swatch(color) for color in swatches] or [""] * len(body)
-    lines = ["".join(_cell("th", text, numbers[i]) for i, text in enumerate(head))]
+    lines = [
+        "".join(_cell("th", text, number=numbers[i]) for i, text in enumerate(head))
+    ]
     for i, (row, mark) in enumerate(zip(body, marks, strict=True)):
         cells = []
         for j, text in enumerate(row):
             emphasis = (i, j) in best
             cells.append(
-                _cell("td", text, numbers[j], mark="" if j else mark, best=emphasis)
+                _cell(
+                    "td", text, number=numbers[j], mark="" if j else mark, best=emphasis
+                )
             )
         lines.append("".join(cells))
     kinds = ["", *(" class=bad" if i in bad else "" for i in range(len(body)))]
@@ -141,7 +145,7 @@ def table(
 
 
 def _cell(
-    tag: str, text: str, number: bool, *, mark: str = "", best: bool = False
+    tag: str, text: str, *, number: bool, mark: str = "", best: bool = False
 ) -> str:
     kinds = " ".join(["number"] * number + ["best"] * best)
     kind = f' class="{kinds}"' if kinds else ""

@@ -87,7 +87,7 @@ def weights_of_run(workdir: Path, mesh: jax.sharding.Mesh) -> weights.Weights:
     """
     info = workdir_lib.read_dataset(workdir)
     config = config_lib.load(workdir / workdir_lib.CONFIG)
-    _, variables, step = load_model(config, workdir, info, "best", mesh)
+    _, variables, step = load_model(config, workdir, info=info, which="best", mesh=mesh)
     shapes = shapes_of(config)
     return weights.Weights(
         arrays=weights.flatten(jax.device_get(variables)),

@@ -113,7 +113,7 @@ def write_outputs(
                 image_files.write_ids_png(target, label)
             elif output == "overlays":
                 reduced = np.asarray(label[::step, ::step])
-                picture = viz.overlay(image, reduced, palette)
+                picture = viz.overlay(image, reduced, palette=palette)
                 every = -(-max(picture.shape) // JPEG_SIDE)
                 picture = picture[::every, ::every]
                 data = cv2.imencode(".jpg", picture[..., ::-1])[1]

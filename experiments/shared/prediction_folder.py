@@ -191,7 +191,11 @@ def without_own_outputs(paths: Sequence[str], output: Path) -> list[str]:
 
 
 def write(
-    results: PredictionFolder, name: str, file: str, prediction: collection.Prediction
+    results: PredictionFolder,
+    name: str,
+    *,
+    file: str,
+    prediction: collection.Prediction,
 ) -> None:
     """Writes all outputs of an image, then that it is done.
 
@@ -216,7 +220,7 @@ def write(
             label = stack.enter_context(
                 label_array(results.folder, name, size=prediction.size, dtype=dtype)
             )
-            _write_rows(results, name, label, prediction)
+            _write_rows(results, name, label=label, prediction=prediction)
         elif "probabilities" in results.outputs:
             with probability_rows(results.folder, name, shape) as add:
                 add(probabilities)
@@ -247,6 +251,7 @@ def write(
 def _write_rows(
     results: PredictionFolder,
     name: str,
+    *,
     label: np.ndarray,
     prediction: collection.Prediction,
 ) -> None:

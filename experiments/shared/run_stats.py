@@ -15,7 +15,7 @@ from segjax import compilation
 from segjax import workdir as workdir_lib
 
 
-def save(workdir: Path, step: int, confusion: np.ndarray, rate: float) -> None:
+def save(workdir: Path, step: int, *, confusion: np.ndarray, rate: float) -> None:
     """Writes an evaluation; the file is replaced at once.
 
     Args:

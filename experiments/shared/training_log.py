@@ -105,8 +105,8 @@ class TrainingLog:
                 picture = viz.panel(
                     example["image"],
                     example["label"],
-                    example["prediction"],
-                    info.palette,
+                    prediction=example["prediction"],
+                    palette=info.palette,
                 )
                 self._writer.picture(step, f"validation/{i}", picture)
                 path = folder / f"{step:08d}_{i}.png"

@@ -199,8 +199,10 @@ def effective_field(row: Row, run: Run) -> float:
     sized = [cv2.resize(image, (width, height)) for image in chosen]
     images = np.stack([image.reshape(height, width, -1) for image in sized])
     mesh = sharding.make_mesh()
-    model, variables, _ = load_model(config, run.folder, info, "latest", mesh)
-    influence = receptive_field.effective(model, variables, images)
+    model, variables, _ = load_model(
+        config, run.folder, info=info, which="latest", mesh=mesh
+    )
+    influence = receptive_field.effective(model, variables, images=images)
     side = receptive_field.effective_side(influence)
     files.write_json(path, {"step": run.state.step, "side": side}, indent=None)
     return side

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from segjax.analysis import tracing
-from segjax.analysis.tracing import Path
+from segjax.analysis.tracing import Path, struct
 from segjax.errors import UserError
 
 NOTHING = 2**40
@@ -25,6 +25,8 @@ NOTHING = 2**40
 _FOLDED = 2**16
 # Padding of axes up to this long, such as taps of a kernel, is followed cell by cell.
 _SHORT = 8
+
+Visit = Callable[[Path, core.JaxprEqn, list["Value"]], None]  # see propagate
 
 
 class Value(NamedTuple):
@@ -40,20 +42,21 @@ def _nothing(ndim: int) -> np.ndarray:
 
 def constant(value: Any) -> Value:
     """An array of the program's own."""
-    value = np.asarray(value)
-    return Value(_nothing(value.ndim), value)
+    array = np.asarray(value)
+    return Value(_nothing(array.ndim), array)
 
 
 def unknown(variable: core.Var) -> Value:
     """An array that does not depend on the image, such as a parameter."""
-    return Value(_nothing(variable.aval.ndim))
+    return Value(_nothing(struct(variable).ndim))
 
 
 def propagate(
     jaxpr: core.Jaxpr,
     constants: Iterator[Value],
+    *,
     inputs: Sequence[Value],
-    visit: Callable[[Path, core.JaxprEqn, list[Value]], None],
+    visit: Visit,
     scope: Path = (),
 ) -> list[Value]:
     """The reach of a program's outputs, given that of its inputs.
@@ -75,7 +78,8 @@ def propagate(
 
     for equation in jaxpr.eqns:
         here = tracing.inside(scope, equation)
-        outputs = _apply(equation, [read(x) for x in equation.invars], visit, here)
+        given = [read(x) for x in equation.invars]
+        outputs = _apply(equation, given, visit=visit, scope=here)
         if outputs:
             visit(here, equation, outputs)
         values |= dict(zip(equation.outvars, outputs, strict=True))
@@ -83,17 +87,17 @@ def propagate(
 
 
 def _apply(
-    equation: core.JaxprEqn, inputs: list[Value], visit: Callable, scope: Path
+    equation: core.JaxprEqn, inputs: list[Value], *, visit: Visit, scope: Path
 ) -> list[Value]:
     name, outvars = equation.primitive.name, equation.outvars
     inner = tracing.callee(equation)
     if inner is not None:
         given = inputs[inner.first :]
         constants = map(constant, inner.constants)
-        return propagate(inner.jaxpr, constants, given, visit, scope)
+        return propagate(inner.jaxpr, constants, inputs=given, visit=visit, scope=scope)
     if all((x.reach == NOTHING).all() for x in inputs):
         # Nothing of the image is in it, but it may be weights of a resizing.
-        size = sum(x.aval.size for x in outvars)
+        size = sum(struct(x).size for x in outvars)
         if size <= _FOLDED and all(x.constant is not None for x in inputs):
             values = (x.constant for x in inputs)
             found = equation.primitive.bind(*values, **equation.params)
@@ -106,7 +110,7 @@ def _apply(
         seen = functools.reduce(np.minimum, (_hull(x.reach) for x in inputs))
 
         def everything(variable):
-            return Value(np.minimum(_nothing(variable.aval.ndim), seen))
+            return Value(np.minimum(_nothing(struct(variable).ndim), seen))
 
         if name == "scan":  # the layers in it are seen as well
             body = equation.params["jaxpr"].jaxpr
@@ -137,6 +141,7 @@ def _hull(reach: np.ndarray) -> np.ndarray:
 def _windows(
     reach: np.ndarray,
     axis: int,
+    *,
     size: int,
     output: int,
     stride: int,
@@ -178,9 +183,9 @@ def _convolve(equation: core.JaxprEqn, x: Value, kernel: Value) -> np.ndarray:
     for i in range(2, reach.ndim - 1):
         reach = _windows(
             reach,
-            axis=i,
-            size=equation.invars[1].aval.shape[numbers.rhs_spec[i]],
-            output=equation.outvars[0].aval.shape[numbers.out_spec[i]],
+            i,
+            size=struct(equation.invars[1]).shape[numbers.rhs_spec[i]],
+            output=struct(equation.outvars[0]).shape[numbers.out_spec[i]],
             stride=params["window_strides"][i - 2],
             padding=params["padding"][i - 2][0],
             dilation=params["rhs_dilation"][i - 2],
@@ -196,8 +201,8 @@ def _reduce_window(equation: core.JaxprEqn, x: Value, *_: Value) -> np.ndarray:
         reach = _windows(
             reach,
             axis,
-            size,
-            output=equation.outvars[0].aval.shape[axis],
+            size=size,
+            output=struct(equation.outvars[0]).shape[axis],
             stride=params["window_strides"][axis],
             padding=params["padding"][axis][0],
             dilation=params["window_dilation"][axis],
@@ -208,8 +213,8 @@ def _reduce_window(equation: core.JaxprEqn, x: Value, *_: Value) -> np.ndarray:
 
 def _multiply(equation: core.JaxprEqn, lhs: Value, rhs: Value) -> np.ndarray:
     (lhs_axes, rhs_axes), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
-    left = _contract(lhs, lhs_axes, lhs_batch, rhs, rhs_axes)
-    right = _contract(rhs, rhs_axes, rhs_batch, lhs, lhs_axes)
+    left = _contract(lhs, rhs, axes=lhs_axes, batch=lhs_batch, other_axes=rhs_axes)
+    right = _contract(rhs, lhs, axes=rhs_axes, batch=rhs_batch, other_axes=lhs_axes)
     # The output is [batch, free of lhs, free of rhs].
     batch, total = len(lhs_batch), left.ndim - 1
     middle = total - (lhs.reach.ndim - 1 - len(lhs_axes) - batch)
@@ -219,19 +224,20 @@ def _multiply(equation: core.JaxprEqn, lhs: Value, rhs: Value) -> np.ndarray:
 
 def _contract(
     x: Value,
+    other: Value,
+    *,
     axes: Sequence[int],
     batch: Sequence[int],
-    other: Value,
     other_axes: Sequence[int],
 ) -> np.ndarray:
     """Reach [batch, free of x, free of other, 2] of a product through its factor x."""
     ndim = x.reach.ndim - 1
     free = [i for i in range(ndim) if i not in (*axes, *batch)]
     reach = x.reach.transpose(*batch, *free, *axes, ndim)
-    matrix = len(axes) == 1 and not batch and other.constant is not None
-    if matrix and reach.shape[-2] > 1:
+    matrix = other.constant if len(axes) == 1 and not batch else None
+    if matrix is not None and reach.shape[-2] > 1:
         # Of a constant matrix only the nonzero entries matter.
-        used = np.moveaxis(other.constant != 0, other_axes[0], -1)
+        used = np.moveaxis(np.not_equal(matrix, 0), other_axes[0], -1)
         output, cell = np.nonzero(used.reshape(-1, used.shape[-1]))
         cells = np.moveaxis(reach, -2, 0)
         out = np.full((math.prod(used.shape[:-1]), *cells.shape[1:]), NOTHING)
@@ -265,8 +271,9 @@ def _broadcast(equation: core.JaxprEqn, x: Value) -> np.ndarray:
 
 
 def _reshape(equation: core.JaxprEqn, x: Value) -> np.ndarray:
-    old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    source, target = [], []
+    old, new = (struct(x).shape for x in (equation.invars[0], equation.outvars[0]))
+    source: list[int] = []
+    target: list[int] = []
     # Groups of neighboring axes that become each other.
     while len(source) < len(old) or len(target) < len(new):
         i, j = len(source), len(target)
@@ -314,12 +321,12 @@ def _reverse(equation: core.JaxprEqn, x: Value) -> np.ndarray:
 
 
 def _pad(equation: core.JaxprEqn, x: Value, padding: Value) -> np.ndarray:
-    reach, shape = x.reach, equation.invars[0].aval.shape
+    reach, shape = x.reach, struct(equation.invars[0]).shape
     for axis, (low, high, holes) in enumerate(equation.params["padding_config"]):
         changed = low > 0 or high > 0 or holes > 0
         if reach.shape[axis] == 1 and not (changed and shape[axis] <= _SHORT):
             continue
-        length = equation.outvars[0].aval.shape[axis]
+        length = struct(equation.outvars[0]).shape[axis]
         place = low + (1 + holes) * np.arange(shape[axis])
         inside = (place >= 0) & (place < length)
         cells = np.broadcast_to(reach, _resized(reach, axis, shape[axis]))
@@ -334,7 +341,7 @@ def _concatenate(equation: core.JaxprEqn, *inputs: Value) -> np.ndarray:
     axis, first = equation.params["dimension"], inputs[0].reach
     if all(np.array_equal(x.reach, first) for x in inputs) and first.shape[axis] == 1:
         return first
-    lengths = [x.aval.shape[axis] for x in equation.invars]
+    lengths = [struct(x).shape[axis] for x in equation.invars]
     if not any(n == x.reach.shape[axis] for n, x in zip(lengths, inputs, strict=True)):
         # Channels of different origin, followed as one: the next layer mixes them.
         return _union(inputs).reach

@@ -43,7 +43,9 @@ class Cost(NamedTuple):
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
     """The name of the entry, and the instructions of each computation."""
-    entry, found, lines = "", {}, []
+    entry = ""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
             lines = found.setdefault(match[2], [])

@@ -9,6 +9,7 @@ that grows with the image, as behind global pooling. Rows only: kernels are squa
 fixed size.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,7 +36,11 @@ class View(NamedTuple):
 
 
 def views(
-    model: nn.Module, variables: Mapping[str, Any], paths: Sequence[Path], channels: int
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    *,
+    paths: Sequence[Path],
+    channels: int,
 ) -> tuple[dict[Path, View], dict[str, View]]:
     """Views of the used ones of the modules `paths`, and of the outputs by name.
 
@@ -49,14 +54,14 @@ def views(
     width = geometry.nearest_sides(model.tiling, 33)[-1]
     tall = geometry.nearest_sides(model.tiling, 4097)[-1]
     short = tall - math.lcm(model.tiling.step, 512)
-    both = [
-        _reaches(model, variables, paths, (height, width, channels))
+    first, second = (
+        _reaches(model, variables, paths=paths, image=(height, width, channels))
         for height in (tall, short)
-    ]
-    found = []
-    for first, second in zip(*both, strict=True):
-        found.append({k: _view(tall, *first[k], short, *second[k]) for k in first})
-    return tuple(found)
+    )
+    return (
+        {k: _view(x, second.modules[k]) for k, x in first.modules.items()},
+        {k: _view(x, second.outputs[k]) for k, x in first.outputs.items()},
+    )
 
 
 def rows_seen(model: nn.Module, image: tuple[int, int, int]) -> np.ndarray:
@@ -68,46 +73,67 @@ def rows_seen(model: nn.Module, image: tuple[int, int, int]) -> np.ndarray:
       UserError: the model does not take such an image, or cannot be followed.
     """
     variables = abstract_variables(model, image[-1])
-    rows, seen = _reaches(model, variables, (), image)[1][LOGITS]
-    seen = np.broadcast_to(seen.min(axis=(0, 2, 3)), (rows, 2))
-    return seen * [1, -1]
+    logits = _reaches(model, variables, paths=(), image=image).outputs[LOGITS]
+    seen = logits.reach.min(axis=(0, 2, 3))
+    return np.broadcast_to(seen, (logits.rows, 2)) * [1, -1]
+
+
+class _Map(NamedTuple):
+    """A map of the network for one height of the image."""
+
+    height: int  # of the image
+    rows: int  # of the map
+    reach: np.ndarray  # see dependencies.Value
+
+
+class _Reaches(NamedTuple):
+    modules: dict[Path, _Map]  # the outputs of modules
+    outputs: dict[str, _Map]  # of the model, by name
 
 
 def _reaches(
     model: nn.Module,
     variables: Mapping[str, Any],
+    *,
     paths: Sequence[Path],
     image: tuple[int, int, int],
-) -> tuple[dict, dict]:
-    """(rows, reach) of the outputs of modules by path, of the model by name."""
+) -> _Reaches:
     jaxpr, shapes = tracing.trace(model, variables, image)
-    owner, calls = tracing.owner_of(paths), []
+    owner = tracing.owner_of(paths)
+    calls: list[tuple] = []
 
     def visit(scope, equation, outputs):
-        calls.append((owner(scope), equation.outvars[0].aval.shape, outputs[0].reach))
+        shape = tracing.struct(equation.outvars[0]).shape
+        calls.append((owner(scope), shape, outputs[0].reach))
 
     *weights, images = (dependencies.unknown(x) for x in jaxpr.jaxpr.invars)
     rows = np.arange(image[0]).reshape(1, -1, 1, 1)
     images = dependencies.Value(np.stack([rows, -rows], axis=-1))
     constants = map(dependencies.constant, jaxpr.consts)
-    outputs = dependencies.propagate(jaxpr.jaxpr, constants, [*weights, images], visit)
+    outputs = dependencies.propagate(
+        jaxpr.jaxpr, constants, inputs=[*weights, images], visit=visit
+    )
     found = tracing.outputs_of_modules(calls)
     maps = {
-        name: (shape[1], output.reach)
+        name: _Map(image[0], shape[1], output.reach)
         for (name, shape), output in zip(shapes.items(), outputs, strict=True)
         if len(shape) == 4
     }
-    return {path: (shape[1], seen) for path, (_, shape, seen) in found.items()}, maps
+    modules = {
+        path: _Map(image[0], shape[1], reach)
+        for path, (_, shape, reach) in found.items()
+    }
+    return _Reaches(modules, maps)
 
 
-def _view(
-    tall: int, many: int, seen: np.ndarray, short: int, few: int, other: np.ndarray
-) -> View:
-    """The view of a map from its rows and reach for two heights of the image."""
-    stride = (tall - short) / (many - few) if many > few else math.inf
-    field = _field(many, seen)
+def _view(tall: _Map, short: _Map) -> View:
+    """The view of a map from what it is for two heights of the image."""
+    rows = tall.rows - short.rows
+    stride = (tall.height - short.height) / rows if rows > 0 else math.inf
+    field = _field(tall.rows, tall.reach)
     # No border is in what the middle eighth of the rows sees.
-    finite = field == _field(few, other) and field[1] <= short * 7 / 8
+    same = field == _field(short.rows, short.reach)
+    finite = same and field[1] <= short.height * 7 / 8
     return View(stride, field if finite else (math.inf, math.inf))
 
 
@@ -126,6 +152,7 @@ def _field(rows: int, seen: np.ndarray) -> Field:
 def effective(
     model: nn.Module,
     variables: Mapping[str, Any],
+    *,
     images: np.ndarray,
     output: str = LOGITS,
     seed: int = 0,
@@ -168,7 +195,8 @@ def effective(
 
     keys = jax.random.split(jax.random.key(seed), len(images))
     pairs = zip(images.astype(np.float32), keys, strict=True)
-    total = sum(np.asarray(gradient(image, key)) for image, key in pairs)
+    gradients = (np.asarray(gradient(image, key)) for image, key in pairs)
+    total = functools.reduce(np.add, gradients)
     return total / max(total.max(), np.finfo(np.float32).tiny)
 
 

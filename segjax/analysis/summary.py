@@ -107,7 +107,9 @@ def summary(
     layers = _layers(variables, type(model).__name__)
     layers, fixed_macs = _with_calls(layers, jaxpr.jaxpr)
     paths = tuple(layers)
-    seen, outputs = receptive_field.views(model, variables, paths, image[-1])
+    seen, outputs = receptive_field.views(
+        model, variables, paths=paths, channels=image[-1]
+    )
     unused = View(0, (0, 0))
     for path, layer in layers.items():
         stride, field = seen.get(path, unused)
@@ -115,7 +117,7 @@ def summary(
     maps = {name: Map(shapes[name], *view) for name, view in outputs.items()}
     return Summary(
         model=type(model).__name__,
-        image=tuple(image),
+        image=image,
         layers=tuple(layers.values()),
         logits=maps.pop(LOGITS),
         endpoints=maps,
@@ -128,17 +130,17 @@ def _layers(variables: Mapping[str, Any], root: str) -> dict[Path, Layer]:
     """The modules with parameters, by path."""
     trees = [variables["params"], variables.get("batch_stats", {})]
     numbers: dict[Path, list[int]] = {}
-    kernels = {}
+    kernels: dict[Path, tuple[int, ...]] = {}
     for kind, tree in enumerate(trees):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            *path, name = (key.key for key in keys)
-            path = tuple(path)
+            *modules, name = (key.key for key in keys)
+            path = tuple(modules)
             numbers.setdefault(path, [0, 0])[kind] += math.prod(leaf.shape)
             if name == "kernel":
                 kernels[path] = leaf.shape
     return {
-        path: Layer("/".join(path) or root, kernels.get(path, ()), *found)
-        for path, found in numbers.items()
+        path: Layer("/".join(path) or root, kernels.get(path, ()), count, averages)
+        for path, (count, averages) in numbers.items()
     }
 
 
@@ -152,7 +154,7 @@ def _with_calls(
     fixed_macs = 0
     for scope, equation, times in tracing.equations(jaxpr):
         path, macs = owner(scope), times * counts.equation_macs(equation)
-        calls.append((path, equation.outvars[0].aval.shape))
+        calls.append((path, tracing.struct(equation.outvars[0]).shape))
         if path is None:
             fixed_macs += macs
             continue

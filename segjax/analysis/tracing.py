@@ -7,7 +7,7 @@ modules and transformations around an equation of the program.
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -60,6 +60,12 @@ def trace(
 
 
 # --- equations ------------------------------------------------------------------------
+
+
+def struct(atom: core.Var | core.Literal) -> jax.ShapeDtypeStruct:
+    """Shape and type of an input or output of an equation."""
+    # jax declares `aval` as its base class, which has neither.
+    return cast(jax.ShapeDtypeStruct, atom.aval)
 
 
 class Callee(NamedTuple):

@@ -39,8 +39,9 @@ def _silence() -> None:
     # Where OpenCV keeps the switch depends on its version.
     places = (cv2, getattr(getattr(cv2, "utils", None), "logging", None))
     for place in places:
-        if hasattr(place, "setLogLevel"):
-            place.setLogLevel(0)
+        set_level = getattr(place, "setLogLevel", None)
+        if set_level is not None:
+            set_level(0)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 

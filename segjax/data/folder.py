@@ -164,8 +164,8 @@ def _scan(
 
     k = len(classes.names)
     table = np.zeros((len(stems), VOID + 1), np.int64)
-    for row, i, each in zip(table, ids, examined):
-        np.add.at(row, i, each.counts)
+    for row, i, pair in zip(table, ids, examined):
+        np.add.at(row, i, pair.counts)
     train = table[list(splits["train"])]
     pixels = {name: table[list(at), :k].sum(0) for name, at in splits.items()}
     notes += _absent(folder, classes, pixels=pixels, source=source)

@@ -34,7 +34,7 @@ class Classes(NamedTuple):
 class Rule(NamedTuple):
     """How raw mask values become train ids; -1 where a value means nothing."""
 
-    index: np.ndarray
+    palette_index: np.ndarray
     """Id of each palette index, int16 [65536]."""
     gray: np.ndarray
     """Id of each gray value, int16 [65536]."""
@@ -80,7 +80,8 @@ def read_classes(path: Path) -> Classes:
             "every line, colors 0..255 on all lines or on none"
         )
 
-    names, colors = [], []
+    names: list[str] = []
+    colors: list[tuple[int, ...]] = []
     text = files.read_text(path, "a list of class names")
     for number, line in enumerate(text.rstrip().split("\n") if text.strip() else [], 1):
         if line.lstrip().startswith("#"):
@@ -190,7 +191,7 @@ def make_rule(classes: Classes, void_values: tuple[int, ...]) -> Rule:
     coded = sorted((r << 16 | g << 8 | b, i) for (r, g, b), i in ids.items())
     codes, code_ids = zip(*coded) if coded else ((), ())
     return Rule(
-        index=index,
+        palette_index=index,
         gray=gray,
         gray_levels=gray_levels,
         void=void,
@@ -208,12 +209,13 @@ def color_codes(colors: np.ndarray) -> np.ndarray:
 def describe(mask: Mask, values: np.ndarray) -> Values:
     """Raw values [M] of a mask (colors as codes), with the colors of its palette."""
     shown, ramp = np.full(values.shape, -1, np.int32), False
-    if mask.kind == "index":
+    palette = mask.palette if mask.kind == "index" else None
+    if palette is not None:
         codes = np.full(256, -1, np.int32)
-        codes[: len(mask.palette)] = color_codes(mask.palette)
+        codes[: len(palette)] = color_codes(palette)
         shown = codes[values]
-        levels = np.arange(len(mask.palette))[:, None]
-        ramp = len(mask.palette) > 1 and bool((mask.palette == levels).all())
+        levels = np.arange(len(palette))[:, None]
+        ramp = len(palette) > 1 and bool(np.equal(palette, levels).all())
     return Values(values, mask.kind, mask.bits, shown, ramp)
 
 
@@ -230,7 +232,7 @@ def to_ids(values: Values, rule: Rule) -> np.ndarray:
         if rule.gray_levels and values.kind == "gray" and values.bits < 8:
             raw = raw.astype(int) * (255 // (2**values.bits - 1))
         return rule.gray[raw]
-    by_index = rule.index[values.values]
+    by_index = rule.palette_index[values.values]
     if not len(rule.codes):
         return by_index
     ids = _ids_of_colors(values.shown, rule)

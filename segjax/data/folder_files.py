@@ -82,7 +82,7 @@ def find(folder: Path) -> Files:
     used = sorted({stem for part in splits.values() for stem in part})
     alone = [stem for stem in used if stem not in masks]
     if alone:
-        raise _no_mask(folder, images, masks, alone=alone, others=others)
+        raise _no_mask(folder, images, masks=masks, alone=alone, others=others)
     stray = sorted(masks.keys() - images.keys())
     if stray and not _both_lists(folder):
         raise UserError(
@@ -167,8 +167,8 @@ def _no_images(folder: Path, skipped: list[str]) -> UserError:
 def _no_mask(
     folder: Path,
     images: dict[str, str],
-    masks: dict[str, str],
     *,
+    masks: dict[str, str],
     alone: list[str],
     others: list[str],
 ) -> UserError:

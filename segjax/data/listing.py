@@ -41,12 +41,14 @@ def list_images(paths: Iterable[str | os.PathLike]) -> Listing:
     """
     images: dict[str, None] = {}
     skipped: dict[str, None] = {}
-    for argument in map(os.fspath, paths):
+    for typed in paths:
+        argument = os.fspath(typed)
         path = os.path.expanduser(argument)
+        others: list[str] = []
         if argument.startswith("@"):
-            names, others = _read_list(os.path.expanduser(argument[1:])), []
+            names = _read_list(os.path.expanduser(argument[1:]))
         elif os.path.isfile(path):
-            names, others = [path], []
+            names = [path]
         elif os.path.isdir(path):
             names, others = split_folder(path)
             names = [os.path.join(path, name) for name in names]

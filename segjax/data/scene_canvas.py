@@ -62,6 +62,7 @@ def mix(a: np.ndarray, b: np.ndarray, t: np.ndarray) -> np.ndarray:
 def fractal_noise(
     rng: np.random.Generator,
     shape: tuple[int, int],
+    *,
     first: int,
     stretch: float = 1.0,
 ) -> np.ndarray:
@@ -103,7 +104,7 @@ def _lattice(
 
 
 def box_around(
-    canvas: Canvas, top: float, bottom: float, left: float, right: float
+    canvas: Canvas, top: float, *, bottom: float, left: float, right: float
 ) -> Box:
     height, width = canvas.label.shape
     rows = slice(*(min(max(math.floor(v), 0), height) for v in (top, bottom + 1)))
@@ -135,12 +136,14 @@ def ball_light(canvas: Canvas, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return 0.45 + 0.7 * np.maximum(0, right * u + down * v + front * z)
 
 
-def cast_shadow(canvas: Canvas, base: float, x: float, half_width: float) -> None:
+def cast_shadow(canvas: Canvas, base: float, *, x: float, half_width: float) -> None:
     """Darkens the ground around the foot of an object, away from the sun."""
     depth = 0.22 * half_width + 1
     x = x - 0.6 * canvas.sun[0] * half_width
     reach = 1.25 * half_width
-    box = box_around(canvas, base - depth, base + depth, x - reach, x + reach)
+    box = box_around(
+        canvas, base - depth, bottom=base + depth, left=x - reach, right=x + reach
+    )
     u, v = (box.x - x) / reach, (box.y - base) / depth
     shade = 1 - 0.5 * np.minimum(1, 2 * np.maximum(0, 1 - u * u - v * v))
     ground = (canvas.label[box.at] == GROUND)[..., None]

@@ -97,8 +97,10 @@ def draw_tree(
     instance = next(canvas.ids)
     radius, trunk = size / 2, max(2.0, 0.12 * size)
     middle = base - 0.3 * size - radius
-    cast_shadow(canvas, base, x, 0.8 * radius)
-    box = box_around(canvas, middle, base, x - trunk / 2, x + trunk / 2)
+    cast_shadow(canvas, base, x=x, half_width=0.8 * radius)
+    box = box_around(
+        canvas, middle, bottom=base, left=x - trunk / 2, right=x + trunk / 2
+    )
     u = (box.x - x) / trunk
     bark = (
         np.array((95, 70, 50), np.float32)
@@ -111,7 +113,11 @@ def draw_tree(
         lump_y = middle + radius * (down + between(rng, -0.08, 0.08))
         lump = radius * share * between(rng, 0.9, 1.1)
         box = box_around(
-            canvas, lump_y - lump, lump_y + lump, lump_x - lump, lump_x + lump
+            canvas,
+            lump_y - lump,
+            bottom=lump_y + lump,
+            left=lump_x - lump,
+            right=lump_x + lump,
         )
         u, v = (box.x - lump_x) / lump, (box.y - lump_y) / lump
         rough = 0.25 * canvas.grain[box.at]
@@ -149,8 +155,10 @@ def draw_house(
     ridge = eaves + between(rng, 0.24, 0.34)
     side = 1 if rng.random() < 0.5 else -1
     wall, roof = pick_color(rng, _WALLS, 15), pick_color(rng, _ROOFS, 12)
-    cast_shadow(canvas, base, x, size / 2)
-    box = box_around(canvas, base - ridge * size, base, x - size / 2, x + size / 2)
+    cast_shadow(canvas, base, x=x, half_width=size / 2)
+    box = box_around(
+        canvas, base - ridge * size, bottom=base, left=x - size / 2, right=x + size / 2
+    )
     u, v = 0.5 + side * (box.x - x) / size, (base - box.y) / size
     # The sun lights the front if it shines from the side on which the front is.
     lit, dim = (1.0, 0.68) if canvas.sun[0] * side < 0 else (0.75, 0.95)
@@ -240,14 +248,20 @@ def draw_heap(
     size: float,
 ) -> None:
     """Pebbles of radius about ``size`` in rows of 5, 4, 3, each an instance."""
-    cast_shadow(canvas, base, x, 5 * size)
+    cast_shadow(canvas, base, x=x, half_width=5 * size)
     for row in (2, 1, 0):
         for k in range(5 - row):
             stone = pick_color(rng, _STONES, 14)
             wide, tall = size * between(rng, 0.95, 1.3), size * between(rng, 0.8, 1)
             middle = x + size * (1.75 * (k - (4 - row) / 2) + between(rng, -0.2, 0.2))
             y = base - tall - size * (1.2 * row + between(rng, -0.15, 0.15))
-            box = box_around(canvas, y - tall, y + tall, middle - wide, middle + wide)
+            box = box_around(
+                canvas,
+                y - tall,
+                bottom=y + tall,
+                left=middle - wide,
+                right=middle + wide,
+            )
             u, v = (box.x - middle) / wide, (box.y - y) / tall
             light = ball_light(canvas, u, v) * (1 + 0.15 * canvas.grain[box.at])
             inside = u * u + v * v < 1
@@ -271,8 +285,10 @@ def draw_tent(
     front, ridge = between(rng, 0.5, 0.6), between(rng, 0.52, 0.6)
     side = 1 if rng.random() < 0.5 else -1
     cloth = pick_color(rng, _CANVASES, 10)
-    cast_shadow(canvas, base, x, size / 2)
-    box = box_around(canvas, base - ridge * size, base, x - size / 2, x + size / 2)
+    cast_shadow(canvas, base, x=x, half_width=size / 2)
+    box = box_around(
+        canvas, base - ridge * size, bottom=base, left=x - size / 2, right=x + size / 2
+    )
     u, v = 0.5 + side * (box.x - x) / size, (base - box.y) / size
     lit, dim = (1.05, 0.7) if canvas.sun[0] * side < 0 else (0.78, 1.0)
     weave = 1 + 0.06 * canvas.grain[box.at]
@@ -301,7 +317,9 @@ def draw_balloon(canvas: Canvas, rng: np.random.Generator, color: tuple) -> None
     radius = min(0.1 * height, 0.16 * width)
     x = radius + rng.random() * (width - 2 * radius)
     y = between(rng, 0.005, 0.02) * height + radius
-    box = box_around(canvas, y - radius, y + 1.55 * radius, x - radius, x + radius)
+    box = box_around(
+        canvas, y - radius, bottom=y + 1.55 * radius, left=x - radius, right=x + radius
+    )
     u, v = (box.x - x) / radius, (box.y - y) / radius
     # A ball down to v = 0.5, then a cone.
     ball = np.sqrt(np.maximum(0, 1 - v * v))

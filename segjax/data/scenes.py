@@ -84,7 +84,7 @@ _TEAMS = ((225, 30, 35), (35, 60, 225))
 
 
 def scene(
-    seed: int, index: int, size: tuple[int, int], *, swap_team: bool = False
+    seed: int, index: int, *, size: tuple[int, int], swap_team: bool = False
 ) -> dict[str, np.ndarray]:
     """Draws one scene; the same arguments give the same bits on every platform.
 
@@ -124,7 +124,7 @@ def scene(
     )
     # Taking turns makes the classes balanced in every split.
     blue = (index % 2 == 1) != swap_team
-    draw_background(canvas, layout, clouds, streaks)
+    draw_background(canvas, layout, clouds=clouds, streaks=streaks)
     # Objects further up stand further away and are drawn first.
     for item in sorted(plan_objects(layout, canvas), key=lambda item: item.base):
         label = TENT_RED + blue if item.draw is draw_tent else LABELS[item.draw]
@@ -152,7 +152,7 @@ def contact_sheet(
     """
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(PALETTE)] = PALETTE
-    scenes = [scene(seed, index, size) for index in indices]
+    scenes = [scene(seed, index, size=size) for index in indices]
     pairs = [np.hstack([made["image"], colors[made["label"]]]) for made in scenes]
     height, width = size
     blank = np.full((height, 2 * width, 3), 255, np.uint8)
@@ -195,6 +195,7 @@ _GROUNDS = (
 def draw_background(
     canvas: Canvas,
     layout: np.random.Generator,
+    *,
     clouds: np.random.Generator,
     streaks: np.random.Generator,
 ) -> None:

@@ -75,7 +75,7 @@ def augment(
     image, label = warp(
         image,
         label,
-        _draw_geometry(stream, options, image_size=label.shape, size=size),
+        matrix=_draw_geometry(stream, options, image_size=label.shape, size=size),
         size=size,
         nodes=_draw_nodes(stream, options),
         border=options.border,

@@ -92,8 +92,8 @@ def displacement(nodes: np.ndarray, size: Sequence[int]) -> np.ndarray:
 def warp(
     image: np.ndarray,
     label: np.ndarray,
-    matrix: np.ndarray,
     *,
+    matrix: np.ndarray,
     size: Sequence[int],
     nodes: np.ndarray | None = None,
     border: str = "mean",

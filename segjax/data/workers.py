@@ -87,9 +87,9 @@ def _signals_delayed() -> Iterator[None]:
         arrived.append(number)
 
     if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if callable(signal.getsignal(number)):
-                handlers[number] = signal.signal(number, note)
+        for each in _SIGNALS:
+            if callable(signal.getsignal(each)):
+                handlers[each] = signal.signal(each, note)
     _start_resource_tracker()
     mask = getattr(signal, "pthread_sigmask", lambda how, numbers: ())
     before = mask(getattr(signal, "SIG_BLOCK", 0), _SIGNALS)

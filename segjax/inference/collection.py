@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 class Prediction(NamedTuple):
     """The result for one image."""
 
-    index: int
+    image_index: int
     size: Size
     label: np.ndarray | None
     """uint8 or uint16 [H, W]; None if the image comes in parts."""
@@ -71,7 +71,7 @@ class Prediction(NamedTuple):
 class Failure(NamedTuple):
     """An image that cannot be predicted."""
 
-    index: int
+    image_index: int
     error: UserError
 
 
@@ -255,7 +255,9 @@ def whole_label(prediction: Prediction, classes: int) -> np.ndarray:
     """The label map [H, W] of a prediction, also of one in parts."""
     if prediction.label is not None:
         return prediction.label
-    label = np.empty(prediction.size, label_type(classes))
+    if prediction.parts is None:
+        raise ValueError("the prediction has neither labels nor parts")
+    label: np.ndarray = np.empty(prediction.size, label_type(classes))
     top = 0
     for rows in prediction.parts:
         label[top : top + len(rows)] = rows.argmax(-1)
@@ -340,7 +342,7 @@ def _finish(
     elif label is not None:
         label = label.copy()  # not to hold the whole batch
     return Prediction(
-        index=index,
+        image_index=index,
         size=(height, width),
         label=label,
         probabilities=probabilities,
@@ -374,7 +376,7 @@ def _in_parts(segmenter: Segmenter, plan: Plan, index: int) -> Prediction | Fail
         text = f"{source}: there is not enough memory to decode it"
         return Failure(index, UserError(text))
     return Prediction(
-        index=index,
+        image_index=index,
         size=size,
         label=None,
         probabilities=None,

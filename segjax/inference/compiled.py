@@ -55,7 +55,7 @@ def compile_predictor(
         }
         return {name: values[name]() for name in outputs}
 
-    def compiled(function: Callable, *arguments) -> Callable:
+    def compiled(function: Callable, *arguments) -> jax.stages.Compiled:
         function = compilation.precision(precision)(function)
         jitted = jax.jit(function, out_shardings=split)
         return jitted.lower(*arguments).compile()

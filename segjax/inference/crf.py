@@ -92,7 +92,8 @@ def refine(
     traced = {name: v for name in _TRACED if (v := getattr(settings, name))}
     if settings.smoothness_filter == "separable":
         del traced["smoothness_sigma"]  # it determines the taps of a convolution
-    fixed = settings._replace(**dict.fromkeys(traced, 1.0))
+    ones: dict[str, Any] = dict.fromkeys(traced, 1.0)
+    fixed = settings._replace(**ones)
     capacity = smoothness, appearance
     return _refine(probabilities, images, points, traced, fixed, capacity, mesh)
 
@@ -121,7 +122,7 @@ def _sort(
 
     points = _on_each_device(run, mesh)(images, sigmas)
     replicated = NamedSharding(mesh, PartitionSpec())
-    largest = jax.lax.with_sharding_constraint(jnp.max(points.count), replicated)
+    largest = jax.lax.with_sharding_constraint(jnp.max(points.vertex_count), replicated)
     return points, largest
 
 

@@ -8,7 +8,7 @@ held: [side, width, K] float32. The result is that of ``predictors.sliding`` or
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from flax import linen as nn
@@ -100,7 +100,8 @@ def stream(
             part = total[at - row : end - row, left : left + width]
             yield part / count[..., None]
 
-    total, current = None, layout.rows[0]
+    total: np.ndarray | None = None
+    current = layout.rows[0]
     with ThreadPoolExecutor(2) as pool:
         for group, outputs in _predicted(groups, cut, predict=predict, pool=pool):
             for (row, column), part in zip(group, outputs):
@@ -115,14 +116,16 @@ def stream(
                     total[-done:] = 0
                     current = row
                 total[:, column : column + layout.output[1]] += part
-    yield from finished(total, current)
+    if total is not None:
+        yield from finished(total, current)
 
 
 def _predicted(
     groups: Sequence, cut: Callable, *, predict: Callable, pool: ThreadPoolExecutor
 ) -> Iterator[tuple]:
     """(group, its probabilities); the next ones are cut and launched already."""
-    cuts, launched = collections.deque(), collections.deque()
+    cuts: collections.deque[Future] = collections.deque()
+    launched: collections.deque[tuple] = collections.deque()
     waiting = iter(groups)
     for group in groups:
         while len(cuts) < 2 and (ahead := next(waiting, None)) is not None:

@@ -8,6 +8,7 @@ are built on each other::
     multi_scale(flip(sliding(whole(model), 473)), (0.75, 1, 1.25))
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def overlap_tile(model: nn.Module, tile: int, batch: int = 1) -> Predictor:
     windows.tile_stride(tiling, tile, name)
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
-        layout = windows.tiles(images.shape[1:3], tiling, tile=tile, model=name)
+        layout = windows.tiles(geometry.sides(images), tiling, tile=tile, model=name)
         return windows.predict_windows(
             lambda cut: _softmax(model, variables, cut),
             windows.mirror(images, *layout.padding),
@@ -102,9 +103,9 @@ def sliding(
     windows.sliding((1, 1), sides, stride)  # checks the arguments
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
-        layout = windows.sliding(images.shape[1:3], sides, stride)
+        layout = windows.sliding(geometry.sides(images), sides, stride)
         if fill and any(map(any, layout.padding)):
-            color = np.float32(fill)
+            color = np.asarray(fill, np.float32)
             around = ((0, 0), *layout.padding, (0, 0))
             images = jnp.pad(images.astype(jnp.float32) - color, around) + color
         else:
@@ -141,14 +142,18 @@ def multi_scale(predictor: Predictor, scales: Sequence[float]) -> Predictor:
         )
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
-        size, total = images.shape[1:3], 0.0
+        size, parts = geometry.sides(images), []
         for scale in scales:
-            scaled = tuple(max(round(length * scale), 1) for length in size)
+            height, width = (max(round(length * scale), 1) for length in size)
             resized = images.astype(jnp.float32)
-            resized = resize.resize_bilinear(resized, scaled, align_corners=False)
+            resized = resize.resize_bilinear(
+                resized, (height, width), align_corners=False
+            )
             probabilities = predictor(variables, resized)
-            total += resize.resize_bilinear(probabilities, size, align_corners=False)
-        return total / len(scales)
+            parts.append(
+                resize.resize_bilinear(probabilities, size, align_corners=False)
+            )
+        return functools.reduce(jnp.add, parts) / len(scales)
 
     return predict
 
@@ -157,8 +162,9 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     """Averages the probabilities of several predictors, given a tuple of variables."""
 
     def predict(variables: Sequence[Any], images: jax.Array) -> jax.Array:
-        parts = zip(predictors, variables, strict=True)
-        return sum(predictor(own, images) for predictor, own in parts) / len(predictors)
+        members = zip(predictors, variables, strict=True)
+        parts = (predictor(own, images) for predictor, own in members)
+        return functools.reduce(jnp.add, parts) / len(predictors)
 
     return predict
 

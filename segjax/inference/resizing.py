@@ -38,4 +38,4 @@ def _taps(own: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The two pixels that each new one lies between, and the weight of the second."""
     centers = np.clip((np.arange(new) + 0.5) * own / new - 0.5, 0, own - 1)
     first = np.floor(centers).astype(int)
-    return first, np.minimum(first + 1, own - 1), np.float32(centers - first)
+    return first, np.minimum(first + 1, own - 1), (centers - first).astype(np.float32)

@@ -80,7 +80,7 @@ class Segmenter(NamedTuple):
             if isinstance(result, collection.Failure):
                 raise result.error
             label = collection.whole_label(result, len(self.info.classes))
-            labels[result.index] = label
+            labels[result.image_index] = label
         return labels
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -169,14 +169,18 @@ def load(
     """
     if mesh is None:
         mesh = sharding.make_mesh(jax.local_devices())
-    loaded, infos, configs = [], [], []
+    loaded: list[tuple] = []
+    infos: list[datasets.Dataset] = []
+    configs: list[ConfigDict] = []
     for member in (path, *others):
         workdir, which = _workdir(member, checkpoint)
         first = config if config is not None and not loaded else None
         configs.append(first or config_lib.load(workdir / "config.json"))
         infos.append(workdir_lib.read_dataset(workdir))
         _check_same(member, path, infos=(infos[-1], infos[0]), configs=configs)
-        loaded.append(load_model(configs[-1], workdir, infos[-1], which, mesh))
+        loaded.append(
+            load_model(configs[-1], workdir, info=infos[-1], which=which, mesh=mesh)
+        )
     networks, variables, steps = zip(*loaded)
     if options is None:
         options = from_config(configs[0])
@@ -235,6 +239,7 @@ def _workdir(path: str | os.PathLike, which: str) -> tuple[Path, str]:
 def load_model(
     config: ConfigDict,
     workdir: Path,
+    *,
     info: datasets.Dataset,
     which: str,
     mesh: jax.sharding.Mesh,
@@ -269,5 +274,6 @@ def fingerprint(variables: Any) -> str:
     """A CRC-32 of all arrays, to tell the weights of two runs apart."""
     crc = 0
     for leaf in jax.tree.leaves(variables):
-        crc = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0)), crc)
+        whole = np.ascontiguousarray(leaf.addressable_data(0))
+        crc = zlib.crc32(whole.view(np.uint8).data, crc)
     return f"{crc:08x}"

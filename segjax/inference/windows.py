@@ -158,7 +158,7 @@ def tile_stride(tiling: geometry.Tiling, tile: int, model: str) -> int:
             f"--tile={tile}: {model} predicts up to the border of its input, so its "
             "tiles cannot be stitched without seams; use a sliding window"
         )
-    geometry.check_sides(tiling, tile, tile, model)
+    geometry.check_sides(tiling, (tile, tile), model)
     side = tile - 2 * tiling.margin
     stride = side - side % tiling.step
     if stride == 0:
@@ -222,9 +222,9 @@ def predict_windows(
     def step(total: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
         corners = [(0, row, column, 0) for row, column in chunk[0]]
         cut = (number, *layout.window, channels)
-        windows = [jax.lax.dynamic_slice(extended, corner, cut) for corner in corners]
+        parts = [jax.lax.dynamic_slice(extended, corner, cut) for corner in corners]
         # Images stay the outer axis, so that an array sharded over them stays so.
-        windows = jnp.stack(windows, axis=1).reshape(run.shape)
+        windows = jnp.stack(parts, axis=1).reshape(run.shape)
         outputs = predict(windows).reshape(number, batch, *layout.output, classes)
         for index, corner in enumerate(corners):
             part = outputs[:, index] * chunk[1][index]

@@ -46,7 +46,7 @@ def grids(pad_first: int = 0) -> dict[str, geometry.Grid]:
     named = {}
     for index, layer in enumerate(LAYERS, start=1):
         padding = pad_first if index == 1 else layer.padding
-        grid = geometry.conv(grid, layer.size, layer.stride, padding)
+        grid = geometry.conv(grid, layer.size, stride=layer.stride, padding=padding)
         named[f"conv{index}"] = grid
         if layer.pooled:
             grid = named[f"pool{index}"] = geometry.conv(grid, kernel=3, stride=2)

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import alexnet, googlenet, layers, resnet, squeezenet, vgg
-from segjax.models.backbone import Backbone
+from segjax.models.backbone import Backbone, Dilated
 
 BACKBONES: dict[str, Backbone] = {
     "vgg16": vgg.BACKBONE,
@@ -19,7 +19,24 @@ BACKBONES: dict[str, Backbone] = {
 }
 # Those whose late strides can become dilation, and those that PSPNet takes.
 DILATED = tuple(name for name, entry in BACKBONES.items() if entry.dilated)
-PYRAMID = tuple(name for name in DILATED if BACKBONES[name].dilated.aux)
+PYRAMID = tuple(
+    name for name, entry in BACKBONES.items() if entry.dilated and entry.dilated.aux
+)
+
+
+def dilated(name: str) -> Dilated:
+    """What a backbone tells about its dilated form.
+
+    Raises:
+      UserError: it has none.
+    """
+    entry = BACKBONES[name].dilated
+    if entry is None:
+        raise UserError(
+            f"backbone: {name!r} cannot be dilated, expected one of "
+            f"{', '.join(map(repr, DILATED))}"
+        )
+    return entry
 
 
 def build(model: nn.Module, **more: Any) -> nn.Module:
@@ -35,8 +52,8 @@ def build(model: nn.Module, **more: Any) -> nn.Module:
 
 def build_dilated(model: nn.Module, **more: Any) -> nn.Module:
     """:func:`build`, at the output stride ``model.output_stride``."""
-    dilated = BACKBONES[model.backbone].dilated
-    return _make(model, dilated.make, {**dilated.fixed, **more})
+    entry = dilated(model.backbone)
+    return _make(model, entry.make, {**entry.fixed, **more})
 
 
 def _make(
@@ -44,8 +61,9 @@ def _make(
 ) -> nn.Module:
     known = inspect.signature(make).parameters.keys() - {"parent", "name"}
     fields = {name: getattr(model, name) for name in known if hasattr(model, name)}
-    if "width" in known and getattr(model, "widths", ()) and "width" not in fields:
-        fields["width"] = model.widths[0]
+    widths = getattr(model, "widths", None)
+    if "width" in known and widths and "width" not in fields:
+        fields["width"] = widths[0]
     # () stands for what was published.
     fields = {name: value for name, value in fields.items() if value != ()}
     return make(**{**chosen, **fields}, name="backbone")
@@ -53,7 +71,7 @@ def _make(
 
 def features(model: nn.Module) -> str:
     """The endpoint of :func:`build_dilated` that heads read."""
-    return BACKBONES[model.backbone].dilated.features
+    return dilated(model.backbone).features
 
 
 # --- checks of fields -----------------------------------------------------------------
@@ -73,7 +91,7 @@ def check(model: nn.Module, known: Sequence[str] = tuple(BACKBONES)) -> None:
     stride = entry.stride
     if hasattr(model, "output_stride"):
         stride = model.output_stride
-        _check_output_stride(model, entry.dilated.output_strides)
+        _check_output_stride(model, dilated(model.backbone).output_strides)
     if hasattr(model, "width"):
         layers.check_integers(model, "width")
     elif hasattr(model, "widths") and model.widths:

@@ -103,7 +103,7 @@ class Classifier(nn.Module):
                 f"{self.backbone!r}; resize it to {entry.crop} x {entry.crop} or more"
             )
         if entry.average and not entry.average_scores:
-            x = endpoints["pool5"] = pool.avg_pool(x, entry.average, 1)
+            x = endpoints["pool5"] = pool.avg_pool(x, entry.average, stride=1)
 
         def dropped(x, rate):
             return nn.Dropout(rate, deterministic=not train)(x)
@@ -120,7 +120,7 @@ class Classifier(nn.Module):
         if aux and (train or self.is_initializing()):
             width = (self.widths or (googlenet.WIDTH,))[0]
             for name, source in _AUX:
-                y = pool.avg_pool(endpoints[source], 5, 3, ceil=True)
+                y = pool.avg_pool(endpoints[source], 5, stride=3, ceil=True)
                 for layer, features, size in (("conv", 128, 1), ("fc", 1024, 4)):
                     y = layers.Conv(
                         googlenet.scaled(features, width),
@@ -132,7 +132,7 @@ class Classifier(nn.Module):
                 classify(dropped(y, 0.7), f"{name}_classifier")
         x = classify(x, entry.score)
         if entry.average_scores:
-            x = endpoints["pool10"] = pool.avg_pool(nn.relu(x), entry.average, 1)
+            x = endpoints["pool10"] = pool.avg_pool(nn.relu(x), entry.average, stride=1)
         return x, endpoints
 
 

@@ -7,7 +7,10 @@ The kernels of the branches are not: the reading taken here is a transposed conv
 of stride s and kernel 2s to 64 maps, a 3x3 and a 1x1 convolution; fields change it.
 """
 
+import functools
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.errors import UserError
@@ -93,8 +96,8 @@ class DeepContextual(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        full = images.shape[1:3]
-        geometry.check_sides(self.tiling, *full, model="DeepContextual")
+        full = geometry.sides(images)
+        geometry.check_sides(self.tiling, full, model="DeepContextual")
         conv_bn_relu = layers.bind_conv_bn_relu(self, train)
 
         def up(x, name, grid):
@@ -104,12 +107,14 @@ class DeepContextual(nn.Module):
             if self.upsampling == "bilinear":
                 return resize.resize_bilinear(x, full, align_corners=False)
             size = self.kernel_factor * stride
-            full_grid = geometry.deconv(grid, size, stride)
+            full_grid = geometry.deconv(grid, size, stride=stride)
             x = layers.ConvTranspose(
                 self.branch_channels,
                 size,
                 stride,
-                padding=geometry.crop_offset(full_grid, geometry.Grid(), name, "image"),
+                padding=geometry.crop_offset(
+                    full_grid, geometry.Grid(), source_name=name, target_name="image"
+                ),
                 use_bias=self.norm == "none",
                 # He's: an output has kernel_factor^2 incoming cells.
                 kernel_init=nn.initializers.variance_scaling(
@@ -140,7 +145,7 @@ class DeepContextual(nn.Module):
             zip(self.widths, self.convs, strict=True), start=1
         ):
             if stage > 1:
-                x = pool.max_pool(x, 2, 2)
+                x = pool.max_pool(x, 2, stride=2)
                 grid = geometry.conv(grid, kernel=2, stride=2)
             for index in range(1, count + 1):
                 x = conv_bn_relu(x, f"conv{stage}_{index}", features, padding=1)
@@ -161,4 +166,4 @@ class DeepContextual(nn.Module):
             )(x)
             endpoints[f"aux_logits_{branch}"] = x
             class_maps.append(x)
-        return sum(class_maps), endpoints
+        return functools.reduce(jnp.add, class_maps), endpoints

@@ -39,6 +39,7 @@ class MeanField(nn.Module):
         self,
         unary: jax.Array,
         spatial: filters.Filter,
+        *,
         bilateral: filters.Filter,
         iterations: int,
     ) -> jax.Array:
@@ -47,8 +48,8 @@ class MeanField(nn.Module):
 
         def matrices(name: str, form: str, value: float) -> jax.Array:
             """[T, K, K] for T iterations, learned in this form, value * I at first."""
-            start = {"scalar": jnp.ones(()), "diagonal": jnp.ones(classes)}
-            start = value * start.get(form, eye)
+            forms = {"scalar": jnp.ones(()), "diagonal": jnp.ones(classes)}
+            start = value * forms.get(form, eye)
             steps = (self.untied,) if self.untied else ()
             weight = self.param(
                 name, lambda _: jnp.broadcast_to(start, (*steps, *start.shape))
@@ -80,6 +81,10 @@ class MeanField(nn.Module):
         step = jax.checkpoint(step) if self.remat else step
         q, _ = jax.lax.scan(step, u, (w_s, w_b, mu))
         return q.reshape(unary.shape)
+
+
+def _identity(values: jax.Array) -> jax.Array:
+    return values
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -231,8 +236,9 @@ class CRFRNN(nn.Module):
         iterations = self.iterations_train if train else self.iterations_test
         # Parameters do not depend on the kernels, which take long to compile.
         idle = self.is_initializing()
-        kernels = (lambda v: v,) * 2 if idle else self._filters(images)
-        return crf(unary, *kernels, iterations), endpoints
+        spatial, bilateral = (_identity, _identity) if idle else self._filters(images)
+        scores = crf(unary, spatial, bilateral=bilateral, iterations=iterations)
+        return scores, endpoints
 
     def _filters(self, images: jax.Array) -> tuple[filters.Filter, filters.Filter]:
         batch, height, width, _ = images.shape
@@ -274,6 +280,7 @@ def base_fields(base: str, options: tuple[str, ...]) -> dict[str, Any]:
 
 def _option(base: str, text: str, known: dict[str, Any]) -> tuple[str, Any]:
     """ "skips=16" -> ("skips", 16), of the type of the default."""
+    value: Any
     field, _, value = str(text).partition("=")
     if field not in known:
         raise UserError(

@@ -58,7 +58,7 @@ class DeconvNet(nn.Module):
     def __post_init__(self) -> None:
         layers.check_positive(self, "widths", length=len(vgg.STAGES))
         layers.check_integers(self, "fc_channels", "fc6_kernel")
-        layers.check_range(self, "bn_epsilon", 0, 1)
+        layers.check_range(self, "bn_epsilon", lowest=0, highest=1)
         layers.check_common(self)
         super().__post_init__()
 
@@ -74,7 +74,7 @@ class DeconvNet(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        geometry.check_sides(self.tiling, *images.shape[1:3], model="DeconvNet")
+        geometry.check_sides(self.tiling, geometry.sides(images), model="DeconvNet")
         decoder_init = nn.initializers.normal(0.01)
 
         def normalize(x, name):
@@ -129,8 +129,8 @@ class DeconvNet(nn.Module):
         endpoints["fc6_deconv"] = x
 
         for stage, (count, width) in reversed(plan):
-            unpooled = endpoints[f"conv{stage}_{count}"].shape[1:3]
-            x = unpool.unpool(x, switches[stage], 2, unpooled)
+            unpooled = geometry.sides(endpoints[f"conv{stage}_{count}"])
+            x = unpool.unpool(x, switches[stage], kernel=2, size=unpooled)
             endpoints[f"unpool{stage}"] = x
             for i in range(1, count + 1):
                 if i == count:

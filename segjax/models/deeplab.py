@@ -15,8 +15,10 @@ silent:
   block too); its batch normalization was frozen in training (`frozen_bn`).
 """
 
+import functools
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +83,7 @@ class Head(nn.Module):
                 branches.append(score(y, f"fc8{suffix}", 1))
             else:
                 branches.append(score(x, f"fc1{suffix}", *wide))
-        return sum(branches)
+        return functools.reduce(jnp.add, branches)
 
 
 class SideBranches(nn.Module):
@@ -111,7 +113,7 @@ class SideBranches(nn.Module):
                 self.num_classes, 1, kernel_init=_score_init, name=f"{name}_ms3"
             )
             branches.append(score(x))
-        return sum(branches)
+        return functools.reduce(jnp.add, branches)
 
 
 class DeepLab(nn.Module):
@@ -266,7 +268,7 @@ class DeepLab(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         train_norm = train and not self.frozen_bn
-        norms = dict(
+        norms: dict[str, Any] = dict(
             bn_momentum=self.bn_momentum, bn_unbiased=self.bn_unbiased, dtype=self.dtype
         )
         step = self.output_stride
@@ -296,7 +298,7 @@ class DeepLab(nn.Module):
             endpoints = backbone(x, train_norm)
             features = endpoints[backbones.features(self)]
             if self.average_pool:
-                features = pool.avg_pool(features, 3, 1, padding=1)
+                features = pool.avg_pool(features, 3, stride=1, padding=1)
                 endpoints["pool5a"] = features
             scores = head(features, train, train_norm)
             if self.side_branches:
@@ -311,31 +313,37 @@ class DeepLab(nn.Module):
         endpoints = run(x)
         grid, pixels = self.grid, geometry.Grid()
         fused = endpoints["scores"]
-        cells = fused.shape[1:3]
+        cells = geometry.sides(fused)
         scale_logits = []
         for scale, stride in zip(map(_fraction, self.scales), self.scale_strides):
             scores = endpoints["scores"]
             if scale != 1 and self.half_pixel:
-                size = tuple(int(side * scale) for side in x.shape[1:3])
+                height, width = (int(side * scale) for side in x.shape[1:3])
                 scaled = geometry.Grid(1 / scale, (1 / scale - 1) / 2)
-                raw = run(resize.interpolate(x, pixels, scaled, size))["scores"]
+                resized = resize.interpolate(
+                    x, pixels, target=scaled, size=(height, width)
+                )
+                raw = run(resized)["scores"]
                 scores = resize.resize_bilinear(raw, cells, align_corners=False)
                 fused = pool.maximum(fused, scores)
             elif scale != 1:
-                size = tuple(int((side - 1) * scale) + 1 for side in x.shape[1:3])
+                height, width = (int((side - 1) * scale) + 1 for side in x.shape[1:3])
                 scaled = geometry.Grid(1 / scale)
-                raw = run(resize.interpolate(x, pixels, scaled, size))["scores"]
+                resized = resize.interpolate(
+                    x, pixels, target=scaled, size=(height, width)
+                )
+                raw = run(resized)["scores"]
                 scaled = geometry.Grid(grid.step / scale, grid.start / scale)
-                scores = resize.interpolate(raw, scaled, grid, cells)
+                scores = resize.interpolate(raw, scaled, target=grid, size=cells)
                 fused = pool.maximum(fused, scores)
             scale_logits.append(scores if stride == step else raw)
         endpoints["scores"] = fused
         if len(self.scales) > 1:
             endpoints["scale_logits"] = scale_logits
-        size = images.shape[1:3]
+        size = geometry.sides(images)
         if self.half_pixel:
             return resize.resize_bilinear(fused, size, align_corners=False), endpoints
-        return resize.interpolate(fused, grid, pixels, size), endpoints
+        return resize.interpolate(fused, grid, target=pixels, size=size), endpoints
 
     def _missing(self, side: int, remainder: int) -> int:
         """Pixels that an image side is extended by, at its end."""

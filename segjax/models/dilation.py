@@ -163,7 +163,7 @@ class Dilation(nn.Module):
         layers.check_choice(self, "upsampling", ("deconv", "interp"))
         layers.check_positive(self, "widths", length=len(vgg.STAGES))
         layers.check_integers(self, "fc6_rate", "fc_channels")
-        layers.check_range(self, "context_noise", 0, 1)
+        layers.check_range(self, "context_noise", lowest=0, highest=1)
         layers.check_common(self)
         super().__post_init__()
 
@@ -177,9 +177,12 @@ class Dilation(nn.Module):
     def margin(self) -> int:
         """Pixels the front end loses on each side: 186 with the paper's fc6."""
         step = int(self.grid.step)
-        upsampled = geometry.deconv(self.grid, 2 * step, step, padding=step // 2)
+        upsampled = geometry.deconv(self.grid, 2 * step, stride=step, padding=step // 2)
         return geometry.crop_offset(
-            geometry.Grid(), upsampled, "the image", "the logits"
+            geometry.Grid(),
+            upsampled,
+            source_name="the image",
+            target_name="the logits",
         )
 
     @property
@@ -219,10 +222,11 @@ class Dilation(nn.Module):
         step = int(self.grid.step)
         x = image.normalize(images, self.image_stats, self.dtype)
         if self.padding == "valid":
-            geometry.check_sides(self.tiling, *images.shape[1:3], model="Dilation")
-            size = tuple(side - 2 * self.margin for side in images.shape[1:3])
+            geometry.check_sides(self.tiling, geometry.sides(images), model="Dilation")
+            height, width = geometry.sides(images)
+            size = height - 2 * self.margin, width - 2 * self.margin
         else:
-            size = images.shape[1:3]
+            size = geometry.sides(images)
             x = self._pad(x, step)
         endpoints = vgg.DilatedVGG(
             rates=RATES,
@@ -261,9 +265,11 @@ class Dilation(nn.Module):
         endpoints["scores"] = scores
 
         if self.upsampling == "deconv":
-            logits = conv.bilinear_upsample(scores, 2 * step, step, step // 2, size)
+            logits = conv.bilinear_upsample(
+                scores, 2 * step, stride=step, offset=step // 2, crop=size
+            )
         else:
             cells, pixels = geometry.Grid(self.grid.step), geometry.Grid()  # i on 8i
-            p = resize.interpolate(nn.softmax(scores), cells, pixels, size)
+            p = resize.interpolate(nn.softmax(scores), cells, target=pixels, size=size)
             logits = jnp.log(pool.maximum(p, jnp.full_like(p, _SMALLEST)))
         return logits, endpoints

@@ -38,7 +38,7 @@ def _bilinear_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
 
 
 def _check_covers(
-    rows: int, columns: int, offset: int, size: tuple[int, int], name: str
+    rows: int, columns: int, *, offset: int, size: tuple[int, int], name: str
 ) -> None:
     height, width = size
     if rows < offset + height or columns < offset + width:
@@ -57,12 +57,12 @@ def upsampling_size(
     scores between the pixels of `target`, by default the image (AlexNet, GoogLeNet).
     """
     size = 2 * stride
-    distance = geometry.deconv(grid, size, stride).start - target.start
+    distance = geometry.deconv(grid, size, stride=stride).start - target.start
     return size - 1 if (distance / target.step).denominator > 1 else size
 
 
 def _align(
-    up: jax.Array, up_grid: geometry.Grid, skip: jax.Array, skip_grid: geometry.Grid
+    up: jax.Array, up_grid: geometry.Grid, *, skip: jax.Array, skip_grid: geometry.Grid
 ) -> tuple[jax.Array, jax.Array, geometry.Grid]:
     """Crops both maps to what they have in common, and the grid of that.
 
@@ -74,8 +74,8 @@ def _align(
         raise UserError(
             f"FCN: scores at {up_grid} cannot be added to those at {skip_grid}"
         )
-    late = int(late)
-    starts = max(-late, 0), max(late, 0)
+    shift = int(late)
+    starts = max(-shift, 0), max(shift, 0)
     grid = geometry.Grid(up_grid.step, max(up_grid.start, skip_grid.start))
     height, width = (
         min(up.shape[axis] - starts[0], skip.shape[axis] - starts[1]) for axis in (1, 2)
@@ -251,7 +251,9 @@ class FCN(nn.Module):
             scores = endpoints[up] = upsample(scores, size, up)
             grid = geometry.deconv(grid, size, stride=2)
             # Cropped before the 1x1 score layer: the same numbers from fewer pixels.
-            scores, features, grid = _align(scores, grid, endpoints[skip], grids[skip])
+            scores, features, grid = _align(
+                scores, grid, skip=endpoints[skip], skip_grid=grids[skip]
+            )
             if self.at_once:
                 features = features * scale
             scores = scores + score(features, f"score_{skip}")
@@ -260,11 +262,18 @@ class FCN(nn.Module):
 
         stride = int(grid.step)
         size = upsampling_size(grid, stride)
-        grid = geometry.deconv(grid, size, stride)
-        offset = geometry.crop_offset(grid, _PIXELS, "the logits", "the image")
-        rows, columns = (
-            geometry.deconv_size(side, size, stride) for side in scores.shape[1:3]
+        grid = geometry.deconv(grid, size, stride=stride)
+        offset = geometry.crop_offset(
+            grid, _PIXELS, source_name="the logits", target_name="the image"
         )
-        _check_covers(rows, columns, offset, (height, width), "the map of logits")
-        logits = conv.bilinear_upsample(scores, size, stride, offset, (height, width))
+        rows, columns = (
+            geometry.deconv_size(side, size, stride=stride)
+            for side in scores.shape[1:3]
+        )
+        _check_covers(
+            rows, columns, offset=offset, size=(height, width), name="the map of logits"
+        )
+        logits = conv.bilinear_upsample(
+            scores, size, stride=stride, offset=offset, crop=(height, width)
+        )
         return logits, endpoints

@@ -15,7 +15,7 @@ normalizes with an eps of 1e-4 (1e-5 here).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ class FRRU(nn.Module):
             dtype=self.dtype,
             name="residual",
         )(y)
-        return y, z + resize.resize_nearest(residual, z.shape[1:3])
+        return y, z + resize.resize_nearest(residual, geometry.sides(z))
 
 
 class FRRN(nn.Module):
@@ -268,8 +268,8 @@ class FRRN(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        geometry.check_sides(self.tiling, *images.shape[1:3], model="FRRN")
-        options = {
+        geometry.check_sides(self.tiling, geometry.sides(images), model="FRRN")
+        options: dict[str, Any] = {
             "bn_momentum": self.bn_momentum,
             "bn_unbiased": self.bn_unbiased,
             "dtype": self.dtype,

@@ -118,7 +118,7 @@ class FusionNet(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        geometry.check_sides(self.tiling, *images.shape[1:3], model="FusionNet")
+        geometry.check_sides(self.tiling, geometry.sides(images), model="FusionNet")
         released = self.layout == "released"
         normalized = self.norm == "batch"
         conv_bn_relu = functools.partial(
@@ -184,7 +184,7 @@ class FusionNet(nn.Module):
                 x = residual(x, name, features)
                 x = endpoints[name] = drop(conv_bn_relu(x, f"{name}_conv2", features))
                 skips.append(x)
-                x = pool.max_pool(x, 2, 2)
+                x = pool.max_pool(x, 2, stride=2)
             name, features = f"{prefix}bridge", self.widths[-1]
             x = conv_bn_relu(x, f"{name}_conv1", features)
             x = drop(residual(x, name, features))
@@ -208,7 +208,7 @@ class FusionNet(nn.Module):
                 name=f"{prefix}head",
             )(x)
 
-        endpoints = {}
+        endpoints: dict[str, jax.Array] = {}
         x = image.normalize(images, self.image_stats, self.dtype)
         logits = network(x, "", endpoints)
         for number in range(2, self.chain + 1):

@@ -87,7 +87,7 @@ class GoogLeNet(nn.Module):
 
         def inception(x, name, channels):
             one, reduce3, three, reduce5, five, proj = channels
-            pooled = pool.max_pool(x, 3, 1, padding=1)
+            pooled = pool.max_pool(x, 3, stride=1, padding=1)
             reduced3 = unit(x, f"{name}_3x3_reduce", reduce3, 1)
             reduced5 = unit(x, f"{name}_5x5_reduce", reduce5, 1)
             branches = (

@@ -55,8 +55,14 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        window = self.stride, self.padding, self.dilation, self.groups
-        x = conv.conv2d(x.astype(self.dtype), kernel, *window)
+        x = conv.conv2d(
+            x.astype(self.dtype),
+            kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -81,7 +87,9 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x = conv.conv_transpose(x.astype(self.dtype), kernel, self.stride, self.padding)
+        x = conv.conv_transpose(
+            x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -95,9 +103,15 @@ class UnbiasedBatchNorm(nn.BatchNorm):
     differs, as in PyTorch and Caffe: normalization in training is by the biased one.
     """
 
-    def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
-        before = self.get_variable("batch_stats", "var")
-        y = super().__call__(x, **options)
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        before: Any = self.get_variable("batch_stats", "var")
+        y = super().__call__(x, use_running_average, mask=mask)
         training = not self.use_running_average and not self.is_initializing()
         if training and self.is_mutable_collection("batch_stats"):
             n = x.size // x.shape[-1]
@@ -202,7 +216,7 @@ def overlapping_pool(x: jax.Array, name: str) -> jax.Array:
             f"{name} gets a map of {height} x {width} cells, too small for its 3x3 "
             f"windows; use larger images or more padding"
         )
-    return pool.max_pool(x, 3, 2, ceil=True)
+    return pool.max_pool(x, 3, stride=2, ceil=True)
 
 
 # --- fields ---------------------------------------------------------------------------
@@ -218,8 +232,8 @@ def check_common(model: nn.Module) -> None:
     """
     if hasattr(model, "norm"):
         check_choice(model, "norm", ("none", "batch"))
-    check_range(model, "dropout", 0, 0.99)
-    check_range(model, "bn_momentum", 0, 1)
+    check_range(model, "dropout", lowest=0, highest=0.99)
+    check_range(model, "bn_momentum", lowest=0, highest=1)
     if hasattr(model, "bn_unbiased"):
         check_choice(model, "bn_unbiased", (False, True))
     image.check_image_stats(model.image_stats)
@@ -240,7 +254,7 @@ def check_choice(model: nn.Module, field: str, choices: Sequence[Any]) -> None:
         )
 
 
-def check_range(model: nn.Module, field: str, lowest: float, highest: float) -> None:
+def check_range(model: nn.Module, field: str, *, lowest: float, highest: float) -> None:
     """Raises a UserError if `model` has `field`, not from `lowest` to `highest`."""
     value = getattr(model, field, lowest)
     if not lowest <= value <= highest:
@@ -258,7 +272,7 @@ def check_integers(model: nn.Module, *fields: str, minimum: int = 1) -> None:
 
 
 def check_positive(
-    model: nn.Module, field: str, length: int = 0, minimum: int = 0
+    model: nn.Module, field: str, *, length: int = 0, minimum: int = 0
 ) -> None:
     """Raises a UserError unless `field` is a sequence of positive integers.
 

@@ -118,12 +118,12 @@ class PSPNet(nn.Module):
                 self.num_classes, 1, kernel_init=layers.score_normal, name=name
             )(x)
 
-        entry = backbones.BACKBONES[self.backbone].dilated
+        entry = backbones.dilated(self.backbone)
         backbone = backbones.build_dilated(self)
         x = image.normalize(images, self.image_stats, self.dtype)
         endpoints = backbone(x, train)
         features = endpoints[entry.features]
-        size = features.shape[1:3]
+        size = geometry.sides(features)
 
         levels = [features]
         adaptive = {"avg": pool.adaptive_avg_pool, "max": pool.adaptive_max_pool}
@@ -139,7 +139,7 @@ class PSPNet(nn.Module):
             x, "conv5_4", self.head_channels, padding=1
         )
         scores = endpoints["conv6"] = classify(x, "conv6")
-        full = images.shape[1:3]
+        full = geometry.sides(images)
         if self.aux and (train or self.is_initializing()):
             x = endpoints[entry.aux]
             x = conv_bn_relu(x, "aux_conv", x.shape[-1] // 4, padding=1)

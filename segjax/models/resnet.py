@@ -187,6 +187,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         unit = layers.bind_conv_bn_relu(self, train)
+        stem: tuple[tuple[str, int, int, int], ...]
         if self.stem == "plain":
             stem = (("1", self.width, 7, 2),)
         else:
@@ -203,7 +204,7 @@ class ResNet(nn.Module):
             x = unit(x, name, features, size, norm_name=norm_name, **window)
             padding = None
         endpoints = {"conv1": x}
-        x = endpoints["pool1"] = pool.max_pool(x, 3, 2, padding=1)
+        x = endpoints["pool1"] = pool.max_pool(x, 3, stride=2, padding=1)
 
         for number, (stage, blocks) in enumerate(
             zip(stage_plan(self.output_stride), self.stage_sizes, strict=True), start=1

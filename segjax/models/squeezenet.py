@@ -74,7 +74,7 @@ class SqueezeNet(nn.Module):
 
         def pooled(x, name, stride):
             if stride == 1 or self.pool_padding:
-                return pool.max_pool(x, 3, stride, self.pool_padding)
+                return pool.max_pool(x, 3, stride=stride, padding=self.pool_padding)
             return layers.overlapping_pool(x, name)
 
         def fire(x, name, rate):

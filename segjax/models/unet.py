@@ -63,15 +63,22 @@ def plan(levels: int, padding: str, upsampling: str) -> Plan:
         skips.append(grid)
     crops = []
     for level in reversed(range(levels - 1)):
-        grid = geometry.deconv(grid, up_kernel, 2, up_pad)
+        grid = geometry.deconv(grid, up_kernel, stride=2, padding=up_pad)
         for kernel, conv_pad in resize_convs:
             grid = geometry.conv(grid, kernel, padding=conv_pad)
         crops.append(
-            geometry.crop_offset(skips[level], grid, f"enc{level}", f"dec{level}_up")
+            geometry.crop_offset(
+                skips[level],
+                grid,
+                source_name=f"enc{level}",
+                target_name=f"dec{level}_up",
+            )
         )
         for _ in range(2):
             grid = geometry.conv(grid, kernel=3, padding=pad)
-    margin = geometry.crop_offset(geometry.Grid(), grid, "the image", "the logits")
+    margin = geometry.crop_offset(
+        geometry.Grid(), grid, source_name="the image", target_name="the logits"
+    )
 
     # Every pooled side must be even, so all sides follow from that of the bottom map.
     # The smallest bottom map that leaves an output gives the smallest image.
@@ -80,7 +87,7 @@ def plan(levels: int, padding: str, upsampling: str) -> Plan:
     def output_side(bottom: int) -> int:
         side = bottom
         for _ in range(levels - 1):
-            side = geometry.deconv_size(side, up_kernel, 2, up_pad)
+            side = geometry.deconv_size(side, up_kernel, stride=2, padding=up_pad)
             for kernel, conv_pad in resize_convs:
                 side = geometry.conv_size(side, kernel, padding=conv_pad)
             side -= lost
@@ -160,7 +167,7 @@ class UNet(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        geometry.check_sides(self.tiling, *images.shape[1:3], model="UNet")
+        geometry.check_sides(self.tiling, geometry.sides(images), model="UNet")
         depth = len(self.widths)
         crops = plan(depth, self.padding, self.upsampling).crops
         pad = 0 if self.padding == "valid" else 1
@@ -192,7 +199,7 @@ class UNet(nn.Module):
         x = image.normalize(images, self.image_stats, self.dtype)
         for level, features in enumerate(self.widths):
             if level:
-                x = pool.max_pool(x, 2, 2)
+                x = pool.max_pool(x, 2, stride=2)
             x = pair(x, f"enc{level}", features)
             if level >= depth - 2:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -70,7 +70,7 @@ class VGG16(nn.Module):
             for i in range(1, count + 1):
                 x = conv_bn_relu(x, f"conv{stage}_{i}", width, padding=padding)
                 padding = 1
-            x = endpoints[f"pool{stage}"] = pool.max_pool(x, 2, 2, ceil=True)
+            x = endpoints[f"pool{stage}"] = pool.max_pool(x, 2, stride=2, ceil=True)
         for name, size in (("fc6", 7), ("fc7", 1)):
             x = conv_bn_relu(x, name, self.fc_channels, size)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -113,7 +113,10 @@ class DilatedVGG(nn.Module):
                 x = conv_bn_relu(x, name, width, padding=padding, dilation=rate)
             endpoints[name] = x
             if window:
-                x = endpoints[f"pool{stage}"] = pool.max_pool(x, *window, ceil=True)
+                size, stride, padding = window
+                x = endpoints[f"pool{stage}"] = pool.max_pool(
+                    x, size, stride=stride, padding=padding, ceil=True
+                )
         return endpoints
 
     @property
@@ -126,7 +129,7 @@ class DilatedVGG(nn.Module):
                 grid = geometry.conv(grid, kernel=3, padding=padding, dilation=rate)
             if window:
                 kernel, stride, padding = window
-                grid = geometry.conv(grid, kernel, stride, padding)
+                grid = geometry.conv(grid, kernel, stride=stride, padding=padding)
         return grid
 
     @property

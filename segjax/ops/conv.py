@@ -31,6 +31,9 @@ _CHANNELS = 16
 _CHANNELS_OF_LARGE = 128
 
 
+# (x, kernel) -> y
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
 _float32_sums = contextvars.ContextVar("float32_gradient_sums", default=False)
 
 
@@ -50,7 +53,7 @@ def float32_gradient_sums(enabled: bool = True) -> Iterator[None]:
 
 
 def _with_kernel(
-    product: Callable[[jax.Array, jax.Array], jax.Array],
+    product: Product,
     x: jax.Array,
     kernel: jax.Array,
 ) -> jax.Array:
@@ -85,6 +88,7 @@ _with_float32_gradient.defvjp(_product_forward, _product_backward)
 def conv2d(
     x: jax.Array,
     kernel: jax.Array,
+    *,
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
@@ -100,14 +104,17 @@ def conv2d(
     Raises:
       ValueError: `groups` does not divide I or O.
     """
-    how = dict(stride=stride, padding=padding, dilation=dilation)
     if groups > 1:
+        how = dict(stride=stride, padding=padding, dilation=dilation)
         # For the few groups here far cheaper on CPU than a grouped convolution.
         parts = zip(
             jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
         )
         return jnp.concatenate([conv2d(u, w, **how) for u, w in parts], axis=-1)
-    return _with_kernel(functools.partial(_conv2d, **how), x, kernel)
+    product = functools.partial(
+        _conv2d, stride=stride, padding=padding, dilation=dilation
+    )
+    return _with_kernel(product, x, kernel)
 
 
 def _conv2d(
@@ -120,7 +127,7 @@ def _conv2d(
         y = x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[3])
         return y[:, None, None]
     if min(kernel.shape[2:]) < _CHANNELS:
-        return _native(x, kernel, stride, padding, dilation)
+        return _native(x, kernel, stride=stride, padding=padding, dilation=dilation)
     return _conv(x, kernel, stride, padding, dilation)
 
 
@@ -130,7 +137,7 @@ def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def _native(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, dilation: int
 ) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
@@ -143,7 +150,7 @@ def _native(
 
 
 def _by_rows(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, dilation: int
 ) -> jax.Array:
     """As one matrix product per row of the kernel, of its cells side by side."""
     rows, columns, _, features = kernel.shape
@@ -156,7 +163,7 @@ def _by_rows(
         [x[:, :, dilation * b : dilation * b + width : stride] for b in range(columns)],
         axis=-1,
     )
-    return sum(
+    products = (
         jnp.einsum(
             "nhwi,io->nhwo",
             x[:, dilation * a : dilation * a + height : stride],
@@ -164,11 +171,13 @@ def _by_rows(
         )
         for a in range(rows)
     )
+    return functools.reduce(jnp.add, products)
 
 
 def _kernel_gradient(
     x: jax.Array,
     shape: tuple[int, ...],
+    *,
     gradient: jax.Array,
     stride: int,
     padding: int,
@@ -195,15 +204,21 @@ def _kernel_gradient(
     return taps.swapaxes(2, 3) if once else taps
 
 
+def _forms(*, stride: int, padding: int, dilation: int) -> tuple[Product, Product]:
+    """The convolution as one of XLA's, and by rows."""
+    return (
+        functools.partial(_native, stride=stride, padding=padding, dilation=dilation),
+        functools.partial(_by_rows, stride=stride, padding=padding, dilation=dilation),
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int
 ) -> jax.Array:
-    how = dict(stride=stride, padding=padding, dilation=dilation)
-    native = functools.partial(_native, **how)
+    native, by_rows = _forms(stride=stride, padding=padding, dilation=dilation)
     if not _is_large(kernel):
         return native(x, kernel)
-    by_rows = functools.partial(_by_rows, **how)
     return jax.lax.platform_dependent(x, kernel, cpu=by_rows, default=native)
 
 
@@ -222,26 +237,28 @@ def _on_cpu() -> bool:
     program may be compiled for devices that are elsewhere. Not platform_dependent,
     which would trace both forms of the gradient of every convolution.
     """
-    chosen = jax.config.jax_default_device  # a device, the name of a platform, or None
+    # A device, the name of a platform, or None; JAX adds its options at run time.
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
 
 
 def _backward(stride, padding, dilation, saved, gradient):
     x, kernel = saved
     how = dict(stride=stride, padding=padding, dilation=dilation)
+    native, by_rows = _forms(**how)
     if not _on_cpu():
-        return jax.vjp(functools.partial(_native, **how), x, kernel)[1](gradient)
+        return jax.vjp(native, x, kernel)[1](gradient)
     if _is_large(kernel):
-        return jax.vjp(functools.partial(_by_rows, **how), x, kernel)[1](gradient)
-    (dx,) = jax.vjp(lambda x: _native(x, kernel, **how), x)[1](gradient)
-    return dx, _kernel_gradient(x, kernel.shape, gradient, **how)
+        return jax.vjp(by_rows, x, kernel)[1](gradient)
+    (dx,) = jax.vjp(lambda x: native(x, kernel), x)[1](gradient)
+    return dx, _kernel_gradient(x, kernel.shape, gradient=gradient, **how)
 
 
 _conv.defvjp(_forward, _backward)
 
 
 def conv_transpose(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int = 0
 ) -> jax.Array:
     """Transposed convolution as in Caffe and PyTorch, output side s(n-1) + k - 2p.
 
@@ -249,8 +266,8 @@ def conv_transpose(
     `kernel` [k, k, I, O] is stored in scatter order (``lax.conv_transpose`` would
     want it flipped).
     """
-    how = dict(stride=stride, padding=padding)
-    return _with_kernel(functools.partial(_conv_transpose, **how), x, kernel)
+    product = functools.partial(_conv_transpose, stride=stride, padding=padding)
+    return _with_kernel(product, x, kernel)
 
 
 def _conv_transpose(
@@ -265,7 +282,7 @@ def _conv_transpose(
     # A block of stride x stride taps gives each input cell its own outputs: a matrix
     # product. Overlapping outputs are those of the next block, one cell further.
     blocks = -(-size // stride)
-    y = 0
+    parts = []
     for a, b in itertools.product(range(blocks), repeat=2):
         taps = kernel[a * stride : (a + 1) * stride, b * stride : (b + 1) * stride]
         rows, columns = taps.shape[:2]
@@ -273,8 +290,9 @@ def _conv_transpose(
         part = (x.reshape(-1, channels) @ taps).reshape(n, h, w, rows, columns, -1)
         cells = ((a, blocks - 1 - a), (b, blocks - 1 - b))
         missing = ((0, stride - rows), (0, stride - columns))
-        y = y + jnp.pad(part, ((0, 0), *cells, *missing, (0, 0)))
+        parts.append(jnp.pad(part, ((0, 0), *cells, *missing, (0, 0))))
     sides = [stride * (side + blocks - 1) for side in (h, w)]
+    y = functools.reduce(jnp.add, parts)
     y = y.swapaxes(2, 3).reshape(n, *sides, features)
     height, width = (stride * (side - 1) + size - padding for side in (h, w))
     return y[:, padding:height, padding:width]
@@ -300,6 +318,7 @@ def bilinear_kernel(size: int) -> np.ndarray:
 def bilinear_upsample(
     x: jax.Array,
     size: int,
+    *,
     stride: int,
     offset: int = 0,
     crop: tuple[int, int] | None = None,
@@ -317,7 +336,7 @@ def bilinear_upsample(
     matrices = []
     for axis in (0, 1):
         side = x.shape[1 + axis]
-        full = np.zeros((geometry.deconv_size(side, size, stride), side))
+        full = np.zeros((geometry.deconv_size(side, size, stride=stride), side))
         for i in range(side):
             full[stride * i : stride * i + size, i] = taps
         stop = len(full) if crop is None else offset + crop[axis]

@@ -99,7 +99,9 @@ def appearance_features(
 # --- filters --------------------------------------------------------------------------
 
 
-def lattice_filter(features: jax.Array | lattice.Sorted, capacity: int = 0) -> Filter:
+def lattice_filter(
+    features: np.ndarray | jax.Array | lattice.Sorted, capacity: int = 0
+) -> Filter:
     """The permutohedral lattice (ops/lattice.py), built here once.
 
     Args:
@@ -128,7 +130,7 @@ def lattice_filter(features: jax.Array | lattice.Sorted, capacity: int = 0) -> F
     return apply
 
 
-def exact_filter(features: jax.Array, tile: int = 512) -> Filter:
+def exact_filter(features: np.ndarray | jax.Array, tile: int = 512) -> Filter:
     """All N^2 pairs, in rows of `tile` points, so that memory is tile * N.
 
     Args:

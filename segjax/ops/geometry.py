@@ -10,6 +10,8 @@ with an error. The algebra is that of Caffe's coordinate maps.
 from fractions import Fraction
 from typing import NamedTuple
 
+import jax
+
 from segjax.errors import UserError
 
 
@@ -21,14 +23,14 @@ class Grid(NamedTuple):
 
 
 def conv(
-    grid: Grid, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
+    grid: Grid, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Grid:
     """The grid behind a convolution or a pooling over `grid`."""
     center = Fraction(dilation * (kernel - 1), 2) - padding
     return Grid(grid.step * stride, grid.start + center * grid.step)
 
 
-def deconv(grid: Grid, kernel: int, stride: int, padding: int = 0) -> Grid:
+def deconv(grid: Grid, kernel: int, *, stride: int, padding: int = 0) -> Grid:
     """The grid behind a transposed convolution: :func:`conv` solved for its input."""
     step = grid.step / stride
     center = Fraction(kernel - 1, 2) - padding
@@ -36,7 +38,11 @@ def deconv(grid: Grid, kernel: int, stride: int, padding: int = 0) -> Grid:
 
 
 def crop_offset(
-    source: Grid, target: Grid, source_name: str = "source", target_name: str = "target"
+    source: Grid,
+    target: Grid,
+    *,
+    source_name: str = "source",
+    target_name: str = "target",
 ) -> int:
     """Cells to drop at the top/left of `source` so that it starts where `target` does.
 
@@ -59,13 +65,13 @@ def crop_offset(
 
 
 def conv_size(
-    side: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
+    side: int, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> int:
     """Output side of a convolution or of a floor-mode pooling; may be below 1."""
     return (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def ceil_pool_size(side: int, kernel: int, stride: int, padding: int = 0) -> int:
+def ceil_pool_size(side: int, kernel: int, *, stride: int, padding: int = 0) -> int:
     """Output side of a Caffe (ceil-mode) pooling.
 
     With padding the last window is dropped where it would start beyond the padded
@@ -77,7 +83,7 @@ def ceil_pool_size(side: int, kernel: int, stride: int, padding: int = 0) -> int
     return size
 
 
-def deconv_size(side: int, kernel: int, stride: int, padding: int = 0) -> int:
+def deconv_size(side: int, kernel: int, *, stride: int, padding: int = 0) -> int:
     """Output side of a transposed convolution."""
     return stride * (side - 1) + kernel - 2 * padding
 
@@ -116,9 +122,15 @@ def nearest_sides(tiling: Tiling, side: int) -> tuple[int, ...]:
     return (side,) if below == side else (below, below + tiling.step)
 
 
-def check_sides(tiling: Tiling, height: int, width: int, model: str) -> None:
-    """Raises a UserError naming the nearest valid sides if an image does not fit."""
-    for axis, side in (("height", height), ("width", width)):
+def sides(maps: jax.Array) -> tuple[int, int]:
+    """Height and width of images or maps [N, H, W, ..]."""
+    height, width = maps.shape[1:3]
+    return height, width
+
+
+def check_sides(tiling: Tiling, size: tuple[int, int], model: str) -> None:
+    """Raises a UserError naming the nearest valid sides if images (h, w) do not fit."""
+    for axis, side in zip(("height", "width"), size, strict=True):
         if not is_valid_side(tiling, side):
             nearest = " or ".join(str(n) for n in nearest_sides(tiling, side))
             raise UserError(

@@ -42,6 +42,6 @@ def normalize(images: jax.Array, image_stats: str, dtype: str = "float32") -> ja
         )
     x = images.astype(jnp.float32) * scale
     # Explicit axes: implicit rank promotion is an easy way to hide a wrong shape.
-    x = x - np.float32(mean).reshape(1, 1, 1, -1)
-    x = x / np.float32(deviation).reshape(1, 1, 1, -1)
+    x = x - np.asarray(mean, np.float32).reshape(1, 1, 1, -1)
+    x = x / np.asarray(deviation, np.float32).reshape(1, 1, 1, -1)
     return x.astype(dtype)

@@ -25,8 +25,9 @@ class Lattice(NamedTuple):
     point [B, K, R] int32, share [B, K, R] float32, vertex [B, R] int32: the same,
       sorted by vertex: row i adds share[k, i] * value[point[k, i]] over k to vertex[i].
     neighbor [B, d+1, 2, M+1] int32: next vertices along each axis; M stands for none.
-    count [B] int32: vertices found, also when there are more than M; 2^31 - 1 if a
-      feature is not finite or the features span too many cells (62 bits) to be keys.
+    vertex_count [B] int32: vertices found, also when there are more than M; 2^31 - 1
+      if a feature is not finite or the features span too many cells (62 bits) to be
+      keys.
     """
 
     offset: jax.Array
@@ -35,7 +36,7 @@ class Lattice(NamedTuple):
     share: jax.Array
     vertex: jax.Array
     neighbor: jax.Array
-    count: jax.Array
+    vertex_count: jax.Array
 
 
 class Sorted(NamedTuple):
@@ -46,7 +47,7 @@ class Sorted(NamedTuple):
     order [B, d+1, N] int32: permutation that sorts the keys, for each remainder.
     words: two of [B, d+1, N] int32, the sorted keys.
     new [B, d+1, N] int32: 1 where a key differs from the one before.
-    count [B] int32: as `Lattice.count`.
+    vertex_count [B] int32: as `Lattice.vertex_count`.
     """
 
     packing: keys.Packing
@@ -54,7 +55,7 @@ class Sorted(NamedTuple):
     order: jax.Array
     words: list[jax.Array]
     new: jax.Array
-    count: jax.Array
+    vertex_count: jax.Array
 
 
 @jax.jit
@@ -80,8 +81,8 @@ def build(features: jax.Array | Sorted, capacity: int) -> Lattice:
 
 @jax.jit
 def count_vertices(features: jax.Array) -> jax.Array:
-    """Number of vertices [B] int32 of `features` [B, N, d], as `Lattice.count`."""
-    return sort(features).count
+    """Number of vertices [B] int32 of `features` [B, N, d]; see `Lattice`."""
+    return sort(features).vertex_count
 
 
 def choose_capacity(counts, points: int, *, dims: int, per_octave: int = 4) -> int:
@@ -102,10 +103,10 @@ def filter(lattice: Lattice, values: jax.Array, reverse: bool = False) -> jax.Ar
 
     K is symmetric only up to the order of the lattice's axes: `reverse` gives the
     transpose, which is also the gradient. A lattice of batch 1 serves all images.
-    Where `lattice.count` exceeds the capacity the output is NaN.
+    Where `lattice.vertex_count` exceeds the capacity the output is NaN.
     """
     batch, n, channels = values.shape
-    if lattice.count.shape[0] == 1 and batch > 1:
+    if lattice.vertex_count.shape[0] == 1 and batch > 1:
         flat = values.swapaxes(0, 1).reshape(1, n, batch * channels)
         out = filter(lattice, flat, reverse)
         return out.reshape(n, batch, channels).swapaxes(0, 1)
@@ -171,25 +172,25 @@ def _build(capacity, points):
     # Entries [begin, end) of the sorted keys belong to a vertex.
     some = jnp.arange(capacity + 1, dtype=jnp.int32)
     zeros = jnp.zeros_like(some)
-    begin = keys.search([number], [some], zeros, zeros + groups * n)
+    begin = keys.search([number], [some], low=zeros, high=zeros + groups * n)
     begin, end = begin[:-1], begin[1:]
-    point, share, vertex = _rows(begin, end, order, weight)
+    point, share, vertex = _rows(begin, end, order=order, weight=weight)
     table = [
         keys.take(w.reshape(-1), jnp.minimum(begin, groups * n - 1)) for w in words
     ]
-    neighbor = _neighbors(pack, table, begin, end, n)
+    neighbor = _neighbors(pack, table, begin=begin, end=end, n=n)
     return Lattice(
         offset.reshape(groups, n), weight, point, share, vertex, neighbor, count
     )
 
 
-def _neighbors(pack, table, begin, end, n):
+def _neighbors(pack, table, *, begin, end, n):
     """[d+1, 2, M+1], from the words and entries of the vertices."""
     groups, capacity = pack.coefficient.shape[1], begin.shape[0]
     remainder = jnp.minimum(begin // n, groups - 1)
     edge = jnp.arange(groups + 1, dtype=jnp.int32) * n
     zeros = jnp.zeros_like(edge)
-    edge = keys.search([begin], [edge], zeros, zeros + capacity)
+    edge = keys.search([begin], [edge], low=zeros, high=zeros + capacity)
 
     # Down one axis: the coordinate there grows by d, the others sink by one. So does
     # the remainder; of the quotients only the one there grows by one, or, from
@@ -204,7 +205,7 @@ def _neighbors(pack, table, begin, end, n):
         jnp.broadcast_to(keys.take(edge, t), query[0].shape)
         for t in (target, target + 1)
     )
-    at = keys.search(table, query, low, high)
+    at = keys.search(table, query, low=low, high=high)
     there = (at < high) & (begin < end)
     at = jnp.minimum(at, capacity - 1)
     for word, value in zip(table, query, strict=True):
@@ -213,12 +214,12 @@ def _neighbors(pack, table, begin, end, n):
     # Up is the inverse; what has no neighbor is written to place M and overwritten.
     down = jnp.pad(down, ((0, 0), (0, 1)), constant_values=capacity)
     rows = jnp.arange(capacity + 1, dtype=jnp.int32)
-    up = [jnp.full(capacity + 1, capacity).at[axis].set(rows) for axis in down]
-    up = jnp.stack(up).at[:, capacity].set(capacity)
+    ups = [jnp.full(capacity + 1, capacity).at[axis].set(rows) for axis in down]
+    up = jnp.stack(ups).at[:, capacity].set(capacity)
     return jnp.stack([down, up], axis=1)
 
 
-def _rows(begin, end, order, weight):
+def _rows(begin, end, *, order, weight):
     """`Lattice.point`, `.share`, `.vertex`: the entries of each vertex in rows of K."""
     (groups, n), capacity = order.shape, begin.shape[0]
     entries = groups * n
@@ -228,7 +229,7 @@ def _rows(begin, end, order, weight):
     last = lax.associative_scan(jnp.add, need)
     row = jnp.arange((entries + (k - 1) * capacity) // k, dtype=jnp.int32)
     zeros = jnp.zeros_like(row)
-    vertex = keys.search([last], [row + 1], zeros, zeros + capacity)
+    vertex = keys.search([last], [row + 1], low=zeros, high=zeros + capacity)
     v = jnp.minimum(vertex, capacity - 1)
     first = keys.take(begin, v) + (row - keys.take(last - need, v)) * k
     stop = jnp.where(vertex < capacity, keys.take(end, v), 0)
@@ -266,7 +267,7 @@ def _filter(reverse, lattice, values):
     # each of the d+1 terms to memory before they are added.
     alpha = 1 / (1 + 2.0 ** (1 - axes))
     return lax.cond(
-        lattice.count > capacity,
+        lattice.vertex_count > capacity,
         lambda table: jnp.full_like(values, jnp.nan),
         lambda table: _weighted(table, lattice.offset, alpha * lattice.weight),
         table,

@@ -9,7 +9,9 @@ Points are the last axis (long and contiguous), the d+1 coordinates the one befo
 Integers are int32 or uint32: 64-bit ones are off in JAX and slow on accelerators.
 """
 
+import functools
 import math
+import operator
 from typing import NamedTuple
 
 import jax
@@ -29,17 +31,18 @@ def embed(features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         features[:, i] * (math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)))
         for i in range(d)
     ]
-    tail, e = jnp.zeros_like(c[0]), []
+    tail = jnp.zeros_like(c[0])
+    rows: list[jax.Array] = []
     for j in range(d, 0, -1):
-        e.append(tail - j * c[j - 1])
+        rows.append(tail - j * c[j - 1])
         tail = tail + c[j - 1]
-    e = jnp.stack([tail, *e[::-1]])
+    e = jnp.stack([tail, *rows[::-1]])
 
     # Sums over all coordinates k for all j at once: XLA would fuse the sums written
     # out one by one into a single loop that repeats them for every use.
     near = jnp.round(e / (d + 1))
     rest = e - (d + 1) * near
-    total = sum(near).astype(jnp.int32)
+    total = functools.reduce(operator.add, near).astype(jnp.int32)
     index = jnp.arange(d + 1, dtype=jnp.int32)
 
     # Loops over the rows: written out, XLA repeats all of the below for every use.
@@ -171,7 +174,7 @@ def order(pack: Packing, keys: list[jax.Array]) -> jax.Array:
 
 
 def search(
-    table: list[jax.Array], query: list[jax.Array], low: jax.Array, high: jax.Array
+    table: list[jax.Array], query: list[jax.Array], *, low: jax.Array, high: jax.Array
 ) -> jax.Array:
     """First position in [low, high) at which `table` is not less than `query`.
 

@@ -113,7 +113,7 @@ def trace(
       "after" and "before" need not descend, and nor do parallel updates in general.)
     """
 
-    def step(q: jax.Array, _) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def step(q: jax.Array, _) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         messages = pairwise(kernels, q)
         update = jax.nn.softmax(-unary - messages)
         expected = jnp.sum(q * (unary + 0.5 * messages), axis=(1, 2))
@@ -281,9 +281,9 @@ def appearance_kernel(
     if not _has(settings.appearance_weight):
         return []
     batch, height, width, _ = images.shape
-    if points is None:
-        points = appearance_features(images, settings)
-    filter = filters.lattice_filter(points, capacity)
+    filter = filters.lattice_filter(
+        appearance_features(images, settings) if points is None else points, capacity
+    )
     filter = filters.normalize(
         filter, settings.normalization, batch=batch, points=height * width
     )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 def local_response_norm(
     x: jax.Array,
+    *,
     size: int = 5,
     alpha: float = 1e-4,
     beta: float = 0.75,

@@ -10,6 +10,7 @@ number of entries that equal the maximum; a compiler that computes `x` again in 
 fusion, with other roundings, finds none, and 0 / 0 is NaN.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -48,15 +49,18 @@ def max_over_axis(x: jax.Array, axis: int) -> jax.Array:
     return x
 
 
-def _output_side(side: int, kernel: int, stride: int, padding: int, ceil: bool) -> int:
+def _output_side(
+    side: int, kernel: int, *, stride: int, padding: int, ceil: bool
+) -> int:
     if ceil:
-        return geometry.ceil_pool_size(side, kernel, stride, padding)
-    return geometry.conv_size(side, kernel, stride, padding)
+        return geometry.ceil_pool_size(side, kernel, stride=stride, padding=padding)
+    return geometry.conv_size(side, kernel, stride=stride, padding=padding)
 
 
 def _reduce_axis(
     x: jax.Array,
     axis: int,
+    *,
     kernel: int,
     stride: int,
     padding: int,
@@ -65,21 +69,20 @@ def _reduce_axis(
     fill: float | int,
 ) -> jax.Array:
     side = x.shape[axis]
-    out = _output_side(side, kernel, stride, padding, ceil)
+    out = _output_side(side, kernel, stride=stride, padding=padding, ceil=ceil)
     span = (out - 1) * stride  # first cell of the last window
     widths = [(0, 0)] * x.ndim
     widths[axis] = (padding, max(0, span + kernel - side - padding))
     if widths[axis] != (0, 0):
         x = jnp.pad(x, widths, constant_values=fill)
-    y = None
-    for i in range(kernel):
-        part = jax.lax.slice_in_dim(x, i, i + span + 1, stride, axis)
-        y = part if y is None else combine(y, part)
-    return y
+    parts = (
+        jax.lax.slice_in_dim(x, i, i + span + 1, stride, axis) for i in range(kernel)
+    )
+    return functools.reduce(combine, parts)
 
 
 def max_pool(
-    x: jax.Array, kernel: int, stride: int, padding: int = 0, ceil: bool = False
+    x: jax.Array, kernel: int, *, stride: int, padding: int = 0, ceil: bool = False
 ) -> jax.Array:
     """Maximum over windows of `x` [N, H, W, C]; padding never wins.
 
@@ -90,12 +93,21 @@ def max_pool(
         -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     )
     for axis in (1, 2):
-        x = _reduce_axis(x, axis, kernel, stride, padding, ceil, maximum, fill=lowest)
+        x = _reduce_axis(
+            x,
+            axis,
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            ceil=ceil,
+            combine=maximum,
+            fill=lowest,
+        )
     return x
 
 
 def avg_pool(
-    x: jax.Array, kernel: int, stride: int, padding: int = 0, ceil: bool = False
+    x: jax.Array, kernel: int, *, stride: int, padding: int = 0, ceil: bool = False
 ) -> jax.Array:
     """Mean over windows of `x` [N, H, W, C], float32 sums, type kept.
 
@@ -105,7 +117,16 @@ def avg_pool(
     y = x.astype(jnp.float32)
     for axis in (1, 2):
         side = x.shape[axis]
-        y = _reduce_axis(y, axis, kernel, stride, padding, ceil, jnp.add, fill=0)
+        y = _reduce_axis(
+            y,
+            axis,
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            ceil=ceil,
+            combine=jnp.add,
+            fill=0,
+        )
         first = np.arange(y.shape[axis]) * stride
         cells = np.minimum(first + kernel, side + 2 * padding) - first
         shape = [1] * x.ndim

@@ -58,7 +58,7 @@ def resize_bilinear(
 
 
 def interpolate(
-    x: jax.Array, source: geometry.Grid, target: geometry.Grid, size: tuple[int, int]
+    x: jax.Array, source: geometry.Grid, *, target: geometry.Grid, size: tuple[int, int]
 ) -> jax.Array:
     """Bilinear interpolation of `x` [N, H, W, C], whose cells sit at `source`.
 

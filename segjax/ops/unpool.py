@@ -23,7 +23,9 @@ def max_pool_switches(x: jax.Array, kernel: int) -> tuple[jax.Array, jax.Array]:
     Returns:
       The maxima [N, h, w, C], and their index in the window, uint8 [N, h, w, C].
     """
-    sides = [geometry.ceil_pool_size(side, kernel, kernel) for side in x.shape[1:3]]
+    sides = [
+        geometry.ceil_pool_size(side, kernel, stride=kernel) for side in x.shape[1:3]
+    ]
     missing = [out * kernel - side for out, side in zip(sides, x.shape[1:3])]
     if any(missing):
         widths = ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0))
@@ -40,7 +42,7 @@ def max_pool_switches(x: jax.Array, kernel: int) -> tuple[jax.Array, jax.Array]:
 
 
 def unpool(
-    x: jax.Array, switches: jax.Array, kernel: int, size: tuple[int, int]
+    x: jax.Array, switches: jax.Array, *, kernel: int, size: tuple[int, int]
 ) -> jax.Array:
     """Puts every cell of `x` back where its window had its maximum, zeros elsewhere.
 
@@ -58,7 +60,9 @@ def unpool(
       ValueError: `x`, `switches` and `size` do not belong together.
     """
     n, h, w, c = x.shape
-    pooled = tuple(geometry.ceil_pool_size(side, kernel, kernel) for side in size)
+    pooled = tuple(
+        geometry.ceil_pool_size(side, kernel, stride=kernel) for side in size
+    )
     if switches.shape != x.shape or pooled != (h, w):
         raise ValueError(
             f"unpooling {x.shape} with switches {switches.shape} to {tuple(size)}: "

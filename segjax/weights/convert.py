@@ -57,6 +57,8 @@ class Arrays(NamedTuple):
 
 
 Entry = Conv | Norm | Arrays
+# Says what is wrong with an array of the file, "" if nothing is.
+Check = Callable[[np.ndarray], str]
 
 
 class Table(NamedTuple):
@@ -69,7 +71,7 @@ class Table(NamedTuple):
     missing: tuple[str, ...] = ()  # our layers that are not in the file
     ignored: tuple[str, ...] = ()  # arrays that this model has no use for
     # Arrays with one right value, which is part of our code: a message if it is wrong.
-    checks: Mapping[str, Callable[[np.ndarray], str]] = {}
+    checks: Mapping[str, Check] = {}
     added: Mapping[str, str] = {}  # an array of the file -> our bias it is added to
     notes: tuple[str, ...] = ()
 
@@ -178,7 +180,9 @@ def _check_values(
 class _Work:
     """The state of one conversion."""
 
-    def __init__(self, arrays, shapes):
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+    ):
         self.arrays, self.shapes = arrays, shapes
         self.results: dict[str, np.ndarray] = {}
         self.sources: dict[str, list[str]] = {}

@@ -33,7 +33,8 @@ def between(source: Images, target: Images) -> tuple[np.ndarray, np.ndarray]:
     ratio = source.scale / target.scale
     factor = target_deviation * ratio / source_deviation
     offset = (np.array(target.mean) * ratio - np.array(source.mean)) / source_deviation
-    return np.broadcast_arrays(factor, offset)
+    factor, offset = np.broadcast_arrays(factor, offset)
+    return factor, offset
 
 
 def fold(

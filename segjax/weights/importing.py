@@ -98,7 +98,9 @@ def _regex(flag: str, pattern: str) -> re.Pattern:
 def _channels(arrays: Mapping[str, np.ndarray], table: convert.Table) -> int:
     """How many channels the images of the published network have."""
     entry = table.layers.get(table.first)
-    kernel = arrays.get(entry.kernel) if isinstance(entry, convert.Conv) else None
+    if not isinstance(entry, convert.Conv):
+        return 3
+    kernel = arrays.get(entry.kernel)
     if kernel is None or kernel.ndim != 4:
         return 3
     return kernel.shape[{"OIHW": 1, "IOHW": 0, "HWIO": 2}[entry.layout]] or 3

@@ -114,11 +114,11 @@ def read_saved(path: str | Path) -> Weights:
             "again"
         ) from error
     files.check_json(facts, path=path, what="converted weights", schema=_SCHEMA)
-    images = {key: tuple(facts["images"][key]) for key in ("mean", "deviation")}
+    images = facts["images"]
     info = ModelInfo(
         facts["model"],
         facts["fields"],
-        Images(facts["images"]["scale"], **images),
+        Images(images["scale"], tuple(images["mean"]), tuple(images["deviation"])),
         tuple(facts["classes"]),
     )
     heads, missing = tuple(facts["heads"]), tuple(facts["missing"])

@@ -231,8 +231,8 @@ def test_rows_that_unet_sees():
     model = UNet(2, widths=(1,) * 5)
     variables = abstract_variables(model, 1)
     # The columns do not matter, so the smallest width will do.
-    _, maps = receptive_field._reaches(model, variables, (), (572, 188, 1))
-    rows, seen = maps["logits"]
+    reaches = receptive_field._reaches(model, variables, paths=(), image=(572, 188, 1))
+    _, rows, seen = reaches.outputs["logits"]
     seen = seen.min(axis=(0, 2, 3))
     assert rows == len(seen) == 388
     assert tuple(seen[0]) == (0, -187) and tuple(seen[-1]) == (384, -571)
@@ -496,8 +496,10 @@ def kernel(size, channels=1):
 
 
 def windows(x):
-    x = pool.max_pool(convolve(x, kernel(5), stride=2, padding=2), 3, 2, ceil=True)
-    x = pool.avg_pool(convolve(x, kernel(3), padding=2, rate=2), 2, 1)
+    x = pool.max_pool(
+        convolve(x, kernel(5), stride=2, padding=2), 3, stride=2, ceil=True
+    )
+    x = pool.avg_pool(convolve(x, kernel(3), padding=2, rate=2), 2, stride=1)
     return conv.conv_transpose(x, kernel(4), stride=3, padding=1)
 
 
@@ -516,7 +518,9 @@ def resizing(x):
     small = resize.resize_bilinear(x, (x.shape[1] // 2, 4), align_corners=False)
     tall = resize.resize_nearest(small, (small.shape[1] * 4, small.shape[2]))
     other = resize.resize_nearest(small, (small.shape[1] * 2, small.shape[2]))
-    other = conv.bilinear_upsample(other, 4, 2)[:, : tall.shape[1], : tall.shape[2]]
+    other = conv.bilinear_upsample(other, 4, stride=2)[
+        :, : tall.shape[1], : tall.shape[2]
+    ]
     x = jnp.concatenate([tall, other], -1)
     return convolve(x, jnp.ones((3, 3, 2, 1)), padding=1)
 
@@ -570,7 +574,9 @@ def test_data_movements_by_brute_force():
     inputs = [dependencies.unknown(x) for x in weights]
     inputs.append(dependencies.Value(np.stack([rows, -rows], axis=-1)))
     constants = map(dependencies.constant, jaxpr.consts)
-    body = dependencies.propagate(jaxpr.jaxpr, constants, inputs, lambda *_: None)[1]
+    body = dependencies.propagate(
+        jaxpr.jaxpr, constants, inputs=inputs, visit=lambda *_: None
+    )[1]
     seen = np.broadcast_to(body.reach, (*images.aval.shape[:1], *body.reach.shape[1:]))
     seen = seen.min(axis=(0, 2, 3))
 
@@ -682,14 +688,14 @@ def test_effective_receptive_field():
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 14, 1)).astype(np.uint8)
     expected = np.zeros((12, 14))
     expected[4:9, 6:9] = np.outer([1, 2, 4, 2, 1], [1, 3, 1]) / 12
-    field = receptive_field.effective(Filter(), {}, images)
+    field = receptive_field.effective(Filter(), {}, images=images)
     np.testing.assert_allclose(field, expected, atol=1e-6)
-    half = receptive_field.effective(Filter(), {}, images, output="half")
+    half = receptive_field.effective(Filter(), {}, images=images, output="half")
     # Cell (3, 3) of the half-size map lies on pixel (6, 6).
     np.testing.assert_allclose(half, np.roll(expected, -1, axis=1), atol=1e-6)
     assert receptive_field.effective_side(field) == math.sqrt(15)
     with pytest.raises(UserError, match="output 'quarter': Filter has half, logits"):
-        receptive_field.effective(Filter(), {}, images, output="quarter")
+        receptive_field.effective(Filter(), {}, images=images, output="quarter")
 
 
 class ZeroScores(nn.Module):
@@ -710,7 +716,9 @@ def test_picture_of_the_effective_receptive_field(tmp_path):
     assert found.logits.receptive_field == (7, 7)
     # Scores that start at zero would hide everything.
     variables = summarize.random_variables(model, image)
-    summarize.draw_influence(model, variables, found, 2, tmp_path / "erf.png")
+    summarize.draw_influence(
+        model, variables, found=found, count=2, path=tmp_path / "erf.png"
+    )
     picture = cv2.imread(str(tmp_path / "erf.png"))
     scale = 480 // 21
     assert picture.shape == (24 + 21 * scale, 21 * scale, 3)

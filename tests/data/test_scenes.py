@@ -19,12 +19,12 @@ TENTS = (ID["tent_red"], ID["tent_blue"])
 
 @pytest.fixture(scope="module")
 def many() -> list[dict[str, np.ndarray]]:
-    return [scene(0, index, (96, 96)) for index in range(100)]
+    return [scene(0, index, size=(96, 96)) for index in range(100)]
 
 
 @pytest.mark.parametrize("size", [*SIZES, (MIN_SIDE, MIN_SIDE), (1024, 130)])
 def test_shapes_and_types(size):
-    made = scene(1, 2, size)
+    made = scene(1, 2, size=size)
     assert made["image"].shape == (*size, 3)
     assert made["label"].shape == made["instance"].shape == size
     assert made["image"].dtype == made["label"].dtype == np.uint8
@@ -33,7 +33,7 @@ def test_shapes_and_types(size):
 
 def test_same_bits_everywhere():
     digest = hashlib.sha256()
-    for array in scene(0, 1, (96, 96)).values():
+    for array in scene(0, 1, size=(96, 96)).values():
         digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
     # Only exact arithmetic is used (see the module), so that the bits can be pinned.  A
     # new value means that prepared data is stale: raise the version of the builder.
@@ -43,21 +43,23 @@ def test_same_bits_everywhere():
 
 
 def test_scenes_differ_by_seed_and_index():
-    labels = [scene(*key, (96, 96))["label"] for key in ((0, 0), (0, 2), (2, 0))]
+    labels = [scene(*key, size=(96, 96))["label"] for key in ((0, 0), (0, 2), (2, 0))]
     for k in range(3):
         assert (labels[k] != labels[k - 1]).mean() > 0.2
 
 
 def test_a_scene_does_not_depend_on_those_before():
-    scene(5, 0, (64, 64))
-    again, alone = (scene(5, 3, (64, 64)) for _ in range(2))
+    scene(5, 0, size=(64, 64))
+    again, alone = (scene(5, 3, size=(64, 64)) for _ in range(2))
     assert all((again[key] == alone[key]).all() for key in again)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_tents_change_class_with_a_balloon_far_away_and_with_nothing_else(size):
     for index in range(6):
-        made, other = (scene(3, index, size, swap_team=swap) for swap in (False, True))
+        made, other = (
+            scene(3, index, size=size, swap_team=swap) for swap in (False, True)
+        )
         label = made["label"]
         balloon = label == ID["balloon"]
         tents = np.isin(label, TENTS)
@@ -75,7 +77,7 @@ def test_tents_change_class_with_a_balloon_far_away_and_with_nothing_else(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_balloon_tells_the_team_by_a_saturated_color(size):
     for index in range(8):
-        made = scene(4, index, size)
+        made = scene(4, index, size=size)
         mask = made["label"] == ID["balloon"]
         red, _, blue = made["image"][mask].astype(float).mean(0)
         is_red = (made["label"] == ID["tent_red"]).any()
@@ -94,7 +96,7 @@ def test_teams_are_balanced(many):
 def test_wires_are_thin_and_reach_across(size):
     thick = 1 if min(size) < 256 else 2
     for index in range(4):
-        wire = scene(6, index, size)["label"] == ID["wire"]
+        wire = scene(6, index, size=size)["label"] == ID["wire"]
         assert not ndimage.binary_opening(wire, np.ones((thick + 2,) * 2)).any()
         poles = ndimage.binary_opening(wire, np.ones((8, 1)))
         assert max(_vertical_runs(poles.T)) == thick + 1
@@ -143,7 +145,7 @@ def test_instances_are_numbered_and_of_one_class(many):
 @pytest.mark.parametrize(("size", "reach"), [((96, 96), 1), ((256, 384), 2)])
 def test_void_is_the_background_next_to_objects(size, reach):
     for index in range(3):
-        label = scene(8, index, size)["label"]
+        label = scene(8, index, size=size)["label"]
         objects = (label > ID["ground"]) & (label != VOID)
         distance = ndimage.distance_transform_cdt(~objects, "chessboard")
         assert ((label == VOID) == ((distance > 0) & (distance <= reach))).all()
@@ -151,7 +153,7 @@ def test_void_is_the_background_next_to_objects(size, reach):
 
 @pytest.mark.parametrize(("size", "number"), [((96, 96), 100), ((128, 192), 40)])
 def test_every_class_is_common_and_none_dominates(size, number):
-    labels = [scene(0, index, size)["label"] for index in range(number)]
+    labels = [scene(0, index, size=size)["label"] for index in range(number)]
     counts = np.array([np.bincount(l.ravel(), minlength=256) for l in labels])
     share = counts.sum(0) / counts.sum()
     present = (counts > 0).mean(0)
@@ -165,7 +167,7 @@ def test_every_class_is_common_and_none_dominates(size, number):
 
 def test_larger_sizes_show_the_same_picture():
     for index in range(3):
-        small, large = (scene(0, index, (side, side)) for side in (128, 256))
+        small, large = (scene(0, index, size=(side, side)) for side in (128, 256))
         pooled = large["image"].reshape(128, 2, 128, 2, 3).mean((1, 3))
         assert abs(small["image"] - pooled).mean() < 12
         same = small["label"] == large["label"][::2, ::2]
@@ -173,7 +175,7 @@ def test_larger_sizes_show_the_same_picture():
 
 
 def test_contact_sheet():
-    made = [scene(0, index, (48, 64)) for index in range(3)]
+    made = [scene(0, index, size=(48, 64)) for index in range(3)]
     sheet = contact_sheet(0, range(3), size=(48, 64), columns=2)
     assert sheet.shape == (2 * 48, 2 * 2 * 64, 3)
     assert (sheet[48:, :64] == made[2]["image"]).all()
@@ -194,8 +196,9 @@ def test_contact_sheet():
     ],
 )
 def test_bad_arguments(arguments, message):
+    seed, index, size = arguments
     with pytest.raises(UserError, match=message):
-        scene(*arguments)
+        scene(seed, index, size=size)
 
 
 def scenes_data(data_dir, size, train, validation=2, seed=0):
@@ -219,7 +222,7 @@ def test_builder_writes_the_scenes_in_order(tmp_path):
         source = made.as_data_source(split)
         assert len(source) == count
         for index, record in enumerate(source):
-            expected = scene(seed, index, (48, 64))
+            expected = scene(seed, index, size=(48, 64))
             assert (record["image"] == expected["image"]).all()
             for key in ("label", "instance"):
                 assert record[key].shape == (48, 64, 1)

@@ -54,7 +54,7 @@ def warped(example, size=None, nodes=None, border="mean", **where):
     return warping.warp(
         example["image"],
         example["label"],
-        matrix,
+        matrix=matrix,
         size=size,
         nodes=nodes,
         border=border,
@@ -513,7 +513,7 @@ def drawn(monkeypatch, config, seed):
         calls.update(arguments)
         return np.eye(2, 3)
 
-    def warp(image, label, _, *, size, nodes, **more):
+    def warp(image, label, *, size, nodes, **more):
         calls["nodes"] = None if nodes is None else nodes.tolist()
         return np.full((*size, 3), 128, np.uint8), np.zeros(size, np.uint8)
 

@@ -80,7 +80,7 @@ def sweep_files(tmp_path_factory):
         patch.setattr(report_page, "plot", lambda *_: b"")
         patch.setattr(report_rows.datasets, "load", refuse)
         found = write_sweep(folder)
-        assert report.report(folder, folder, ["all"], [], erf=True)
+        assert report.report(folder, folder, classes=["all"], pair=[], erf=True)
         found["numbers.json"] = folder / "numbers.json"
         yield folder, found
 
@@ -119,7 +119,7 @@ def readers(workdir: Path, folder: Path) -> list:
         lambda: [row["step"] + 1 for row in workdir_lib.read_metrics(workdir)],
         lambda: config_lib.check(config_lib.load(workdir / "config.json")),
         lambda: report_rows.read_run(workdir, 0, STEPS),
-        lambda: report.report(folder, folder, ["all"], [], erf=True),
+        lambda: report.report(folder, folder, classes=["all"], pair=[], erf=True),
     ]
 
 

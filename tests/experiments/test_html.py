@@ -149,7 +149,9 @@ def test_page_of_the_quickstart(tmp_path):
     results["majority_baseline"] = {"miou": 0.0301}
 
     page = Page(
-        quickstart._page(config_lib.make(), tmp_path, results, info=info, source=source)
+        quickstart._page(
+            config_lib.make(), tmp_path, results=results, info=info, source=source
+        )
     )
     assert not page.open
     for text in (

@@ -137,7 +137,7 @@ def test_every_image_is_segmented_and_every_fault_named(same, photos, segmented)
         overlay = cv2.imread(str(output / "overlays" / f"{name}.jpg"))
         palette = Image.open(output / "labels" / f"{name}.png").getpalette()
         palette = np.reshape(palette, (-1, 3))[:3].astype(np.uint8)
-        exact = viz.overlay(image, label, palette)
+        exact = viz.overlay(image, label, palette=palette)
         if exact.size > 1000:  # JPEG of noise
             assert np.abs(overlay[..., ::-1] - exact.astype(float)).mean() < 25
         counts += np.bincount(label.reshape(-1), minlength=3)

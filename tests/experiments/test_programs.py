@@ -387,9 +387,9 @@ def test_another_number_of_classes_than_the_checkpoint(own_config, config, run):
         load_model,
         config,
         run,
-        workdir_lib.read_dataset(run)._replace(classes=("a", "b", "c")),
-        "best",
-        sharding.make_mesh(),
+        info=workdir_lib.read_dataset(run)._replace(classes=("a", "b", "c")),
+        which="best",
+        mesh=sharding.make_mesh(),
     )
 
 
@@ -653,7 +653,7 @@ def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys
     pytest.importorskip("safetensors")
     info = workdir_lib.read_dataset(trained)
     mesh = sharding.make_mesh()
-    _, variables, _ = load_model(config, trained, info, "latest", mesh)
+    _, variables, _ = load_model(config, trained, info=info, which="latest", mesh=mesh)
     arrays = weights.flatten(jax.device_get(variables))
     arrays["params/head/kernel"] = arrays["params/head/kernel"][..., :5]
     arrays["params/head/bias"] = arrays["params/head/bias"][:5]
@@ -666,7 +666,7 @@ def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys
     changes = {"init_from": str(path), "optim__lr": 0.0, "total_steps": 1}
     assert train.train(changed(config, **changes), run) == 0
     assert "head (the weights are for 5 classes)" in capsys.readouterr().err
-    _, started, _ = load_model(config, run, info, "latest", mesh)
+    _, started, _ = load_model(config, run, info=info, which="latest", mesh=mesh)
     for name, array in weights.flatten(jax.device_get(started)).items():
         if name.startswith("params/") and "/head/" not in name:
             np.testing.assert_array_equal(array, arrays[name])

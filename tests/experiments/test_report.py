@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
 def reported(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("report")
     pair = ["tent_red", "tent_blue"]
-    assert not report.report(folder, output, ["wire"], pair, erf=False)
+    assert not report.report(folder, output, classes=["wire"], pair=pair, erf=False)
     return output
 
 
@@ -190,7 +190,7 @@ def test_the_page_holds_everything_in_itself(reported):
 )
 def test_unknown_classes_are_refused(folder, tmp_path, classes, pair, message):
     with pytest.raises(UserError, match=message):
-        report.report(folder, tmp_path, classes, pair, erf=False)
+        report.report(folder, tmp_path, classes=classes, pair=pair, erf=False)
 
 
 def test_scores_of_classes_are_of_the_classes_that_were_trained(folder, tmp_path):

@@ -98,7 +98,9 @@ def validation(config):
 
 def variables_of(config, workdir, which):
     info = workdir_lib.read_dataset(workdir)
-    return load_model(config, workdir, info, which, sharding.make_mesh())
+    return load_model(
+        config, workdir, info=info, which=which, mesh=sharding.make_mesh()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,7 @@ def test_measured_peaks_are_those_of_all_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(run_stats, "peak_memory", lambda: (100, "device"))
     for seconds, rate in ((7.0, 1.0), (3.0, 2.0)):
         monkeypatch.setattr(run_stats.compilation, "seconds", lambda s=seconds: s)
-        run_stats.save(tmp_path, 3, np.eye(2, dtype=np.int64), rate)
+        run_stats.save(tmp_path, 3, confusion=np.eye(2, dtype=np.int64), rate=rate)
         monkeypatch.setattr(run_stats, "peak_memory", lambda: (40, "device"))
     found = workdir_lib.read_validation(tmp_path)
     assert (found["compile_seconds"], found["peak_bytes"]) == (7.0, 100)

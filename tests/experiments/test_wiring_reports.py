@@ -113,7 +113,7 @@ def test_the_page_escapes_names_and_shows_the_pictures_of_the_last_step(
     tmp_path, capsys
 ):
     folder = write_sweep(tmp_path / "sweep", "failed")
-    assert not report.report(folder, tmp_path, [], [], erf=False)
+    assert not report.report(folder, tmp_path, classes=[], pair=[], erf=False)
     page = Page((tmp_path / "report.html").read_text())
     known = {"html", "meta", "title", "style", "h1", "h2", "h3", "p", "div", "span"}
     known |= {"table", "tr", "th", "td", "ul", "li", "pre", "img", "figure"}
@@ -147,7 +147,7 @@ def test_cells_of_the_page_are_escaped():
 
 def test_numbers_of_the_report_are_those_of_the_files(tmp_path):
     folder = write_sweep(tmp_path / "sweep", "finished")
-    assert report.report(folder, tmp_path, ["all"], [], erf=False)
+    assert report.report(folder, tmp_path, classes=["all"], pair=[], erf=False)
     first, _ = csv.DictReader((tmp_path / "report.csv").read_text().splitlines())
     h = confusion()
     right = np.diag(h)

@@ -25,7 +25,7 @@ class Strided(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        geometry.check_sides(self.tiling, *images.shape[1:3], model="Strided")
+        geometry.check_sides(self.tiling, geometry.sides(images), model="Strided")
         x = images.astype(jnp.float32) / 255
         logits = nn.Conv(CLASSES, (5, 5), padding=2, name="score")(x)
         return logits, {}

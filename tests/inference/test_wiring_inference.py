@@ -478,7 +478,7 @@ def test_written_predictions_are_red_first_and_hold_what_they_should(tmp_path):
     version = collection.file_version(str(tmp_path / "x.png"))
     assert version[0] == 1
     prediction = collection.Prediction(
-        index=0,
+        image_index=0,
         size=label.shape,
         label=label,
         probabilities=scores,
@@ -487,7 +487,9 @@ def test_written_predictions_are_red_first_and_hold_what_they_should(tmp_path):
         version=version,
         waited=0.0,
     )
-    prediction_folder.write(results, "x", str(tmp_path / "x.png"), prediction)
+    prediction_folder.write(
+        results, "x", file=str(tmp_path / "x.png"), prediction=prediction
+    )
 
     with Image.open(tmp_path / "labels" / "x.png") as file:
         np.testing.assert_array_equal(np.asarray(file), label)
@@ -631,7 +633,7 @@ def test_figures_and_legends_take_the_palette_as_it_is():
         assert (legend[22 * row : 22 * (row + 1)] == color).all(-1).sum() == 12 * 12
     # Overlays are half and half unless something else is asked for.
     image = np.full((1, 3, 3), 100, np.uint8)
-    mixed = viz.overlay(image, np.array([[0, 1, 2]], np.uint8), PALETTE)
+    mixed = viz.overlay(image, np.array([[0, 1, 2]], np.uint8), palette=PALETTE)
     assert np.abs(mixed[0] - (100 + PALETTE.astype(float)) / 2).max() <= 0.5
 
 

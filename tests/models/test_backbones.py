@@ -150,7 +150,7 @@ def test_local_response_norm():
 def test_grouped_convolution(size, padding, stride):
     x = integers(1, 9, 8, 6)
     kernel = integers(size, size, 2, 9, seed=1)  # three groups of 2 -> 3 channels
-    y = conv.conv2d(x, kernel, stride, padding, groups=3)
+    y = conv.conv2d(x, kernel, stride=stride, padding=padding, groups=3)
     layer = {"kernel": kernel, "bias": np.zeros(9)}
     expected = brute_conv(x[0], layer, stride, padding, groups=3)
     np.testing.assert_array_equal(np.maximum(y[0], 0), expected)
@@ -489,7 +489,7 @@ def test_dense_evaluation_is_that_of_every_window(layout):
 
     def features(x):
         x = jax.nn.relu(conv.conv2d(x, kernels[0]))
-        x = pool.max_pool(x, 2, 2)
+        x = pool.max_pool(x, 2, stride=2)
         return jax.nn.relu(conv.conv2d(x, kernels[1], stride=2))
 
     x = integers(1, 29, 25, 2)
@@ -518,7 +518,7 @@ def test_shift_and_stitch(jit):
     def network(x, dense):
         """Strides 2 and 2 or, dense, none: what follows dilated by 2 and 4."""
         x = jax.nn.relu(conv.conv2d(x, first))
-        x = pool.max_pool(x, 2, 1 if dense else 2)
+        x = pool.max_pool(x, 2, stride=1 if dense else 2)
         if dense:
             x = jax.nn.relu(conv.conv2d(x, second, stride=1, dilation=2))
             return conv.conv2d(x, last, dilation=4)
@@ -555,7 +555,7 @@ def test_shift_and_stitch_errors():
 )
 def test_fcn_crops(grid, size, crop):
     assert fcn.upsampling_size(grid, 32) == size
-    up = geometry.deconv(grid, size, 32)
+    up = geometry.deconv(grid, size, stride=32)
     assert geometry.crop_offset(up, geometry.Grid()) == crop
 
 
@@ -581,7 +581,7 @@ def test_fcn_sizes(line):
     }
     assert [ends[name].shape[1] for name in names[backbone]] == list(map(int, maps))
     assert ends["score_fr"].shape[1] == int(maps[-1])
-    assert geometry.deconv_size(int(maps[-1]), 63, 32) == int(up)
+    assert geometry.deconv_size(int(maps[-1]), 63, stride=32) == int(up)
 
 
 def test_fcn_any_size():

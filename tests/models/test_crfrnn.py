@@ -58,14 +58,30 @@ LAYER = crfrnn.MeanField(3.0, 5.0, "full", "full", untied=0, remat=True)
 
 @functools.partial(jax.jit, static_argnames=("iterations", "layer"))
 def run(params, unary, images, iterations, layer=LAYER):
-    kernels = exact_filters(images)
-    return layer.apply({"params": params}, unary, *kernels, iterations)
+    spatial, bilateral = exact_filters(images)
+    return layer.apply(
+        {"params": params},
+        unary,
+        spatial,
+        bilateral=bilateral,
+        iterations=iterations,
+    )
 
 
 def initial(layer=LAYER, classes=3, iterations=2):
     unary = jnp.zeros((1, 1, 2, classes))
-    identity = (lambda v: v,) * 2
-    return layer.init(jax.random.key(0), unary, *identity, iterations)["params"]
+
+    def identity(values):
+        return values
+
+    variables = layer.init(
+        jax.random.key(0),
+        unary,
+        identity,
+        bilateral=identity,
+        iterations=iterations,
+    )
+    return variables["params"]
 
 
 def random_params(seed=0):
@@ -198,7 +214,10 @@ def test_gradients():
         def loss(arguments):
             params, unary = arguments
             layer = LAYER.clone(remat=remat)
-            q = layer.apply({"params": params}, unary, *kernels, 3)
+            spatial, bilateral = kernels
+            q = layer.apply(
+                {"params": params}, unary, spatial, bilateral=bilateral, iterations=3
+            )
             return jnp.mean(weight * jax.nn.log_softmax(q))
 
         return jax.value_and_grad(loss)(arguments)

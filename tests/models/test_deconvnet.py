@@ -32,9 +32,9 @@ def test_unpool_oracle():
     pooled, switches = unpool.max_pool_switches(x, 2)
     assert pooled[0, :, :, 0].tolist() == [[7, 7], [6, 6]]
     assert flat(switches, 2, 3)[0, :, :, 0].tolist() == [[3, 5], [7, 8]]
-    back = unpool.unpool(pooled, switches, 2, (3, 3))
+    back = unpool.unpool(pooled, switches, kernel=2, size=(3, 3))
     assert back[0, :, :, 0].tolist() == [[0, 0, 0], [7, 0, 7], [0, 6, 6]]
-    half = unpool.unpool(pooled.astype(jnp.bfloat16), switches, 2, (3, 3))
+    half = unpool.unpool(pooled.astype(jnp.bfloat16), switches, kernel=2, size=(3, 3))
     assert half.dtype == jnp.bfloat16
 
 
@@ -65,7 +65,8 @@ def test_switches_and_gradients_like_loops(kernel, height, width):
         )
         none = np.zeros(switches.shape, jax.dtypes.float0)
         back, pull_back = jax.vjp(
-            lambda v: unpool.unpool(v, switches, kernel, (height, width)), values
+            lambda v: unpool.unpool(v, switches, kernel=kernel, size=(height, width)),
+            values,
         )
         return pooled, switches, pull((values, none))[0], back, pull_back(canvas)[0]
 
@@ -88,14 +89,14 @@ def test_unpool_properties():
     x = np.random.default_rng(1).normal(size=(2, 9, 12, 4)).astype(np.float32)
     pooled, switches = unpool.max_pool_switches(jnp.asarray(x), 2)
     positive = np.abs(np.asarray(pooled))
-    back = unpool.unpool(jnp.asarray(positive), switches, 2, (9, 12))
+    back = unpool.unpool(jnp.asarray(positive), switches, kernel=2, size=(9, 12))
     np.testing.assert_array_equal(unpool.max_pool_switches(back, 2)[0], positive)
     assert np.count_nonzero(back) == pooled.size
     for size in ((8, 12), (9, 14)):
         with pytest.raises(ValueError, match="expected equal shapes"):
-            unpool.unpool(pooled, switches, 2, size)
+            unpool.unpool(pooled, switches, kernel=2, size=size)
     with pytest.raises(ValueError, match="expected equal shapes with 5 x 6"):
-        unpool.unpool(pooled[..., :1], switches, 2, (9, 12))
+        unpool.unpool(pooled[..., :1], switches, kernel=2, size=(9, 12))
 
 
 # --- the network ----------------------------------------------------------------------

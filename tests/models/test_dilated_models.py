@@ -175,7 +175,9 @@ def test_bad_fields(make, message):
 def test_interpolate():
     rows = jnp.array([[0, 8, 8], [16, 24, 24], [0, 0, 0]], jnp.float32)
     x = rows.reshape(1, 3, 3, 1)
-    y = resize.interpolate(x, geometry.Grid(Fraction(4)), PIXELS, (6, 5))[0, :, :, 0]
+    y = resize.interpolate(x, geometry.Grid(Fraction(4)), target=PIXELS, size=(6, 5))[
+        0, :, :, 0
+    ]
     assert y[0].tolist() == [0, 2, 4, 6, 8]
     assert y[1].tolist() == [4, 6, 8, 10, 12]
     assert y[4].tolist() == [16, 18, 20, 22, 24]
@@ -183,17 +185,19 @@ def test_interpolate():
     # Corners on corners: the align-corners resize, up and down.
     x = np.random.default_rng(0).normal(size=(1, 41, 31, 2)).astype(np.float32)
     up = resize.interpolate(
-        jnp.asarray(x), geometry.Grid(Fraction(8)), PIXELS, (321, 241)
+        jnp.asarray(x), geometry.Grid(Fraction(8)), target=PIXELS, size=(321, 241)
     )
     np.testing.assert_allclose(
         up, resize.resize_bilinear(jnp.asarray(x), (321, 241), True), atol=1e-5
     )
-    down = resize.interpolate(up, PIXELS, geometry.Grid(Fraction(8)), (41, 31))
+    down = resize.interpolate(
+        up, PIXELS, target=geometry.Grid(Fraction(8)), size=(41, 31)
+    )
     np.testing.assert_array_equal(down, up[:, ::8, ::8])
     # Half a pixel off, and beyond the last cell.
     grid = geometry.Grid(Fraction(8), Fraction(1, 2))
     line = jnp.arange(3.0).reshape(1, 1, 3, 1)
-    y = resize.interpolate(line, grid, PIXELS, (1, 20))[0, 0, :, 0]
+    y = resize.interpolate(line, grid, target=PIXELS, size=(1, 20))[0, 0, :, 0]
     np.testing.assert_allclose(y, np.clip((np.arange(20) - 0.5) / 8, 0, 2), atol=1e-6)
 
 
@@ -653,7 +657,13 @@ def test_deeplab_alignment(fields):
 def test_deeplab_aspp_is_a_sum(channels, layers):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 9, 7, 3)).astype(np.float32)
-    common = dict(dropout=0.5, norm="none", bn_momentum=0.9, dtype="float32")
+    common = dict(
+        dropout=0.5,
+        norm="none",
+        bn_momentum=0.9,
+        bn_unbiased=False,
+        dtype="float32",
+    )
     one, four = (
         deeplab.Head(2, rates=(2,) * n, kernel=3, channels=channels, **common)
         for n in (1, 4)

@@ -627,7 +627,7 @@ def test_frrn_max_pool_and_its_gradient():
     """As ops.pool's; all of a window's gradient goes to its maxima, which often tie."""
     x = np.random.default_rng(0).integers(-9, -5, (2, 6, 12, 2)).astype(np.float32)
     pooled = frrn.max_pool(jnp.asarray(x), 3)
-    np.testing.assert_array_equal(pooled, pool.max_pool(x, 3, 3))
+    np.testing.assert_array_equal(pooled, pool.max_pool(x, 3, stride=3))
     gradient = jax.jit(jax.grad(lambda x: (frrn.max_pool(x, 3) ** 2).sum()))(x)
     gradient = np.asarray(gradient)
     sums = gradient.reshape(2, 2, 3, 4, 3, 2).sum((2, 4))

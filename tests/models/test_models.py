@@ -251,12 +251,12 @@ def test_bad_values_of_common_fields(name):
 def test_fcn_crops():
     grids = vgg.grids(100)
     pixel = geometry.Grid()
-    up2 = geometry.deconv(grids["fc7"], 4, 2)
-    up4 = geometry.deconv(up2, 4, 2)
+    up2 = geometry.deconv(grids["fc7"], 4, stride=2)
+    up4 = geometry.deconv(up2, 4, stride=2)
     for source, target, expected in (
-        (geometry.deconv(grids["fc7"], 64, 32), pixel, 19),
-        (geometry.deconv(up2, 32, 16), pixel, 27),
-        (geometry.deconv(up4, 16, 8), pixel, 31),
+        (geometry.deconv(grids["fc7"], 64, stride=32), pixel, 19),
+        (geometry.deconv(up2, 32, stride=16), pixel, 27),
+        (geometry.deconv(up4, 16, stride=8), pixel, 31),
         (grids["pool4"], up2, 5),
         (grids["pool3"], up4, 9),
     ):
@@ -293,7 +293,7 @@ def test_fcn_sizes(line):
         ("fuse_pool3", 8, up8),
     ):
         scores = ends[name].shape[1]
-        assert geometry.deconv_size(scores, 2 * stride, stride) == expected
+        assert geometry.deconv_size(scores, 2 * stride, stride=stride) == expected
 
 
 def test_fcn_any_size():

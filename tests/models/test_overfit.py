@@ -92,7 +92,7 @@ def test_overfits_four_images(name):
     model = models.build(options, len(scenes.CLASSES))
     # The exact bilateral filter takes (H W)^2 operations.
     side = 32 if name == "crfrnn" else geometry.nearest_sides(model.tiling, 64)[-1]
-    examples = [scenes.scene(0, i, (side, side)) for i in range(4)]
+    examples = [scenes.scene(0, i, size=(side, side)) for i in range(4)]
     batch = {k: np.stack([e[k] for e in examples]) for k in ("image", "label")}
 
     def optimizer_of(params):

@@ -59,7 +59,7 @@ def test_unet_layouts(layout):
     variables = random_variables(model, x.shape)
     params = variables["params"]
     _, ends = jit(lambda x: model.apply(variables, x, train=False))(x)
-    up = conv.conv_transpose(ends["enc1"], params["dec0_up"]["kernel"], 2)
+    up = conv.conv_transpose(ends["enc1"], params["dec0_up"]["kernel"], stride=2)
     # A bias of -1 here and there: some of it is below zero.
     up = np.asarray(up + params["dec0_up"]["bias"])
     skip = np.asarray(ends["enc0"])

@@ -1,5 +1,7 @@
 """Convolutions written as matrix products, and their gradients, against numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,10 @@ def test_conv2d_and_its_gradients(shape, size, stride, padding, dilation):
     channels = MANY if max(size) > 3 else CHANNELS
     x, kernel = random(*shape, channels), random(*size, channels, channels + 1, seed=1)
     how = stride, padding, dilation
-    actual = with_gradients(lambda *a: conv.conv2d(*a, *how), x, kernel)
+    run = functools.partial(
+        conv.conv2d, stride=stride, padding=padding, dilation=dilation
+    )
+    actual = with_gradients(run, x, kernel)
     assert_close(actual, naive_conv(x, kernel, *how), 2e-6)
 
 
@@ -173,7 +178,8 @@ def test_other_devices_run_the_convolution(size, monkeypatch):
 def test_conv_transpose_and_its_gradients(shape, size, stride, padding):
     x, kernel = random(*shape, 5), random(size, size, 5, 3, seed=1)
     how = stride, padding
-    actual = with_gradients(lambda *a: conv.conv_transpose(*a, *how), x, kernel)
+    run = functools.partial(conv.conv_transpose, stride=stride, padding=padding)
+    actual = with_gradients(run, x, kernel)
     expected = naive_conv_transpose(x, kernel, *how)
     assert_close(actual, expected, 2e-6)
 
@@ -260,7 +266,8 @@ def test_float32_gradient_sums_of_transposed_convolutions():
     )
     gradient = jnp.asarray(cotangent(*y.shape), jnp.bfloat16)
     with conv.float32_gradient_sums():
-        _, back = jax.vjp(lambda *a: conv.conv_transpose(*a, 2, 1), x16, kernel)
+        run = functools.partial(conv.conv_transpose, stride=2, padding=1)
+        _, back = jax.vjp(run, x16, kernel)
         found = back(gradient)[1]
     assert found.dtype == jnp.float32
     scale = np.abs(expected).max()

@@ -130,7 +130,7 @@ def test_self_response_of_an_isolated_point(d):
     features = jnp.array([[[0.0] * d] * 2, [[0.0] * d, [100.0] * d]])
     values = jnp.array([[[1.0], [0.0]]] * 2)
     built = lattice.build(features, 2 * (d + 1))
-    assert built.count.tolist() == [d + 1, 2 * (d + 1)]
+    assert built.vertex_count.tolist() == [d + 1, 2 * (d + 1)]
     out = filter(built, values)
     np.testing.assert_allclose(out[:, 0, 0], expected, rtol=1e-6)
     np.testing.assert_allclose(out[:, 1, 0], [expected, 0], rtol=1e-6)
@@ -138,7 +138,7 @@ def test_self_response_of_an_isolated_point(d):
 
 def test_grid():
     built = grid_lattice()
-    assert built.count.tolist() == [255]
+    assert built.vertex_count.tolist() == [255]
     assert lattice.count_vertices(grid()).tolist() == [255]
     ones = jnp.ones((1, 41 * 41, 1))
     norm = filter(built, ones).reshape(41, 41)
@@ -186,11 +186,11 @@ def test_normalized_it_is_close_to_the_exact_kernel():
 def test_equals_the_slow_lattice(d, reverse):
     features, values = cloud(d)
     built = lattice.build(features, 200 * (d + 1))
-    assert built.count.tolist() == lattice.count_vertices(features).tolist()
+    assert built.vertex_count.tolist() == lattice.count_vertices(features).tolist()
     out = filter(built, values, reverse=reverse)
     for i in range(2):
         expected, count = slow_filter(features[i], values[i], reverse)
-        assert int(built.count[i]) == count
+        assert int(built.vertex_count[i]) == count
         np.testing.assert_allclose(out[i], expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -207,7 +207,7 @@ def test_a_photo_of_noise_and_flat_areas():
     expected, count = slow_filter(features[0], values[0])
     capacity = lattice.choose_capacity([count], 480, dims=5)
     built = lattice.build(features, capacity)
-    assert built.count.tolist() == [count]
+    assert built.vertex_count.tolist() == [count]
     out = filter(built, values)[0]
     np.testing.assert_allclose(out, expected, atol=1e-5 * expected.max())
 
@@ -298,7 +298,7 @@ def test_too_small_a_capacity_is_reported():
     few, many = sorted(lattice.count_vertices(features).tolist())
     for capacity in (many, many - 1):
         built = lattice.build(features, capacity)
-        assert built.count.tolist() == [many, few]
+        assert built.vertex_count.tolist() == [many, few]
         out = filter(built, values)
         assert jnp.isnan(out[0]).all() == (capacity < many)
         assert jnp.isfinite(out[1]).all()
@@ -309,7 +309,7 @@ def test_features_that_have_no_keys_are_reported(bad):
     features, values = cloud(2)
     features[0, 3, 1] = bad
     built = lattice.build(features, 600)
-    assert int(built.count[0]) == np.iinfo(np.int32).max
+    assert int(built.vertex_count[0]) == np.iinfo(np.int32).max
     assert jnp.isnan(filter(built, values)[0]).all()
 
 

@@ -22,7 +22,7 @@ def no_optimizations():
 
 
 POOLINGS = {
-    "windows": lambda x: pool.max_pool(x, 3, 2, padding=1),
+    "windows": lambda x: pool.max_pool(x, 3, stride=2, padding=1),
     "adaptive": lambda x: pool.adaptive_max_pool(x, 5),
     "blocks": lambda x: frrn.max_pool(x, 4),
     "axis": lambda x: pool.max_over_axis(x, 2),
@@ -171,7 +171,7 @@ def products():
         "dense": (conv.conv2d, x, jnp.ones((9, 9, 16, 4))),
         "by rows": (conv.conv2d, wide, jnp.ones((5, 5, 128, 128))),
         "transposed": (
-            lambda x, k: conv.conv_transpose(x, k, 2),
+            lambda x, k: conv.conv_transpose(x, k, stride=2),
             x,
             jnp.ones((4, 4, 16, 2)),
         ),
@@ -199,7 +199,7 @@ def test_interpolation_is_always_exact():
     x = jnp.ones((1, 5, 5, 2))
     for function in (
         lambda x: resize.resize_bilinear(x, (9, 9), True),
-        lambda x: conv.bilinear_upsample(x, 4, 2),
+        lambda x: conv.bilinear_upsample(x, 4, stride=2),
         lambda x: pool.adaptive_avg_pool(x, 2),
     ):
         with jax.default_matmul_precision("bfloat16"):

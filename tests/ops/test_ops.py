@@ -44,16 +44,19 @@ def test_crops_of_published_networks():
         (3, 2, 0),
         (6, 1, 0),
     ):
-        grid = geometry.conv(grid, kernel, stride, padding)
+        grid = geometry.conv(grid, kernel, stride=stride, padding=padding)
     image_grid = geometry.Grid()
-    assert geometry.crop_offset(geometry.deconv(grid, 63, 32), image_grid) == 18
+    assert geometry.crop_offset(geometry.deconv(grid, 63, stride=32), image_grid) == 18
     with pytest.raises(UserError, match="crop upscore to data: the offset is 37/2"):
         geometry.crop_offset(
-            geometry.deconv(grid, 64, 32), image_grid, "upscore", "data"
+            geometry.deconv(grid, 64, stride=32),
+            image_grid,
+            source_name="upscore",
+            target_name="data",
         )
     # The other way round the offset is negative, and unequal steps never align.
     with pytest.raises(UserError, match="offset is -18"):
-        geometry.crop_offset(image_grid, geometry.deconv(grid, 63, 32))
+        geometry.crop_offset(image_grid, geometry.deconv(grid, 63, stride=32))
     with pytest.raises(UserError, match="step 32 px"):
         geometry.crop_offset(grid, image_grid)
 
@@ -64,7 +67,7 @@ def test_ceil_pool_sizes():
         (2, {375: 188, 333: 167, 7: 4}),
     ):
         for side, expected in sizes.items():
-            assert geometry.ceil_pool_size(side, kernel, 2) == expected
+            assert geometry.ceil_pool_size(side, kernel, stride=2) == expected
     # Padding 1: the window that would hold only padding is dropped.
     assert geometry.ceil_pool_size(4, kernel=2, stride=2, padding=1) == 3
     assert geometry.ceil_pool_size(3, kernel=2, stride=2, padding=1) == 2
@@ -80,10 +83,10 @@ def test_tiling_sides():
     assert geometry.nearest_sides(tiling, 20) == (188,)
     # A minimum that is not itself valid.
     assert geometry.nearest_sides(geometry.Tiling(4, 0, 0, 5), 3) == (8,)
-    geometry.check_sides(tiling, 572, 188, "net")
+    geometry.check_sides(tiling, (572, 188), "net")
     with pytest.raises(UserError, match="net: image width is 570.* 556 or 572"):
-        geometry.check_sides(tiling, 572, 570, "net")
-    geometry.check_sides(geometry.ANY_SIZE, 1, 7, "net")
+        geometry.check_sides(tiling, (572, 570), "net")
+    geometry.check_sides(geometry.ANY_SIZE, (1, 7), "net")
 
 
 # --- convolution ----------------------------------------------------------------------
@@ -113,9 +116,12 @@ def test_conv2d(size, stride, padding, dilation):
                 padded[..., i], wide[:, :, i, o], "valid"
             )
     expected = expected[::stride, ::stride]
-    actual = conv.conv2d(x, kernel, stride, padding, dilation)[0]
+    actual = conv.conv2d(x, kernel, stride=stride, padding=padding, dilation=dilation)[
+        0
+    ]
     assert actual.shape[:2] == tuple(
-        geometry.conv_size(n, size, stride, padding, dilation) for n in (9, 10)
+        geometry.conv_size(n, size, stride=stride, padding=padding, dilation=dilation)
+        for n in (9, 10)
     )
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
@@ -132,8 +138,10 @@ def test_conv_transpose(size, stride, padding):
             columns = slice(stride * j, stride * j + size)
             full[rows, columns] += np.einsum("i,abio->abo", x[0, i, j], kernel)
     expected = full[padding : len(full) - padding, padding : full.shape[1] - padding]
-    actual = conv.conv_transpose(x, kernel, stride, padding)[0]
-    assert actual.shape[0] == geometry.deconv_size(3, size, stride, padding)
+    actual = conv.conv_transpose(x, kernel, stride=stride, padding=padding)[0]
+    assert actual.shape[0] == geometry.deconv_size(
+        3, size, stride=stride, padding=padding
+    )
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -167,12 +175,12 @@ def test_bilinear_upsample():
     dense = conv.bilinear_kernel(16)[:, :, None, None] * np.eye(2)
     full = conv.conv_transpose(x, dense.astype(np.float32), stride=8)
     np.testing.assert_allclose(
-        conv.bilinear_upsample(x, 16, 8, offset=5, crop=(20, 30)),
+        conv.bilinear_upsample(x, 16, stride=8, offset=5, crop=(20, 30)),
         full[:, 5:25, 5:35],
         atol=1e-5,
     )
     with pytest.raises(ValueError, match="33 of an upsampled side of 32"):
-        conv.bilinear_upsample(x, 16, 8, offset=3, crop=(30, 30))
+        conv.bilinear_upsample(x, 16, stride=8, offset=3, crop=(30, 30))
 
 
 # --- pooling --------------------------------------------------------------------------
@@ -215,12 +223,13 @@ def brute_pool(x, kernel, stride, padding, ceil, average):
 def test_window_pools(kernel, stride, padding, ceil):
     x = random(1, 7, 8, 2) - 5  # negative: padding with zero would win
     arguments = kernel, stride, padding, ceil
+    options = dict(stride=stride, padding=padding, ceil=ceil)
     np.testing.assert_array_equal(
-        pool.max_pool(jnp.asarray(x), *arguments),
+        pool.max_pool(jnp.asarray(x), kernel, **options),
         brute_pool(x, *arguments, average=False).astype(np.float32),
     )
     np.testing.assert_allclose(
-        pool.avg_pool(jnp.asarray(x), *arguments),
+        pool.avg_pool(jnp.asarray(x), kernel, **options),
         brute_pool(x, *arguments, average=True),
         rtol=1e-5,
     )
@@ -236,10 +245,12 @@ def test_max_pool_gradient_and_integers():
         return (y**2).sum()
 
     expected = jax.grad(reference)(x)
-    actual = jax.grad(lambda x: (pool.max_pool(x, 3, 2, padding=1) ** 2).sum())(x)
+    actual = jax.grad(lambda x: (pool.max_pool(x, 3, stride=2, padding=1) ** 2).sum())(
+        x
+    )
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     labels = jnp.arange(9, dtype=jnp.uint8).reshape(1, 3, 3, 1)
-    pooled = pool.max_pool(labels, 2, 2, ceil=True)
+    pooled = pool.max_pool(labels, 2, stride=2, ceil=True)
     assert pooled.dtype == jnp.uint8
     assert pooled[0, :, :, 0].tolist() == [[4, 5], [7, 8]]
 

@@ -102,7 +102,16 @@ def conv_case(size, stride, padding, dilation, groups, channels, sides):
 
     def ours(x, kernel):
         kernel = kernel.transpose(2, 3, 1, 0)
-        return chw(conv.conv2d(hwc(x), kernel, stride, padding, dilation, groups))
+        return chw(
+            conv.conv2d(
+                hwc(x),
+                kernel,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                groups=groups,
+            )
+        )
 
     return (x, kernel), value_and_gradients(ours, x, kernel)
 
@@ -137,7 +146,7 @@ def transposed_case(size, stride, padding, sides):
 
     def ours(x, kernel):
         kernel = kernel.transpose(2, 3, 0, 1)
-        return chw(conv.conv_transpose(hwc(x), kernel, stride, padding))
+        return chw(conv.conv_transpose(hwc(x), kernel, stride=stride, padding=padding))
 
     return (x, kernel), value_and_gradients(ours, x, kernel)
 
@@ -156,7 +165,11 @@ def upsampling_case(size, stride, offset):
     x, crop = maps(3, 4, 2), (17, 22)
 
     def ours(x):
-        return chw(conv.bilinear_upsample(hwc(x), size, stride, offset, crop))
+        return chw(
+            conv.bilinear_upsample(
+                hwc(x), size, stride=stride, offset=offset, crop=crop
+            )
+        )
 
     return x, value_and_gradients(ours, x)
 
@@ -195,7 +208,11 @@ POOLS = [
 def pool_case(kind, how):
     x = maps(7, 8, 2) - 5  # negative: padding with zero would win
     function = {"max": pool.max_pool, "avg": pool.avg_pool}[kind]
-    return x, value_and_gradients(lambda x: chw(function(hwc(x), *how)), x)
+    kernel, stride, padding, ceil = how
+    pool_maps = functools.partial(
+        function, kernel=kernel, stride=stride, padding=padding, ceil=ceil
+    )
+    return x, value_and_gradients(lambda x: chw(pool_maps(hwc(x))), x)
 
 
 @each_library
@@ -236,7 +253,7 @@ def unpooling_case(kernel, sides):
     _, switches = unpool.max_pool_switches(hwc(x), kernel)
 
     def ours(values):
-        return chw(unpool.unpool(hwc(values), switches, kernel, sides))
+        return chw(unpool.unpool(hwc(values), switches, kernel=kernel, size=sides))
 
     def pooled(x):
         return chw(unpool.max_pool_switches(hwc(x), kernel)[0])
@@ -262,7 +279,7 @@ def lrn_case(channels, size):
     x = maps(4, 5, channels, scale=50)  # of a size that alpha = 1e-4 can see
 
     def ours(x):
-        return chw(norm.local_response_norm(hwc(x), size))
+        return chw(norm.local_response_norm(hwc(x), size=size))
 
     return x, value_and_gradients(ours, x)
 

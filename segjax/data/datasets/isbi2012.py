@@ -131,7 +131,7 @@ def read(folder: Path) -> dict[str, list[tuple[str, np.ndarray, np.ndarray]]]:
         )
         raise UserError(f"isbi2012: {folder} is incomplete: {what}; expected {LAYOUT}")
     labeled = [
-        (f"train_{z:02d}", image, _train_ids(folder, z, image, labels[z]))
+        (f"train_{z:02d}", image, _train_ids(folder, z, image=image, raw=labels[z]))
         for z, image in images.items()
     ]
     count = len(labeled) * 4 // 5
@@ -154,7 +154,9 @@ def _volume(path: Path) -> Slices:
     return dict(enumerate(pages))
 
 
-def _train_ids(folder: Path, z: int, image: np.ndarray, raw: np.ndarray) -> np.ndarray:
+def _train_ids(
+    folder: Path, z: int, *, image: np.ndarray, raw: np.ndarray
+) -> np.ndarray:
     if image.shape != raw.shape:
         raise UserError(
             f"isbi2012: slice {z} of {folder}: image "

@@ -63,13 +63,13 @@ def draw(data: DataConfig) -> str:
             raise UserError(
                 f"--config.data.scenes_{split}: found {count}, expected 1 or more"
             )
-    scene(seed, 0, size)  # a bad seed or size is told before anything is written
+    scene(seed, 0, size=size)  # a bad seed or size is told before anything is written
     height, width = size
     return prepare(
         FORMAT,
         key=f"{height}x{width}-{counts['train']}-{counts['validation']}-s{seed}",
         read=lambda: {
-            split: _records(2 * seed + STREAMS[split], size, split, count)
+            split: _records(2 * seed + STREAMS[split], size, split=split, count=count)
             for split, count in counts.items()
         },
         data=data,
@@ -77,10 +77,10 @@ def draw(data: DataConfig) -> str:
 
 
 def _records(
-    seed: int, size: tuple[int, int], split: str, count: int
+    seed: int, size: tuple[int, int], *, split: str, count: int
 ) -> Iterator[Record]:
     for index in range(count):
-        made = scene(seed, index, size)
+        made = scene(seed, index, size=size)
         yield {
             "image": encode_png(made["image"]),
             "label": encode_png(made["label"]),

@@ -55,7 +55,8 @@ def read_header(file: BinaryIO, length: int) -> Header:
       Damaged: no header, a chunk that does not lie within the file, or fewer bytes of
         compressed pixels than the claimed size needs.
     """
-    compressed, orientation, fields = 0, 1, None
+    compressed, orientation = 0, 1
+    fields: tuple[int, int, int, int] | None = None
     for chunk in _chunks(file, length):
         if fields is None:
             if chunk.kind != b"IHDR" or chunk.length != 13:
@@ -67,6 +68,8 @@ def read_header(file: BinaryIO, length: int) -> Header:
         elif chunk.kind == b"eXIf" and chunk.length < _EXIF_BYTES:
             file.seek(chunk.start)
             orientation = exif_orientation(file.read(chunk.length))
+    if fields is None:
+        raise Damaged("it has no header")
     width, height, bits, color = fields
     small = color in (_GRAY, _PALETTE)
     if color not in _SAMPLES or bits not in ((1, 2, 4, 8, 16) if small else (8, 16)):
@@ -90,7 +93,8 @@ def _pixel_chunks(data: bytes) -> bytes:
 
     Decoders differ in what they make of profiles, transparency and animations.
     """
-    view, parts = memoryview(data), [data[:8]]
+    view = memoryview(data)
+    parts = [view[:8]]
     for kind, start, length in _chunks(io.BytesIO(data), len(data)):
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             end = start + length

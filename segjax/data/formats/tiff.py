@@ -83,7 +83,7 @@ def read_layout(file: BinaryIO, length: int) -> Layout:
       Exception: of any type for a damaged file.
     """
     with tifffile.TiffFile(file) as opened:
-        page = opened.pages[0]
+        page = opened.pages.first
         byteorder = opened.byteorder
         tags = page.tags
         colormap = tags.valueof("ColorMap")
@@ -231,7 +231,7 @@ def decode(data: bytes, header: Header) -> np.ndarray:
     dtype = np.uint16 if layout.bits == 16 else np.uint8
     image = np.empty((layout.height, layout.width, planes * depth), dtype)
     for index, (offset, count) in enumerate(zip(layout.offsets, layout.counts)):
-        plane, row, column = np.unravel_index(index, (planes, down, across))
+        plane, row, column = map(int, np.unravel_index(index, (planes, down, across)))
         segment = data[offset : offset + count]
         samples = _samples(segment, layout, rows=_rows(layout, row), depth=depth)
         top, left = row * height, column * width
@@ -281,11 +281,12 @@ def _samples(segment: bytes, layout: Layout, *, rows: int, depth: int) -> np.nda
     raw = _decompress(segment, layout, rows=rows, row_bytes=row_bytes)
     if len(raw) < rows * row_bytes:
         raise Damaged("a strip or tile is cut short")
-    values = np.frombuffer(raw, np.uint8, rows * row_bytes).reshape(rows, row_bytes)
+    stored = np.frombuffer(raw, np.uint8, rows * row_bytes).reshape(rows, row_bytes)
+    values: np.ndarray = stored
     if layout.bits == 16:
-        values = values.view(layout.byteorder + "u2").astype(np.uint16)
+        values = stored.view(layout.byteorder + "u2").astype(np.uint16)
     elif layout.bits < 8:
-        bits = np.unpackbits(values, axis=1).reshape(rows, -1, layout.bits)
+        bits = np.unpackbits(stored, axis=1).reshape(rows, -1, layout.bits)
         values = np.packbits(bits, axis=2)[:, : width * depth, 0] >> (8 - layout.bits)
     samples = values.reshape(rows, width, depth)
     if layout.predictor == 2:
@@ -303,8 +304,7 @@ def _decompress(segment: bytes, layout: Layout, *, rows: int, row_bytes: int) ->
         stream.decompress(stream.unconsumed_tail, 1)  # compares the checksum
         return raw
     if layout.compression == _LZMA:
-        stream = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
-        return stream.decompress(segment, size)
+        return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(segment, size)
     return _libtiff(segment, layout.compression, size=(rows, row_bytes))
 
 
@@ -344,7 +344,11 @@ def _decode_jpeg(
 def _colors(image: np.ndarray, layout: Layout) -> np.ndarray:
     """Samples [H, W, samples] as gray [H, W] or RGB [H, W, 3]."""
     if layout.photometric == _PALETTE:
-        table = layout.colormap.reshape(3, 2**layout.bits).T.astype(np.uint16)
+        if layout.colormap is None:
+            raise Damaged("it has no color map")
+        table: np.ndarray = layout.colormap.reshape(3, 2**layout.bits).T.astype(
+            np.uint16
+        )
         if table.max(initial=0) > 255:  # as specified; some programs write 8 bits
             table = table >> 8
         return table.astype(np.uint8)[image[:, :, 0]]

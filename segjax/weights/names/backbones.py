@@ -34,7 +34,7 @@ def caffe_norm(norm: str, scale: str) -> Norm:
 
 def psp_norm(layer: str) -> Norm:
     """The BN of PSPNet's Caffe: slope, bias, mean, variance."""
-    return Norm(*(f"{layer}[{index}]" for index in range(4)))
+    return Norm(f"{layer}[0]", f"{layer}[1]", f"{layer}[2]", f"{layer}[3]")
 
 
 def affine(layer: str, epsilon: float) -> Norm:
@@ -46,13 +46,22 @@ def affine(layer: str, epsilon: float) -> Norm:
 
 
 def torch_norm(layer: str) -> Norm:
-    kinds = ("weight", "bias", "running_mean", "running_var")
-    return Norm(*(f"{layer}.{kind}" for kind in kinds))
+    return Norm(
+        scale=f"{layer}.weight",
+        bias=f"{layer}.bias",
+        mean=f"{layer}.running_mean",
+        var=f"{layer}.running_var",
+    )
 
 
 def keras_norm(layer: str, epsilon: float) -> Norm:
-    kinds = ("gamma", "beta", "moving_mean", "moving_variance")
-    return Norm(*(f"{layer}/{kind}" for kind in kinds), excess=epsilon - EPSILON)
+    return Norm(
+        scale=f"{layer}/gamma",
+        bias=f"{layer}/beta",
+        mean=f"{layer}/moving_mean",
+        var=f"{layer}/moving_variance",
+        excess=epsilon - EPSILON,
+    )
 
 
 # --- VGG16, AlexNet, GoogLeNet ---
@@ -185,7 +194,7 @@ def resnet_semseg(layer: str, names: Set[str]) -> Entry | None:
     return torch_norm(f"layer0.{position + 1}")
 
 
-def _msra_branch(stage: int, block: int, index: int, names: Set[str]) -> str:
+def _msra_branch(stage: int, block: int, *, index: int, names: Set[str]) -> str:
     """MSRA's name of a convolution behind "res" or "bn": 2a_branch1, 4b22_branch2c.
 
     Blocks are lettered, in the longer stages of ResNet-101 a, b1, b2, ..
@@ -206,7 +215,7 @@ def resnet_caffe(layer: str, names: Set[str]) -> Entry | None:
     if stage == 0:
         conv, norm = "conv1", "_conv1"
     else:
-        norm = _msra_branch(stage, block, index, names)
+        norm = _msra_branch(stage, block, index=index, names=names)
         conv = f"res{norm}"
     return caffe(conv) if kind == "conv" else caffe_norm(f"bn{norm}", f"scale{norm}")
 
@@ -244,7 +253,7 @@ def resnet_keras_old(layer: str, names: Set[str]) -> Entry | None:
     if stage == 0:
         conv, norm = "conv1", "bn_conv1"
     else:
-        name = _msra_branch(stage, block, index, names)
+        name = _msra_branch(stage, block, index=index, names=names)
         conv, norm = f"res{name}", f"bn{name}"
     return keras(conv) if kind == "conv" else keras_norm(norm, epsilon=1e-3)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from segjax.errors import UserError
 from segjax.weights import checks
-from segjax.weights.convert import Arrays, Conv, Entry
+from segjax.weights.convert import Arrays, Check, Conv, Entry
 from segjax.weights.images import Images
 from segjax.weights.names import backbones
 from segjax.weights.names.backbones import affine, caffe, psp_norm, torch, torch_norm
@@ -45,7 +45,7 @@ def fcn_extra(target: Target) -> dict[str, Any]:
     fixed = {"upscore[0]", "upscore16[0]", "upscore8[0]"}
     if not learned:
         fixed |= {"upscore2[0]", "upscore_pool4[0]"}
-    fixed_arrays = dict.fromkeys(fixed, checks.bilinear)
+    fixed_arrays: dict[str, Check] = dict.fromkeys(fixed, checks.bilinear)
     fixed_arrays["scale_pool4[0]"] = checks.constant(0.01)
     fixed_arrays["scale_pool3[0]"] = checks.constant(0.0001)
     return {"checks": fixed_arrays}
@@ -183,7 +183,7 @@ def _psp_inputs(target: Target) -> tuple[int, ...]:
 
 
 def psp_semseg(layer: str, target: Target) -> Entry | None:
-    head = {
+    head: dict[str, Entry] = {
         "conv5_4": torch("cls.0"),
         "conv5_4_bn": torch_norm("cls.1"),
         "conv6": torch("cls.4"),

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,8 +44,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} not found")
     try:
         # Mapped, not read: only the arrays are copied.
-        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else b""
-        arrays = dict(_arrays(memoryview(data)))
+        size = path.stat().st_size
+        data = np.memmap(path, np.uint8, "r").data if size else memoryview(b"")
+        arrays = dict(_arrays(data))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except _Damaged as error:
@@ -99,14 +101,14 @@ def _blob(data: memoryview, name: str) -> np.ndarray:
         elif number in values and wire in (_BYTES, _FIXED32, _FIXED64):
             values[number] += value  # packed (many) or not (one): the same bytes
     kind = np.dtype("<f8" if values[8] else "<f4")
-    data = values[8] or values[5]
-    count, rest = divmod(len(data), kind.itemsize)
+    stored = values[8] or values[5]
+    count, rest = divmod(len(stored), kind.itemsize)
     shape = shape if has_shape else list(sides.values())
     if rest or not count or len(shape) > 32 or math.prod(shape) != count:
         raise _Damaged(
-            f"{name!r} of shape {tuple(shape[:9])} has {len(data)} bytes of values"
+            f"{name!r} of shape {tuple(shape[:9])} has {len(stored)} bytes of values"
         )
-    return np.frombuffer(data, kind).reshape(shape)
+    return np.frombuffer(stored, kind).reshape(shape)
 
 
 def _dims(data: memoryview) -> list[int]:
@@ -122,12 +124,13 @@ def _dims(data: memoryview) -> list[int]:
     return dims
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """The fields of one message: (number, wire type, integer or bytes)."""
+def _fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:
+    """The fields of one message: number, wire type and int (varint) or memoryview."""
     position, end = 0, len(data)
     while position < end:
         key, position = _varint(data, position)
         wire = key & 7
+        value: int | memoryview
         if wire == _VARINT:
             value, position = _varint(data, position)
         elif wire in (_FIXED64, _BYTES, _FIXED32):
@@ -161,7 +164,10 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     layers: dict[str, list[bytes]] = {}
     for name, array in arrays.items():
-        layer, index = re.fullmatch(r"(.*)\[(\d+)\]", name).groups()
+        match = re.fullmatch(r"(.*)\[(\d+)\]", name)
+        if match is None:
+            raise ValueError(f"{name!r} is not of the form LAYER[INDEX]")
+        layer, index = match.groups()
         blobs = layers.setdefault(layer, [])
         if int(index) != len(blobs):
             raise ValueError(f"{name} comes after {len(blobs)} arrays of its layer")

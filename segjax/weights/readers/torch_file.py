@@ -13,7 +13,7 @@ import math
 import mmap
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ class _Name(str):
 class _Storage(NamedTuple):
     kind: str
     key: str
-    count: int
+    size: int  # in elements
 
 
 class _View(NamedTuple):
@@ -196,7 +196,7 @@ def _open_legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     for key in keys:
         # In front of every storage is its number of elements.
         (count,) = np.frombuffer(file, "<i8", 1, offset)
-        if count != storages[key].count:
+        if count != storages[key].size:
             raise ValueError(f"storage {key} has {count} elements")
         offsets[key] = offset + 8
         offset += 8 + int(count) * np.dtype(_TYPES[storages[key].kind]).itemsize
@@ -204,7 +204,7 @@ def _open_legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
 
 
 def _values(storage: _Storage, data: Any, offset: int) -> np.ndarray:
-    values = np.frombuffer(data, _TYPES[storage.kind], storage.count, offset)
+    values = np.frombuffer(data, _TYPES[storage.kind], storage.size, offset)
     if storage.kind == "torch BFloat16Storage":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values
@@ -233,7 +233,8 @@ def _run(file: Any, storages: dict[str, _Storage]) -> Any:
 
     copied = 0  # by calls; all else makes one item per byte of the pickle at most
     start = file.tell()
-    for opcode, value, position in pickletools.genops(file):
+    opcodes: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
+    for opcode, value, position in opcodes:
         op = opcode.name
         if op in _LITERALS:
             stack.append(value)
