@@ -17,7 +17,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
 
 def replace(tree: Tree, arrays: Mapping[str, np.ndarray], prefix: str = "") -> dict:
     """The tree with the `arrays` in place of its leaves of those names."""
-    new = {}
+    new: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
