@@ -20,7 +20,7 @@ def unknown(address: str, value: object, known: Iterable[str]) -> UserError:
       value: the name that was found.
       known: all names that would have been right.
     """
-    names = sorted(map(str, known))
+    names = [str(name) for name in sorted(known)]  # numbers by value
     near = nearest(value, names)
     hint = f"did you mean {near!r}? " if near else ""
     return UserError(

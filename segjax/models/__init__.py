@@ -5,12 +5,11 @@
 """
 
 import dataclasses
-import difflib
 from typing import Any
 
 from flax import linen as nn
 
-from segjax.errors import UserError
+from segjax import errors
 from segjax.models.contextual import DeepContextual
 from segjax.models.crfrnn import CRFRNN
 from segjax.models.deconvnet import DeconvNet
@@ -36,23 +35,16 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def _lookup(name: str, known: dict[str, Any], what: str) -> Any:
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise UserError(f"unknown {what} '{name}'; {hint}known: {', '.join(sorted(known))}")
-
-
 def model_fields(name: str) -> dict[str, Any]:
     """The fields of model `name` with their defaults, without `num_classes`.
 
     Raises:
       UserError: no model of that name.
     """
-    model = _lookup(name, MODELS, "model_name")
+    if name not in MODELS:
+        raise errors.unknown("--config.model_name", name, MODELS)
     hidden = ("num_classes", "parent", "name")
-    fields = dataclasses.fields(model)
+    fields = dataclasses.fields(MODELS[name])
     return {field.name: field.default for field in fields if field.name not in hidden}
 
 
@@ -65,7 +57,8 @@ def build(config: Any, num_classes: int) -> nn.Module:
     known = model_fields(config.model_name)
     fields = {}
     for field, value in config.model.items():
-        _lookup(field, known, f"field of model '{config.model_name}'")
+        if field not in known:
+            raise errors.unknown(f"--config.model ({config.model_name})", field, known)
         # Sequences that went through JSON come back as lists.
         fields[field] = tuple(value) if isinstance(value, list) else value
     return MODELS[config.model_name](num_classes=num_classes, **fields)

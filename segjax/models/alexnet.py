@@ -90,7 +90,8 @@ class AlexNet(nn.Module):
         layers.check_positive(self, "widths", length=len(LAYERS))
         if any(width % 2 for width in self.widths):
             raise UserError(
-                f"AlexNet.widths is {tuple(self.widths)}, expected even numbers: the "
+                f"{layers.flag(self, 'widths')} "
+                f"is {tuple(self.widths)}, expected even numbers: the "
                 f"convolutions are in two groups"
             )
         super().__post_init__()

@@ -106,6 +106,6 @@ def _check_output_stride(model: nn.Module, strides: tuple[int, ...]) -> None:
     layers.check_choice(model, "output_stride", resnet.OUTPUT_STRIDES)
     if model.output_stride not in strides:
         raise UserError(
-            f"{type(model).__name__}.output_stride is {model.output_stride}, expected "
+            f"{layers.flag(model, 'output_stride')} is {model.output_stride}, expected "
             f"{' or '.join(map(str, strides))} with the backbone {model.backbone!r}"
         )

@@ -76,7 +76,8 @@ class DeepContextual(nn.Module):
         layers.check_positive(self, "taps", minimum=1)
         if max(self.taps) > len(self.widths) or len(set(self.taps)) < len(self.taps):
             raise UserError(
-                f"DeepContextual.taps is {tuple(self.taps)}, expected different stages "
+                f"{layers.flag(self, 'taps')} "
+                f"is {tuple(self.taps)}, expected different stages "
                 f"from 1 to {len(self.widths)}"
             )
         layers.check_integers(self, "branch_channels", "kernel_factor")

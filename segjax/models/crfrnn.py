@@ -174,21 +174,25 @@ class CRFRNN(nn.Module):
         iterations = self.iterations_train, self.iterations_test
         if min(iterations) < 0 or (self.untied and len({*iterations}) > 1):
             raise UserError(
-                f"CRFRNN.iterations_train and iterations_test are {iterations}, "
+                f"{layers.flag(self, 'iterations_train')} "
+                f"and iterations_test are {iterations}, "
                 f"expected 0 or more, and with untied the same number twice"
             )
         for field in ("theta_alpha", "theta_beta", "theta_gamma"):
             if not getattr(self, field) > 0:
                 raise UserError(
-                    f"CRFRNN.{field} is {getattr(self, field)}, expected more than 0"
+                    f"{layers.flag(self, field)} "
+                    f"is {getattr(self, field)}, expected more than 0"
                 )
         if not 0 <= self.capacity <= 1:
             raise UserError(
-                f"CRFRNN.capacity is {self.capacity}, expected a fraction, 0.0 to 1.0"
+                f"{layers.flag(self, 'capacity')} "
+                f"is {self.capacity}, expected a fraction, 0.0 to 1.0"
             )
         if self.tiling.margin:
             raise UserError(
-                f"CRFRNN.base: {self.base!r} with base_options {self.base_options} "
+                f"{layers.flag(self, 'base')}: "
+                f"{self.base!r} with base_options {self.base_options} "
                 f"loses {self.tiling.margin} pixels on every side, expected a network "
                 f"whose output is as large as the image"
             )
@@ -284,7 +288,8 @@ def _option(base: str, text: str, known: dict[str, Any]) -> tuple[str, Any]:
     field, _, value = str(text).partition("=")
     if field not in known:
         raise UserError(
-            f"CRFRNN.base_options: {text!r} is not FIELD=VALUE of {base!r}; its fields "
+            f"--config.model.base_options (CRFRNN): "
+            f"{text!r} is not FIELD=VALUE of {base!r}; its fields "
             f"are {', '.join(known)}"
         )
     default = known[field]
@@ -299,7 +304,8 @@ def _option(base: str, text: str, known: dict[str, Any]) -> tuple[str, Any]:
             value = float(value)
     if type(value) is not type(default):
         raise UserError(
-            f"CRFRNN.base_options: {text!r}, expected {type(default).__name__}, such "
+            f"--config.model.base_options (CRFRNN): "
+            f"{text!r}, expected {type(default).__name__}, such "
             f"as {default!r}"
         )
     return field, value

@@ -204,27 +204,33 @@ class DeepLab(nn.Module):
         odd = [rate for rate in self.rates if rate * (self.fc6_kernel - 1) % 2]
         if odd:
             raise UserError(
-                f"DeepLab.rates: {odd[0]} with an fc6_kernel of {self.fc6_kernel} "
+                f"{layers.flag(self, 'rates')}: "
+                f"{odd[0]} with an fc6_kernel of {self.fc6_kernel} "
                 f"cannot be padded evenly; expected even rates or an odd kernel"
             )
         if 1 not in self.scales or min(self.scales) <= 0:
             raise UserError(
-                f"DeepLab.scales is {self.scales}, expected positive factors, one of "
+                f"{layers.flag(self, 'scales')} "
+                f"is {self.scales}, expected positive factors, one of "
                 f"them 1.0"
             )
         if self.side_branches and (self.backbone, self.pool_kernel) != ("vgg16", 3):
             raise UserError(
-                f"DeepLab.side_branches: backbone {self.backbone!r} with pool_kernel "
+                f"{layers.flag(self, 'side_branches')}: "
+                f"backbone {self.backbone!r} with pool_kernel "
                 f"{self.pool_kernel}, expected 'vgg16' with 3"
             )
         if self.average_pool and self.backbone != "vgg16":
             raise UserError(
-                f"DeepLab.average_pool is for the backbone 'vgg16', not "
+                f"{layers.flag(self, 'average_pool')} is for the backbone 'vgg16', not "
                 f"{self.backbone!r}"
             )
         layers.check_choice(self, "half_pixel", (False, True))
         if self.half_pixel and not self.backbone.startswith("resnet"):
-            raise UserError(f"DeepLab.half_pixel is for ResNets, not {self.backbone!r}")
+            raise UserError(
+                f"{layers.flag(self, 'half_pixel')} "
+                f"is for ResNets, not {self.backbone!r}"
+            )
         layers.check_common(self)
         super().__post_init__()
 

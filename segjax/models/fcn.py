@@ -44,7 +44,7 @@ def _check_covers(
     if rows < offset + height or columns < offset + width:
         raise UserError(
             f"FCN: {name} has {rows} x {columns} pixels, a crop of {height} x {width} "
-            f"at {offset} does not fit; increase FCN.pad"
+            f"at {offset} does not fit; increase --config.model.pad"
         )
 
 
@@ -190,7 +190,7 @@ class FCN(nn.Module):
         strides = (entry.stride, *entry.skips)
         if self.skips not in strides:
             raise UserError(
-                f"FCN.skips is {self.skips}, expected "
+                f"{layers.flag(self, 'skips')} is {self.skips}, expected "
                 f"{' or '.join(map(str, strides))} with the backbone "
                 f"{self.backbone!r}; set skips to {strides[0]} or backbone to 'vgg16'"
             )
@@ -218,7 +218,7 @@ class FCN(nn.Module):
         if 0 in features.shape:
             raise UserError(
                 f"FCN: an image of {height} x {width} with a padding of {self.pad} is "
-                f"too small for {entry.top}; increase FCN.pad"
+                f"too small for {entry.top}; increase --config.model.pad"
             )
         if entry.dropout:
             features = nn.Dropout(self.dropout, deterministic=not train)(features)

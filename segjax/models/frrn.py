@@ -230,7 +230,8 @@ class FRRN(nn.Module):
         lengths = [len(values) for values in self.stages]
         if len(set(lengths)) > 1:
             raise UserError(
-                f"FRRN.stage_units, stage_channels, stage_scales have {lengths} values "
+                f"{layers.flag(self, 'stage_units')}, "
+                f"stage_channels and stage_scales have {lengths} values "
                 f"(where empty, those of variant {self.variant!r}), expected as many "
                 f"of each"
             )
@@ -238,7 +239,8 @@ class FRRN(nn.Module):
         for one, other in zip(scales[:-1], scales[1:], strict=True):
             if max(one, other) % min(one, other):
                 raise UserError(
-                    f"FRRN.stage_scales is {scales[1:-1]}, expected that of two "
+                    f"{layers.flag(self, 'stage_scales')} "
+                    f"is {scales[1:-1]}, expected that of two "
                     f"successive scales one divides the other, unlike {one} and {other}"
                 )
         layers.check_integers(self, "width", "residual_channels")

@@ -3,7 +3,6 @@
 Parameters are float32 ("kernel" HWIO, "bias"); the computation runs in `dtype`.
 """
 
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from segjax import errors
 from segjax.errors import UserError
 from segjax.ops import conv, image, pool
 
@@ -244,14 +244,7 @@ def check_choice(model: nn.Module, field: str, choices: Sequence[Any]) -> None:
     """Raises a UserError if the value of `field` is not one of `choices`."""
     value = getattr(model, field)
     if value not in choices:
-        names = {str(choice): choice for choice in choices}
-        near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"; did you mean {names[near[0]]!r}?" if near else ""
-        raise _error(
-            model,
-            f"{field}: unknown value {value!r}, expected one of "
-            f"{', '.join(map(repr, choices))}{hint}",
-        )
+        raise errors.unknown(flag(model, field), value, choices)
 
 
 def check_range(model: nn.Module, field: str, *, lowest: float, highest: float) -> None:
@@ -259,7 +252,7 @@ def check_range(model: nn.Module, field: str, *, lowest: float, highest: float) 
     value = getattr(model, field, lowest)
     if not lowest <= value <= highest:
         expected = f"a number from {lowest} to {highest}"
-        raise _error(model, f"{field} is {value}, expected {expected}")
+        raise UserError(f"{flag(model, field)} is {value}, expected {expected}")
 
 
 def check_integers(model: nn.Module, *fields: str, minimum: int = 1) -> None:
@@ -268,7 +261,7 @@ def check_integers(model: nn.Module, *fields: str, minimum: int = 1) -> None:
         value = getattr(model, field)
         if not isinstance(value, int) or value < minimum:
             expected = f"an integer of at least {minimum}"
-            raise _error(model, f"{field} is {value!r}, expected {expected}")
+            raise UserError(f"{flag(model, field)} is {value!r}, expected {expected}")
 
 
 def check_positive(
@@ -290,8 +283,12 @@ def check_positive(
         expected = f"at least {minimum} value{'s' * (minimum > 1)}"
     else:
         return
-    raise _error(model, f"{field} is {value!r}, expected {expected}")
+    raise UserError(f"{flag(model, field)} is {value!r}, expected {expected}")
 
 
-def _error(model: nn.Module, text: str) -> UserError:
-    return UserError(f"{type(model).__name__}.{text}")
+def flag(model: nn.Module, field: str) -> str:
+    """How messages address `field`: by the flag that sets it, and the network's class.
+
+    For example "--config.model.skips (FCN)".
+    """
+    return f"--config.model.{field} ({type(model).__name__})"

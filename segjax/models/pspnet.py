@@ -92,7 +92,9 @@ class PSPNet(nn.Module):
         layers.check_positive(self, "bins")
         layers.check_integers(self, "pyramid_channels", "head_channels")
         if len(set(self.bins)) != len(self.bins):
-            raise UserError(f"PSPNet.bins is {self.bins}, expected different values")
+            raise UserError(
+                f"{layers.flag(self, 'bins')} is {self.bins}, expected different values"
+            )
         layers.check_common(self)
         super().__post_init__()
 

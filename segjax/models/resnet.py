@@ -60,7 +60,8 @@ def check_stage_sizes(model: nn.Module, output_stride: int) -> None:
         for size, must in zip(sizes, strided, strict=True)
     ):
         raise UserError(
-            f"{type(model).__name__}.stage_sizes is {sizes}, expected 4 values, 0 only "
+            f"{layers.flag(model, 'stage_sizes')} "
+            f"is {sizes}, expected 4 values, 0 only "
             f"for stages that do not stride (output_stride {output_stride})"
         )
 

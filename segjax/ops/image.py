@@ -1,11 +1,10 @@
 """From RGB bytes to what a network was trained on, on the device."""
 
-import difflib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax import errors
 from segjax.errors import UserError
 from segjax.image_stats import IMAGE_STATS
 
@@ -13,12 +12,7 @@ from segjax.image_stats import IMAGE_STATS
 def check_image_stats(image_stats: str) -> None:
     """Raises a UserError that lists the known names if `image_stats` is not one."""
     if image_stats not in IMAGE_STATS:
-        near = difflib.get_close_matches(str(image_stats), IMAGE_STATS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            f"image_stats: unknown value {image_stats!r}, expected one of "
-            f"{', '.join(map(repr, IMAGE_STATS))}{hint}"
-        )
+        raise errors.unknown("--config.model.image_stats", image_stats, IMAGE_STATS)
 
 
 def normalize(images: jax.Array, image_stats: str, dtype: str = "float32") -> jax.Array:

@@ -361,7 +361,9 @@ def fails(pattern, call, *args, **options):
 
 
 def test_wrong_model_name(config, tmp_path):
-    message = "unknown model_name 'unett'; did you mean 'unet'.*fcn.* pspnet.* unet"
+    message = (
+        "--config.model_name: unknown value 'unett'; did you mean 'unet'.*fcn.* unet"
+    )
     with pytest.raises(UserError, match=message):
         config_lib.make(model_name="unett")
     fails(message, train.train, changed(config, model_name="unett"), tmp_path / "run")
@@ -595,7 +597,10 @@ BAD_COMMANDS = {
     ("train", "--config=configs/quikstart.py"): "no such file; configs holds",
     ("train", "--config=FOLDER/syntax.py"): "syntax.py: SyntaxError: .*line 2",
     ("train", "--config=FOLDER/name.py"): "name.py: line 2: NameError: name 'make'",
-    ("train", "--config=FOLDER/model.py"): "model.py: unknown model_name 'unett'; did",
+    (
+        "train",
+        "--config=FOLDER/model.py",
+    ): "model.py: --config.model_name: .*'unett'; did",
     ("evaluate",): "--workdir must be given",
     ("evaluate", "--workdir=FOLDER"): "FOLDER/config.json not found: give a workdir",
     ("evaluate", "--workdir=RUN", "--config.modl.widths=1"): "did you mean .*mo",

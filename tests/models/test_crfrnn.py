@@ -366,8 +366,8 @@ def test_any_base_by_options():
         (dict(bilateral_filter="separable"), "bilateral_filter"),
         (dict(iterations_train=-1), "iterations_train"),
         (dict(untied=True), "untied"),
-        (dict(theta_beta=0.0), "theta_beta is 0.0"),
-        (dict(capacity=2.0), "capacity is 2.0"),
+        (dict(theta_beta=0.0), "theta_beta .* is 0.0"),
+        (dict(capacity=2.0), "capacity .* is 2.0"),
     ],
 )
 def test_bad_fields(fields, message):

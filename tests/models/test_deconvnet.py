@@ -217,11 +217,17 @@ def test_contract_and_bad_fields():
         with pytest.raises(UserError, match=f"DeconvNet.* nearest .* is {nearest}"):
             abstract_variables(DeconvNet(2, **TINY), side)
     assert DeconvNet(2, fc6_kernel=3).tiling.minimum == 96
-    with pytest.raises(UserError, match="DeconvNet.widths .* expected 5 values"):
+    with pytest.raises(
+        UserError, match=r"model.widths \(DeconvNet\) .* expected 5 values"
+    ):
         DeconvNet(2, widths=(2, 3))
-    with pytest.raises(UserError, match="fc6_kernel is 0, expected an integer of at"):
+    with pytest.raises(
+        UserError, match="fc6_kernel .* is 0, expected an integer of at"
+    ):
         DeconvNet(2, fc6_kernel=0)
-    with pytest.raises(UserError, match="bn_epsilon is -1, expected a number from 0"):
+    with pytest.raises(
+        UserError, match="bn_epsilon .* is -1, expected a number from 0"
+    ):
         DeconvNet(2, bn_epsilon=-1)
 
 

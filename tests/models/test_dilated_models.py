@@ -147,24 +147,33 @@ def test_names():
         (lambda: Dilation(2, context="lage"), "did you mean 'large'"),
         (
             lambda: Dilation(2, padding="mirror"),
-            "Dilation.padding: .*'reflect', 'zero'",
+            r"model.padding \(Dilation\): .*known: reflect, ",
         ),
-        (lambda: Dilation(2, context_rates=(1, 0)), "context_rates is .* positive"),
+        (lambda: Dilation(2, context_rates=(1, 0)), "context_rates .* is .* positive"),
         (
             lambda: Dilation(2, fc6_rate=0),
-            "Dilation.fc6_rate is 0, expected an integer of at least 1",
+            r"model.fc6_rate \(Dilation\) is 0, expected an integer of at least 1",
         ),
-        (lambda: Dilation(2, context_noise=-1.0), "context_noise is -1.0, expected"),
-        (lambda: DeepLab(2, rates=()), "DeepLab.rates is .* at least 1 value"),
+        (lambda: Dilation(2, context_noise=-1.0), "context_noise .* is -1.0, expected"),
+        (
+            lambda: DeepLab(2, rates=()),
+            r"model.rates \(DeepLab\) is .* at least 1 value",
+        ),
         (
             lambda: DeepLab(2, fc6_kernel=4, rates=(4, 3)),
-            "rates: 3 with .*kernel of 4",
+            "rates .*: 3 with .*kernel of 4",
         ),
-        (lambda: DeepLab(2, scales=(0.5,)), r"DeepLab.scales is \(0.5,\), .*1.0"),
-        (lambda: DeepLab(2, side_branches=True), "side_branches: .*'resnet101'"),
+        (
+            lambda: DeepLab(2, scales=(0.5,)),
+            r"model.scales \(DeepLab\) is \(0.5,\), .*1.0",
+        ),
+        (lambda: DeepLab(2, side_branches=True), "side_branches .*: .*'resnet101'"),
         (lambda: DeepLab(2, backbone="vgg"), "did you mean 'vgg16'"),
-        (lambda: DeepLab(2, fc6_kernel=0), "DeepLab.fc6_kernel is 0, expected"),
-        (lambda: DeepLab(2, fc6_channels=-1), "fc6_channels is -1, .* at least 0"),
+        (
+            lambda: DeepLab(2, fc6_kernel=0),
+            r"model.fc6_kernel \(DeepLab\) is 0, expected",
+        ),
+        (lambda: DeepLab(2, fc6_channels=-1), "fc6_channels .* is -1, .* at least 0"),
     ],
 )
 def test_bad_fields(make, message):

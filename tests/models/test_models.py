@@ -199,29 +199,58 @@ def test_build():
         models.build(config, 3)
     config.model_name = "fcn"
     config.model = {"skip": 8}
-    with pytest.raises(UserError, match="'skip'; did you mean 'skips'"):
+    with pytest.raises(
+        UserError, match=r"--config.model \(fcn\): .*'skip'; did you mean 'skips'"
+    ):
         models.build(config, 3)
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: FCN(2, skips=4), "FCN.skips: unknown value 4, expected one of 32, 16"),
-        (lambda: FCN(2, widths=(2, 2)), r"FCN.widths is \(2, 2\), expected 5 values"),
+        (
+            lambda: FCN(2, skips=4),
+            r"--config.model.skips \(FCN\): unknown value '4'; known: 8, 16, 32",
+        ),
+        (
+            lambda: FCN(2, widths=(2, 2)),
+            r"model.widths \(FCN\) is \(2, 2\), expected 5 values",
+        ),
         (lambda: FCN(2, norm="bach"), "did you mean 'batch'"),
         (lambda: PSPNet(2, backbone="resnet10"), "did you mean 'resnet101'"),
-        (lambda: PSPNet(2, bins=(1, 0)), "PSPNet.bins is .* positive integers"),
-        (lambda: PSPNet(2, bins=(2, 2)), "PSPNet.bins is .* different values"),
-        (lambda: UNet(2, widths=()), "UNet.widths is .*at least 1 value"),
+        (
+            lambda: PSPNet(2, bins=(1, 0)),
+            r"model.bins \(PSPNet\) is .* positive integers",
+        ),
+        (
+            lambda: PSPNet(2, bins=(2, 2)),
+            r"model.bins \(PSPNet\) is .* different values",
+        ),
+        (lambda: UNet(2, widths=()), r"model.widths \(UNet\) is .*at least 1 value"),
         (lambda: UNet(2, upsampling="bilinar"), "did you mean 'bilinear'"),
         (lambda: UNet(2, image_stats="cafe"), "did you mean 'caffe'"),
-        (lambda: UNet(2, widths=64), "UNet.widths is 64, expected positive integers"),
-        (lambda: FCN(2, pad=-1), "FCN.pad is -1, expected an integer of at least 0"),
-        (lambda: FCN(2, fc_channels=0), "FCN.fc_channels is 0, expected an integer of"),
-        (lambda: PSPNet(2, width=0), "PSPNet.width is 0, expected an integer of at"),
+        (
+            lambda: UNet(2, widths=64),
+            r"model.widths \(UNet\) is 64, expected positive integers",
+        ),
+        (
+            lambda: FCN(2, pad=-1),
+            r"model.pad \(FCN\) is -1, expected an integer of at least 0",
+        ),
+        (
+            lambda: FCN(2, fc_channels=0),
+            r"model.fc_channels \(FCN\) is 0, expected an integer of",
+        ),
+        (
+            lambda: PSPNet(2, width=0),
+            r"model.width \(PSPNet\) is 0, expected an integer of at",
+        ),
         (lambda: PSPNet(2, stage_sizes=(3, 4)), r"is \(3, 4\), expected 4 values"),
         (lambda: PSPNet(2, stage_sizes=(1, 0, 1, 1)), "0 only for stages that do not"),
-        (lambda: PSPNet(2, head_channels=2.5), "PSPNet.head_channels is 2.5, expected"),
+        (
+            lambda: PSPNet(2, head_channels=2.5),
+            r"model.head_channels \(PSPNet\) is 2.5, expected",
+        ),
     ],
 )
 def test_bad_fields(make, message):
@@ -233,7 +262,7 @@ def test_bad_fields(make, message):
 def test_bad_values_of_common_fields(name):
     fields = models.model_fields(name)
     for field, bad, expected in (
-        ("norm", "bn", "unknown value 'bn', expected one of 'none', 'batch'"),
+        ("norm", "bn", "unknown value 'bn'; known: batch, none"),
         ("dropout", 1.0, "is 1.0, expected a number from 0 to 0.99"),
         ("dropout", -0.5, "is -0.5, expected a number from 0 to 0.99"),
         ("bn_momentum", 1.5, "is 1.5, expected a number from 0 to 1"),
@@ -241,7 +270,9 @@ def test_bad_values_of_common_fields(name):
         ("image_stats", "cafe", "did you mean 'caffe'"),
     ):
         if field in fields:
-            with pytest.raises(UserError, match=rf"{field}:? .*{re.escape(expected)}"):
+            with pytest.raises(
+                UserError, match=rf"--config.model.{field}.*{re.escape(expected)}"
+            ):
                 models.MODELS[name](2, **{field: bad})
 
 
@@ -306,7 +337,9 @@ def test_fcn_any_size():
 def test_fcn_padding_errors():
     with pytest.raises(UserError, match="crop the logits to the image.* is -68 "):
         abstract_variables(FCN(2, pad=1, **TINY_FCN), (1, 224, 224, 3))
-    with pytest.raises(UserError, match="too small for fc7; increase FCN.pad"):
+    with pytest.raises(
+        UserError, match="too small for fc7; increase --config.model.pad"
+    ):
         abstract_variables(FCN(2, pad=81, **TINY_FCN), (1, 1, 1, 3))
 
 

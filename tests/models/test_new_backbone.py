@@ -350,20 +350,26 @@ def test_fcn_skips_sit_where_their_scores_do():
     [
         (
             lambda: PSPNet(2, backbone="squeezenet", output_stride=32),
-            "PSPNet.output_stride is 32, expected 16 or 8 with .*'squeezenet'",
+            r"model.output_stride \(PSPNet\) is 32, expected 16 or 8 .*'squeezenet'",
         ),
         (
             lambda: FCN(2, backbone="squeezenet", skips=32),
-            "FCN.skips is 32, expected 16 or 8 with the backbone 'squeezenet'",
+            r"model.skips \(FCN\) is 32, expected 16 or 8 with .*'squeezenet'",
         ),
         (lambda: FCN(2, backbone="alexnet", skips=16), "expected 32 with .*'alexnet'"),
-        (lambda: PSPNet(2, backbone="vgg16"), "PSPNet.backbone: unknown value 'vgg16'"),
-        (lambda: DeepLab(2, backbone="alexnet"), "DeepLab.backbone: .*'squeezenet'"),
+        (
+            lambda: PSPNet(2, backbone="vgg16"),
+            r"model.backbone \(PSPNet\): unknown value 'vgg16'",
+        ),
+        (
+            lambda: DeepLab(2, backbone="alexnet"),
+            r"model.backbone \(DeepLab\): .*known: .*squeezenet",
+        ),
         (lambda: DeepLab(2, backbone="resnet81"), "did you mean 'resnet18'"),
-        (lambda: DeepLab(2, average_pool=True), "average_pool is for .*'vgg16'"),
+        (lambda: DeepLab(2, average_pool=True), "average_pool .* is for .*'vgg16'"),
         (
             lambda: FCN(2, backbone="resnet18", skips=32, stage_sizes=(1, 1, 0, 1)),
-            "FCN.stage_sizes is .* expected 4 values",
+            r"model.stage_sizes \(FCN\) is .* expected 4 values",
         ),
     ],
 )
