@@ -273,12 +273,13 @@ def test_programs_honor_every_field(
     if field.endswith("tile"):
         workdir, config = tiled
     values = {
-        **{"tile": -1, "window": [], "stride": 2 / 3, "scales": ["1"], "flip": False},
+        **PredictOptions()._asdict(),
+        **{"tile": -1, "window": [], "scales": ["1"]},
         **{"checkpoint": "best", "ensemble": [], "crf": "", "trimap": False},
         **{"workdir": str(workdir), "output": str(tmp_path / "out"), "split": ""},
         **{"outputs": ["labels"], "padding": 0.25, "max_pixels": 2**22},
         **{"overwrite": False, "sizes": [], "platforms": ["cpu"], "images": 2},
-        **{"rounds": 1},
+        **{"rounds": 1, "formats": []},
         **{key: [str(v) for v in tried] for key, tried in tune_crf.GRID.items()},
     }
     name = field.removeprefix("config.")

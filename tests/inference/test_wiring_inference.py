@@ -648,13 +648,8 @@ class Flags(types.SimpleNamespace):
 
 
 def method_values(**changed):
-    return {
-        "tile": -1,
-        "window": [],
-        "stride": 2 / 3,
-        "scales": ["1"],
-        "flip": False,
-    } | changed
+    parsed = {"tile": -1, "window": [], "scales": ["1"]}
+    return PredictOptions()._asdict() | parsed | changed
 
 
 @pytest.mark.parametrize(
