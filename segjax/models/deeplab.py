@@ -145,8 +145,8 @@ class DeepLab(nn.Module):
         maximum. Must contain 1.0.
       half_pixel: resizes the image to its scales, and all scores, with half-pixel
         centers (deeplab-pytorch) instead of aligned corners (Caffe). Then the image is
-        extended only as far as that network's ceil-mode pooling reaches, and all scales
-        are interpolated to the locations of scale 1.
+        not extended, the pooling behind the stem keeps an incomplete last window, and
+        all scales are interpolated to the locations of scale 1.
       dropout: rate after fc6 and fc7.
       norm: "none" (the papers) or "batch", for training from scratch; with a ResNet,
         in fc6 and fc7 only.
@@ -278,7 +278,8 @@ class DeepLab(nn.Module):
             bn_momentum=self.bn_momentum, bn_unbiased=self.bn_unbiased, dtype=self.dtype
         )
         step = self.output_stride
-        backbone = backbones.build_dilated(self)
+        options = {"ceil_pool": True} if self.half_pixel else {}
+        backbone = backbones.build_dilated(self, **options)
         last = backbone.remainder
         head = Head(
             num_classes=self.num_classes,
@@ -299,8 +300,9 @@ class DeepLab(nn.Module):
         )
 
         def run(x):
-            missing = [self._missing(side, last) for side in x.shape[1:3]]
-            x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+            if not self.half_pixel:
+                missing = [(last - side) % step for side in x.shape[1:3]]
+                x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
             endpoints = backbone(x, train_norm)
             features = endpoints[backbones.features(self)]
             if self.average_pool:
@@ -350,15 +352,6 @@ class DeepLab(nn.Module):
         if self.half_pixel:
             return resize.resize_bilinear(fused, size, align_corners=False), endpoints
         return resize.interpolate(fused, grid, target=pixels, size=size), endpoints
-
-    def _missing(self, side: int, remainder: int) -> int:
-        """Pixels that an image side is extended by, at its end."""
-        if not self.half_pixel:
-            return (remainder - side) % self.output_stride
-        # A convolution of stride 2, a ceil-mode pooling, then further strides.
-        locations = -(-side // 2) // 2 + 1
-        locations = -(-locations // (self.output_stride // 4))
-        return max(0, (locations - 1) * self.output_stride + 1 - side)
 
 
 def _fraction(scale: float) -> Fraction:

@@ -161,6 +161,8 @@ class ResNet(nn.Module):
       width: channels of the stem and the first stage (64); stages double it.
       stem: "plain" 7x7 convolution, or "deep" three 3x3 ones ending in 2 * width.
       output_stride: 32, 16 or 8.
+      ceil_pool: the pooling behind the stem keeps an incomplete last window
+        (deeplab-pytorch), which maps of even sides have.
       stride_in_1x1: the stride of a bottleneck in its first 1x1 (Caffe) or its 3x3
         convolution; no effect on basic blocks.
       first_block_dilation: whether the first 3x3 convolution of a dilated stage takes
@@ -179,6 +181,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem: str = "plain"
     output_stride: int = 32
+    ceil_pool: bool = False
     stride_in_1x1: bool = False
     first_block_dilation: bool = False
     bn_momentum: float = 0.9
@@ -205,7 +208,8 @@ class ResNet(nn.Module):
             x = unit(x, name, features, size, norm_name=norm_name, **window)
             padding = None
         endpoints = {"conv1": x}
-        x = endpoints["pool1"] = pool.max_pool(x, 3, stride=2, padding=1)
+        window = dict(stride=2, padding=1, ceil=self.ceil_pool)
+        x = endpoints["pool1"] = pool.max_pool(x, 3, **window)
 
         for number, (stage, blocks) in enumerate(
             zip(stage_plan(self.output_stride), self.stage_sizes, strict=True), start=1

@@ -175,7 +175,7 @@ SOURCES = (
         # The copies of the layers that see the image at the other scales, and the class
         # scores of the network that was trained on COCO to start from.
         ignored=r".*_res0\d+\[\d\]|fc1_[A-Za-z0-9]+\[[01]\]",
-        fields=_DEEPLAB_RESNET,
+        fields=_DEEPLAB_RESNET | {"half_pixel": False},
     ),
     Source(
         "DeepLab v2 ResNet (deeplab-pytorch)",

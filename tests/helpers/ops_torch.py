@@ -90,6 +90,13 @@ def resize(x, size, align_corners=True):
 
 
 @_torch
+def rescale(x, scale):
+    return functional.interpolate(
+        x, scale_factor=scale, mode="bilinear", align_corners=False
+    )
+
+
+@_torch
 def relu(x):
     return functional.relu(x)
 

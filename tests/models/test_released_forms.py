@@ -121,7 +121,7 @@ def test_half_pixel_scales():
     "side, locations", [(321, 41), (513, 65), (500, 63), (256, 33), (384, 49)]
 )
 def test_half_pixel_sizes(side, locations):
-    """Sizes of deeplab-pytorch's maps, whose first pooling is ceil-mode."""
+    """Sizes of deeplab-pytorch's maps, whose pooling is ceil-mode."""
     model = DeepLab(2, width=1, stage_sizes=(1, 1, 0, 0), half_pixel=True)
     variables = variables_of(model, (1, 65, 65, 3))
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)

@@ -1,17 +1,29 @@
 """experiments.import_weights: its messages, and the fields that a file sets."""
 
+import functools
 import shlex
 
 import pytest
 from published import make_config, run_import, save_pth
-from test_weights_vgg import FCN, VGG, fcn_caffe, vgg_files
+from test_weights_ports import crfasrnn
+from test_weights_resnet_networks import (
+    DEEPLAB,
+    PSP,
+    deeplab_caffe,
+    deeplab_kazuto,
+    psp_caffe,
+    psp_semseg,
+)
+from test_weights_unet_frrn import MILESIAL, RELEASED, milesial, phseg_v5
+from test_weights_vgg import CRF, FCN, VGG, crf_case, fcn_caffe, vgg_files
 
 from experiments import import_weights
 from experiments.shared import initialization
 from segjax import models, published, weights
 from segjax.errors import UserError
+from segjax.models import classifier
 from segjax.weights import sources
-from segjax.weights.readers import caffe
+from segjax.weights.readers import caffe, safetensors_file
 
 # --- the program ---
 
@@ -84,3 +96,93 @@ def test_published_networks_exist():
         models.build(make_config(network.model, **network.fields), 2)
     with pytest.raises(UserError, match="did you mean 'fcn16s'"):
         published.find("fcn16", "--model", ("fcn",))
+
+
+# Kind of file, published network with small fields, and what the program sets.
+KINDS = {
+    "crfasrnn_pytorch": (
+        crfasrnn,
+        "crfrnn-voc",
+        CRF | {"base_options": (*CRF["base_options"], "image_stats=vgg")},
+        {"color_order": "caffe"},
+    ),
+    "CRF-RNN (Caffe)": (
+        lambda: crf_case()[0],
+        "crfrnn-voc",
+        CRF | {"base_options": (*CRF["base_options"], "image_stats=vgg")},
+        {"color_order": "caffe"},
+    ),
+    "deeplab-pytorch": (
+        functools.partial(deeplab_kazuto, False),
+        "deeplab-v2-resnet101",
+        DEEPLAB,
+        {"half_pixel": True, "bn_unbiased": True, "image_stats": "caffe"},
+    ),
+    "DeepLab v2 (Caffe)": (
+        deeplab_caffe,
+        "deeplab-v2-resnet101",
+        DEEPLAB,
+        {"half_pixel": False, "bn_unbiased": True, "image_stats": "caffe"},
+    ),
+    "PSPNet (Caffe)": (
+        psp_caffe,
+        "pspnet101-voc",
+        {field: value for field, value in PSP.items() if field != "image_stats"},
+        {"bn_unbiased": True, "image_stats": "vgg"},
+    ),
+    "PSPNet (semseg)": (
+        psp_semseg,
+        "pspnet50-semseg",
+        {field: value for field, value in PSP.items() if field != "image_stats"},
+        {"bn_unbiased": True, "image_stats": "imagenet"},
+    ),
+    "U-Net (milesial)": (
+        milesial,
+        "unet-carvana",
+        MILESIAL,
+        {"bn_unbiased": True, "layout": "paper"},
+    ),
+    "U-Net (phseg_v5)": (phseg_v5, "unet-released", RELEASED, {"layout": "released"}),
+    "VGG16 (Caffe)": (
+        lambda: vgg_files()[0],
+        "fcn",
+        VGG | {"skips": 32},
+        {"image_stats": "vgg"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_program_sets_what_the_kind_of_file_tells(kind, tmp_path):
+    """The fields written with the weights, and the flags printed for training."""
+    pytest.importorskip("safetensors")
+    make, name, small, expected = KINDS[kind]
+    network = published.find(name, "--model", tuple(models.MODELS))
+    path, output = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    safetensors_file.write(path, make(), {})
+    chosen = network.fields | small
+    config = make_config(network.model, **chosen)
+    imported = import_weights.import_weights(path, config, output=output, chosen=chosen)
+    assert not imported.result.notes
+    fields = weights.read_saved(output).info.fields
+    assert {field: fields[field] for field in expected} == expected
+    defaults = models.model_fields(network.model)
+    lines = "".join(import_weights.training_flags(imported.info))
+    for field, value in expected.items():
+        if field in defaults and value != defaults[field]:
+            assert f"--config.model.{field}={value}" in lines
+
+
+@pytest.mark.parametrize("source", sources.SOURCES, ids=lambda source: source.title)
+def test_fields_of_sources_are_fields_of_models(source):
+    """A field that no model has would be left out without a word."""
+    networks = [models.MODELS[name] for name in source.models if name != "classifier"]
+    networks += [classifier.Classifier] * ("classifier" in source.models)
+    for field, value in source.fields.items():
+        having = [n for n in networks if field in n.__dataclass_fields__]
+        assert having, field
+        for network in having:
+            more = {"backbone": source.backbones[0]} if source.backbones[0] else {}
+            if "backbone" not in network.__dataclass_fields__:
+                more = {}
+            network(num_classes=2, **more, **{field: value})

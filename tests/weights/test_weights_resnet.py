@@ -37,11 +37,11 @@ def units(inputs=2, stages=STAGES):
             inputs = 4 * width
 
 
-def np_resnet(ops, x, unit, stem, stride_in_1x1, dilate=False):
+def np_resnet(ops, x, unit, stem, stride_in_1x1, dilate=False, ceil=False):
     """`unit(x, stage, block, index, **conv)` is convolution and normalization."""
     for index, options in enumerate(stem):
         x = ops.relu(unit(x, 0, 0, index, **options))
-    x = ops.max_pool(x, 3, 2, 1, ceil=False)
+    x = ops.max_pool(x, 3, 2, 1, ceil=ceil)
     for stage, count in enumerate(STAGES, start=1):
         rate = {3: 2, 4: 4}.get(stage, 1) if dilate else 1
         for block in range(1, count + 1):
