@@ -154,16 +154,16 @@ NeurIPS 2016), of a trained network with `--workdir`.
 * **Parameters** are trained; running averages of batch normalization are not among
   them.
 * **MACs**, multiply-adds of all layers with parameters, for one image: every tap of
-  every kernel once per output cell, taps on padding included, and once per input cell
-  in transposed convolutions. Fixed interpolation, normalization, activations and
-  pooling are not counted.
+  every kernel once per output location, taps on padding included, and once per input
+  location in transposed convolutions. Fixed interpolation, normalization, activations
+  and pooling are not counted.
 * **FLOPs** are 2 x MACs. Many numbers published as FLOPs are MACs.
-* **Stride**: image pixels per cell of the class scores, before their last
+* **Stride**: image pixels per location of the class scores, before their last
   interpolation.
 * **Field**, the theoretical receptive field: pixels from the first to the last image
-  row that a cell depends on, holes included, away from the borders. Two numbers are the
-  smallest and the largest among the cells of a map. *Global* fields grow with the
-  image, as behind global pooling.
+  row that a location depends on, holes included, away from the borders. Two numbers are
+  the smallest and the largest among the locations of a map. *Global* fields grow with
+  the image, as behind global pooling.
 * **Activations**: estimated memory per image of what training keeps for the backward
   pass in float32, before XLA merges or recomputes any of it.
 

@@ -63,7 +63,7 @@ def boundary_distance(labels: jax.Array, radius: int) -> jax.Array:
         return x
 
     def step(i: int, state: tuple) -> tuple:
-        # Of one label are the windows whose smallest and largest label are the same.
+        # A window holds a single label if its smallest and largest label are the same.
         low, high, distance = state
         low, high = grow(low, jnp.minimum), grow(high, jnp.maximum)
         return low, high, distance - (low != high)

@@ -126,7 +126,7 @@ def measure(
 def sort_points(
     images: jax.Array, settings: mean_field.Settings
 ) -> lattice.Sorted | None:
-    """Of the appearance kernel, if there is one."""
+    """The sorted lattice points of the appearance kernel, if there is one."""
     if not settings.appearance_weight:
         return None
     return lattice.sort(mean_field.appearance_features(images, settings))

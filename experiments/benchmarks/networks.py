@@ -38,8 +38,8 @@ from segjax.models.network import abstract_variables
 from segjax.ops import geometry
 
 CLASSES = 21
-# Of each architecture the variants that differ in what they compute; all others are
-# there for --models.
+# The variants of each architecture that differ in what they compute; --models takes
+# all others, too.
 NETWORKS = (
     "fcn-alexnet",
     "fcn32s",

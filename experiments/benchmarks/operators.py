@@ -258,7 +258,7 @@ of jax.lax, in turns. `--operators=NAME --json=FILE` measures it in pieces.
 
 *With gradients*: output and gradients of all inputs. *Times as fast*: the ratio of the
 two times with gradients. Both forms give the same results to float32 rounding; only a
-maximum that several cells of a window share sends its gradient elsewhere.
+maximum that several values of a window share sends its gradient elsewhere.
 """
 
 

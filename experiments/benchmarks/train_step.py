@@ -125,10 +125,10 @@ def measure_training(
 
 
 class StepTimes(NamedTuple):
-    """Of some steps in a row."""
+    """Times of consecutive training steps."""
 
     seconds: np.ndarray  # from the end of the step before to the end of this one
-    waits: np.ndarray  # of these, until there was a batch to work on
+    waits: np.ndarray  # the part of them spent waiting for a batch
 
 
 def run_steps(

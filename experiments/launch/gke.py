@@ -114,7 +114,7 @@ def _pod(job: Job, cluster: Cluster) -> dict:
         "image": cluster.image,
         "workingDir": CODE,
         "command": list(job.command),
-        # Of the TPU runtime: between the hosts of a slice, and of its metrics.
+        # Ports of the TPU runtime: between the hosts of a slice, and for its metrics.
         "ports": [{"containerPort": 8471}, {"containerPort": 8431}],
         "resources": {"limits": {"google.com/tpu": job.slice.chips_per_host}},
         # Through it, worker processes hand over batches; 64 MB is the default.

@@ -76,7 +76,7 @@ class Numbers(NamedTuple):
     parameters: float
     flops: float  # of one such image
     stride: float
-    field: tuple[float, float]  # smallest and largest of the logits' cells
+    field: tuple[float, float]  # smallest and largest of the logits' locations
     seen: float  # rows of that image that the median row of the logits depends on
 
 

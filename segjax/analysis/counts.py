@@ -1,10 +1,10 @@
 """Multiply-adds, FLOPs and memory of traced programs; XLA's own as a cross-check.
 
-**Multiply-adds (MACs)** count every tap of every kernel once per output cell, taps on
-zero padding included, as papers do: N * h * w * kh * kw * in / groups * out; once per
-*input* cell for a transposed convolution, whose inserted zeros are no work. Additions,
-normalization, activations and pooling windows are not counted. **FLOPs are twice the
-MACs**; many numbers published as FLOPs are MACs.
+**Multiply-adds (MACs)** count every tap of every kernel once per output location, taps
+on zero padding included, as papers do: N * h * w * kh * kw * in / groups * out; once
+per *input* location for a transposed convolution, whose inserted zeros are no work.
+Additions, normalization, activations and pooling windows are not counted. **FLOPs are
+twice the MACs**; many numbers published as FLOPs are MACs.
 """
 
 import math

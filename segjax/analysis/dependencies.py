@@ -23,7 +23,8 @@ NOTHING = 2**40
 
 # Above this size, arrays that are computed from constants are not evaluated.
 _FOLDED = 2**16
-# Padding of axes up to this long, such as taps of a kernel, is followed cell by cell.
+# Padding of axes up to this long, such as taps of a kernel, is followed element by
+# element.
 _SHORT = 8
 
 Visit = Callable[[Path, core.JaxprEqn, list["Value"]], None]  # see propagate
@@ -153,8 +154,8 @@ def _windows(
 
     Args:
       output: number of windows.
-      padding: before the first cell.
-      holes: 1 + number of zeros between the cells of the input.
+      padding: before the first element.
+      holes: 1 + number of zeros between the elements of the input.
     """
     length = reach.shape[axis]
     if length == 1:
@@ -163,9 +164,9 @@ def _windows(
     out = np.full_like(reach, NOTHING, shape=_resized(reach, axis, output))
     for tap in range(size):
         position = first + tap * dilation
-        cell = position // holes
-        inside = (position % holes == 0) & (cell >= 0) & (cell < length)
-        part = reach.take(np.where(inside, cell, 0), axis)
+        source = position // holes
+        inside = (position % holes == 0) & (source >= 0) & (source < length)
+        part = reach.take(np.where(inside, source, 0), axis)
         shape = [1] * reach.ndim
         shape[axis] = -1
         part = np.where(inside.reshape(shape), part, NOTHING)
@@ -236,12 +237,12 @@ def _contract(
     reach = x.reach.transpose(*batch, *free, *axes, ndim)
     matrix = other.constant if len(axes) == 1 and not batch else None
     if matrix is not None and reach.shape[-2] > 1:
-        # Of a constant matrix only the nonzero entries matter.
+        # Only the nonzero entries of a constant matrix matter.
         used = np.moveaxis(np.not_equal(matrix, 0), other_axes[0], -1)
-        output, cell = np.nonzero(used.reshape(-1, used.shape[-1]))
-        cells = np.moveaxis(reach, -2, 0)
-        out = np.full((math.prod(used.shape[:-1]), *cells.shape[1:]), NOTHING)
-        np.minimum.at(out, output, cells[cell])
+        output, source = np.nonzero(used.reshape(-1, used.shape[-1]))
+        elements = np.moveaxis(reach, -2, 0)
+        out = np.full((math.prod(used.shape[:-1]), *elements.shape[1:]), NOTHING)
+        np.minimum.at(out, output, elements[source])
         return np.moveaxis(out, 0, -2).reshape(*reach.shape[:-2], *used.shape[:-1], 2)
     reach = reach.min(axis=tuple(range(ndim - len(axes), ndim)))
     free_of_other = other.reach.ndim - 1 - len(axes) - len(batch)
@@ -327,12 +328,12 @@ def _pad(equation: core.JaxprEqn, x: Value, padding: Value) -> np.ndarray:
         if reach.shape[axis] == 1 and not (changed and shape[axis] <= _SHORT):
             continue
         length = struct(equation.outvars[0]).shape[axis]
-        place = low + (1 + holes) * np.arange(shape[axis])
-        inside = (place >= 0) & (place < length)
-        cells = np.broadcast_to(reach, _resized(reach, axis, shape[axis]))
+        position = low + (1 + holes) * np.arange(shape[axis])
+        inside = (position >= 0) & (position < length)
+        elements = np.broadcast_to(reach, _resized(reach, axis, shape[axis]))
         padded = np.full(_resized(reach, axis, length), NOTHING)
         before = (slice(None),) * axis
-        padded[*before, place[inside]] = cells[*before, inside]
+        padded[*before, position[inside]] = elements[*before, inside]
         reach = padded
     return np.minimum(reach, padding.reach)
 

@@ -25,7 +25,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-# Of loops, and of what is written in another way for every platform.
+# Scopes of loops and of code that is lowered differently for every platform.
 _SCOPES = re.compile(r"while|body|closed_call|cond|branch_\d+_fun")
 
 
@@ -137,11 +137,11 @@ def costs(text: str) -> list[Cost]:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Of each kind of collective that runs: how often, and the bytes of its results.
+    """For each kind of collective that runs: how often, and the bytes of its results.
 
-    Per device and run of the program; how often the bytes pass a link depends on the
-    algorithm.  What a device sends to other TPU slices, through its host, is under
-    "between slices".
+    Both are per device and run of the executable; how often the bytes pass a link
+    depends on the algorithm.  What a device sends to other TPU slices, through its
+    host, is under "between slices".
     """
     found: dict[str, tuple[int, int]] = {}
     for times, line in _executed(*_computations(text)):

@@ -1,9 +1,10 @@
-"""What cells see of the image: in theory, from the traced program, and measured.
+"""Receptive fields of feature maps: theoretical, from a trace, and effective, measured.
 
-**Receptive field** of a cell: image rows from the first to the last one it depends on,
-holes included, away from the borders. A map has a (smallest, largest): interpolated
-cells see more than those that lie on a cell of the coarse map. ``math.inf`` is a field
-that grows with the image, as behind global pooling. Rows only: kernels are square here.
+**Receptive field** of a location: the number of image rows from the first to the last
+one that it depends on, holes included, away from the borders. A map has a (smallest,
+largest) one: interpolated locations see more than those that coincide with a location
+of the coarse map. ``math.inf`` is a field that grows with the image, as behind global
+pooling. Only rows are followed, since all kernels are square.
 
 **Stride** of a map: image rows per row of the map; ``math.inf`` where pooling gives a
 fixed size.
@@ -25,7 +26,7 @@ from segjax.errors import UserError
 from segjax.models.network import abstract_variables
 from segjax.ops import geometry
 
-Field = tuple[float, float]  # smallest and largest receptive field of a map's cells
+Field = tuple[float, float]  # smallest and largest receptive field of a map's locations
 
 
 class View(NamedTuple):
@@ -157,10 +158,10 @@ def effective(
     output: str = LOGITS,
     seed: int = 0,
 ) -> np.ndarray:
-    """How much each pixel moves the center cell (Luo et al., NeurIPS 2016).
+    """How much each pixel moves the center location (Luo et al., NeurIPS 2016).
 
-    The mean over `images` of the absolute gradient of the center cell of `output`,
-    summed over the channels of the image. The channels of the cell are summed with
+    The mean over `images` of the absolute gradient of the center location of `output`,
+    summed over the channels of the image. The channels of the location are summed with
     random signs, other ones for each image.
 
     Args:
@@ -185,10 +186,10 @@ def effective(
                     f"output {output!r}: {type(model).__name__} has "
                     f"{', '.join(sorted(outputs))}"
                 )
-            cells = outputs[output]
-            cell = cells[0, cells.shape[1] // 2, cells.shape[2] // 2]
-            return cell.astype(jnp.float32) @ jax.random.rademacher(
-                key, cell.shape, jnp.float32
+            values = outputs[output]
+            center = values[0, values.shape[1] // 2, values.shape[2] // 2]
+            return center.astype(jnp.float32) @ jax.random.rademacher(
+                key, center.shape, jnp.float32
             )
 
         return jnp.abs(jax.grad(center)(image)).sum(axis=-1)

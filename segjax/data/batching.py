@@ -21,7 +21,7 @@ PIXELS_PER_SHAPE = 2**24
 """Padding pixels an extra compiled shape must save to be worth its compile time."""
 
 _MAX_SIZES = 192
-"""Of more sizes than that, sides are rounded up before shapes are chosen."""
+"""With more sizes than this, sides are rounded up before shapes are chosen."""
 
 
 class BatchGroup(NamedTuple):

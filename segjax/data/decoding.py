@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = (
 )
 FORMATS = "PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000 or AVIF"
 MAX_PIXELS = 2**30
-"""Of an image that is decoded as a whole; larger TIFFs are read in windows."""
+"""Maximum for an image that is decoded as a whole; larger TIFFs are read in windows."""
 
 # Claims of headers are compared with the length of the file; Pillow's own limit (179
 # megapixels) would reject aerial images.
@@ -53,9 +53,9 @@ _T = TypeVar("_T")
 
 class _Reader(NamedTuple):
     header: Callable[[BinaryIO, int], Header]
-    """Of a file and its length in bytes."""
+    """Reads the header from a file and its length in bytes."""
     pixels: Callable[[bytes, Header], np.ndarray | None]
-    """As stored, uint8 or uint16 [H, W] or [H, W, 3]; None if damaged."""
+    """Decodes the pixels, uint8 or uint16 [H, W] or [H, W, 3]; None if damaged."""
 
 
 def read_header(source: str | os.PathLike | bytes, name: str = "") -> Header:

@@ -39,7 +39,7 @@ class Scan(NamedTuple):
 
     root: str
     stems: tuple[str, ...]
-    """Of the images that are used, sorted."""
+    """Stems of the images that are used, sorted."""
     images: tuple[str, ...]
     masks: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]

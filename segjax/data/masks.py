@@ -18,9 +18,9 @@ class Mask(NamedTuple):
     kind: str
     """"index" (of a palette), "gray" or "color"."""
     bits: int
-    """Per stored value: a gray mask of 1 bit shows 1 as white."""
+    """Bits per stored value: a gray mask of 1 bit shows 1 as white."""
     palette: np.ndarray | None
-    """Of kind "index": uint8 [N, 3] (RGB)."""
+    """Colors of the indices if the kind is "index", uint8 [N, 3] (RGB)."""
 
 
 def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:

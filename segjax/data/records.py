@@ -73,7 +73,7 @@ class RecordSource:
     def _record(self, index: int) -> dict[str, bytes]:
         with self._reading():
             record = self._records[index]
-            # Of a file cut short, records come back without their features.
+            # Records of a truncated file come back without their features.
             if not all(record.get(key) for key in ("image", "label", "id")):
                 raise ValueError(f"record {index} is empty")
         return record
@@ -97,7 +97,8 @@ class RecordSource:
         for index in range(len(self)):
             record = self._record(index)
             name = record["id"].decode()
-            # Of decoded labels: encoders of PNG differ between versions.
+            # The checksum is of the decoded label: PNG encoders differ between
+            # versions.
             label = decode_image(record["label"], 1, name)
             heads.append(_Head(name, label.shape[:2], zlib.crc32(label.tobytes())))
         return heads

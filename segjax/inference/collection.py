@@ -59,7 +59,7 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray | None
     """float16 [H, W, K] if asked for."""
     parts: Iterator[np.ndarray] | None
-    """Of a large image: probabilities float32 [h, W, K] of its rows, from the top."""
+    """For a large image, instead: probabilities float32 [h, W, K], from the top."""
     read: windows.ReadWindow
     """The pixels, uint8 [h, w, C], of slices of rows and columns."""
     version: tuple[int, ...]
@@ -112,7 +112,7 @@ def plan(
         except UserError as error:
             errors[index] = error
     inputs = {index: segmenter.input_size(size) for index, size in sizes.items()}
-    # Of one size they all share a shape, whatever that size is.
+    # Images resized to one size share a compiled shape, whatever that size is.
     limit = math.inf if any(segmenter.resize) else max_pixels
     small = [i for i, (h, w) in inputs.items() if h * w <= limit]
     others = [segmenter.input_size(size) for size in finished]

@@ -38,9 +38,9 @@ class Segmenter(NamedTuple):
     resize: tuple[int, int]
     """(height, width) of every input, as in training; (0, 0): the image's own size."""
     precision: str
-    """Of products, see ``compilation.precision``."""
+    """The precision of matrix products, see ``compilation.precision``."""
     batch_size: int
-    """Most images of a batch, over all devices."""
+    """Maximum number of images per batch, over all devices."""
     mesh: jax.sharding.Mesh
     executables: dict
     """Compiled so far."""

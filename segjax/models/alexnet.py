@@ -41,7 +41,7 @@ WIDTHS = (96, 256, 384, 384, 256)
 
 
 def grids(pad_first: int = 0) -> dict[str, geometry.Grid]:
-    """Where the cells of conv1, pool1, ..., conv5, pool5, fc6 and fc7 sit."""
+    """Where the locations of conv1, pool1, ..., conv5, pool5, fc6 and fc7 lie."""
     grid = geometry.Grid()
     named = {}
     for index, layer in enumerate(LAYERS, start=1):

@@ -1,8 +1,8 @@
 """ImageNet classifiers as fully convolutional networks (FCN, CVPR 2015, section 3).
 
-An image of the side a classifier was trained on gives one cell of class scores, a
-larger one a map of them, a cell every 32 pixels. Here too are the two other pieces of
-that section: fully-connected kernels as convolutions, and shift-and-stitch.
+An image of the side a classifier was trained on gives class scores at one location, a
+larger one a map of them, a location every 32 pixels. Here too are the two other pieces
+of that section: fully-connected kernels as convolutions, and shift-and-stitch.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Classifier(nn.Module):
 
     h = w = 1 for the image side of training, ``BACKBONES[backbone].crop``. Average
     poolings (7x7 in GoogLeNet and the ResNets) have stride 1, so that they give maps
-    too. With padded convolutions a cell of a map is not exactly what its
+    too. With padded convolutions a location of a map is not exactly what its
     window alone would give; without, it is.
 
     The parameters of the trunk are those of ``params["backbone"]`` in FCN with the same
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
     training, loss1_classifier and loss2_classifier.
 
     Raises:
-      UserError: a bad field value, or an image too small for one cell of scores.
+      UserError: a bad field value, or an image too small for scores at one location.
     """
 
     num_classes: int
@@ -202,7 +202,7 @@ def shift_and_stitch(
 
     Returns:
       A function images [N, H, W, C] -> [N, h * stride, w * stride, K], with h and w of
-      images of H - stride + 1 and W - stride + 1. Cell (i, j) reads the window of
+      images of H - stride + 1 and W - stride + 1. Location (i, j) reads the window of
       `predict` that starts at pixel (i, j). It runs `predict` stride^2 times in turn.
 
     Raises:

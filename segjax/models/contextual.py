@@ -39,7 +39,7 @@ class DeepContextual(nn.Module):
       branch_channels: of c{i}_up and c{i}_conv.
       upsampling: "transposed" convolution, or fixed "bilinear" resizing, which leaves
         c{i}_conv to read the trunk's channels.
-      kernel_factor: the transposed kernel is so many strides wide. A stride of 1 needs
+      kernel_factor: side of the transposed kernel in strides. A stride of 1 needs
         no upsampling and has no c{i}_up.
       norm: "none" (the paper) or "batch": batch normalization after every convolution
         but the scores, whose biases it replaces. The paper starts the trunk from
@@ -117,7 +117,7 @@ class DeepContextual(nn.Module):
                     full_grid, geometry.Grid(), source_name=name, target_name="image"
                 ),
                 use_bias=self.norm == "none",
-                # He's: an output has kernel_factor^2 incoming cells.
+                # He's: an output has kernel_factor^2 incoming locations.
                 kernel_init=nn.initializers.variance_scaling(
                     2.0 / self.kernel_factor**2,
                     "fan_in",

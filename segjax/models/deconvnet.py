@@ -37,7 +37,7 @@ class DeconvNet(nn.Module):
     Endpoints: conv1_2, pool1 .. conv5_3, pool5, fc6, fc7, fc6_deconv, and unpool5,
     deconv5_3 .. unpool1, deconv1_2.
 
-    fc6 and fc7 of a single 224-px image are one cell, which has no variance to
+    fc6 and fc7 of a single 224-px image are one location, which has no variance to
     normalize by in training: the running statistics are used there instead.
 
     Raises:
@@ -66,7 +66,7 @@ class DeconvNet(nn.Module):
 
     @property
     def tiling(self) -> geometry.Tiling:
-        """Multiples of 32 that leave fc6 at least one cell; the same size out."""
+        """Multiples of 32 that leave fc6 at least one location; the same size out."""
         step = 2 ** len(vgg.STAGES)
         return geometry.Tiling(step, 0, 0, minimum=step * self.fc6_kernel)
 
@@ -122,8 +122,8 @@ class DeconvNet(nn.Module):
         size = self.fc6_kernel
         x = endpoints["fc6"] = conv(x, "fc6", self.fc_channels, size, padding=0)
         x = endpoints["fc7"] = conv(x, "fc7", self.fc_channels, 1, padding=0)
-        # The stride between cells; a single one has none, and with a stride of the
-        # kernel's side the layer is the matrix product that it is for one cell.
+        # The stride between locations; a single one has none, and with a stride of the
+        # kernel's side the layer is the matrix product that it is for one location.
         stride = size if x.shape[1:3] == (1, 1) else 1
         x = deconv(x, "fc6_deconv", self.widths[-1], size, stride, padding=0)
         endpoints["fc6_deconv"] = x

@@ -6,11 +6,13 @@ silent:
 
 * v1 describes its multi-scale features as concatenated in front of the classifier;
   the networks sum one classifier per feature, which is the same.
-* The first network pools 2x2, later ones 3x3 (`pool_kernel`), which is what puts cells
-  on pixels 8i. The field-of-view table varies fc6 only, so its rows up to LargeFOV get
-  the poolings of the first. The average pooling behind pool5 is LargeFOV's only.
+* The first network pools 2x2, later ones 3x3 (`pool_kernel`), which is what puts the
+  locations of the map on pixels 8i. The field-of-view table varies fc6 only, so its
+  rows up to LargeFOV get the poolings of the first. The average pooling behind pool5 is
+  LargeFOV's only.
 * v2 shows losses on the fused scores and on every scale. The network trains scale 0.5
-  on its own coarser cells, and the others on those of the fused map: `scale_logits`.
+  at its own coarser locations, and the others at those of the fused map:
+  `scale_logits`.
 * The ResNet is the Caffe one (strides in 1x1 convolutions, new rate in a stage's first
   block too); its batch normalization was frozen in training (`frozen_bn`).
 """
@@ -89,8 +91,8 @@ class Head(nn.Module):
 class SideBranches(nn.Module):
     """The multi-scale features of v1: maps of the trunk -> class scores [N, h, w, K].
 
-    Every map passes 3x3 (strided to the cells of the scores), 1x1 and 1x1 convolutions
-    {map}_ms1 .. {map}_ms3; the results are summed.
+    Every map passes 3x3 (strided to the locations of the scores), 1x1 and 1x1
+    convolutions {map}_ms1 .. {map}_ms3; the results are summed.
     """
 
     num_classes: int
@@ -119,8 +121,8 @@ class SideBranches(nn.Module):
 class DeepLab(nn.Module):
     """Images [N, H, W, 3] of any size -> logits [N, H, W, K].
 
-    Images are extended at the bottom and right by the mean color until cells sit on
-    both ends (sides 8k + 1), and scores are interpolated where their cells are.
+    Images are extended at the bottom and right by the mean color until locations lie on
+    both ends (sides 8k + 1), and scores are interpolated from their locations.
     Kernels of the trunk start He-normal; the papers start it from ImageNet weights.
 
     Attributes:
@@ -134,7 +136,7 @@ class DeepLab(nn.Module):
       average_pool: adds the 3x3 average pooling pool5a behind VGG16's pool5.
       output_stride: 8 (the papers), 16 or 32. The rates of fc6 are not adapted.
       rates: dilation of the head's branches, one each: (12,) is LargeFOV,
-        (6, 12, 18, 24) is ASPP-L. In cells of the output stride.
+        (6, 12, 18, 24) is ASPP-L. In locations of the map at the output stride.
       fc6_kernel: side of the branches' first convolution.
       fc6_channels: of the branches' hidden layers fc6 and fc7; 0: none, the branches
         are one convolution to the scores (v2's ResNet).
@@ -241,7 +243,7 @@ class DeepLab(nn.Module):
 
     @property
     def grid(self) -> geometry.Grid:
-        """Where the cells of the scores sit in the image."""
+        """Where the locations of the scores lie in the image."""
         return backbones.build_dilated(self, parent=None).grid
 
     @property
@@ -257,10 +259,11 @@ class DeepLab(nn.Module):
 
     @property
     def scale_strides(self) -> tuple[int, ...]:
-        """Pixels between the cells of each entry of the endpoint scale_logits.
+        """Pixels between the locations of each entry of the endpoint scale_logits.
 
-        The cells of a scale of 1 / n are every n-th of scale 1, and stay as they are;
-        the others are interpolated to those of scale 1.
+        The locations of a scale 1 / n coincide with every n-th one of scale 1, so its
+        scores are not interpolated; those of other scales are, to the locations of
+        scale 1.
         """
         strides = []
         for scale in map(_fraction, self.scales):
@@ -321,7 +324,7 @@ class DeepLab(nn.Module):
         endpoints = run(x)
         grid, pixels = self.grid, geometry.Grid()
         fused = endpoints["scores"]
-        cells = geometry.sides(fused)
+        map_size = geometry.sides(fused)
         scale_logits = []
         for scale, stride in zip(map(_fraction, self.scales), self.scale_strides):
             scores = endpoints["scores"]
@@ -332,7 +335,7 @@ class DeepLab(nn.Module):
                     x, pixels, target=scaled, size=(height, width)
                 )
                 raw = run(resized)["scores"]
-                scores = resize.resize_bilinear(raw, cells, align_corners=False)
+                scores = resize.resize_bilinear(raw, map_size, align_corners=False)
                 fused = pool.maximum(fused, scores)
             elif scale != 1:
                 height, width = (int((side - 1) * scale) + 1 for side in x.shape[1:3])
@@ -342,7 +345,7 @@ class DeepLab(nn.Module):
                 )
                 raw = run(resized)["scores"]
                 scaled = geometry.Grid(grid.step / scale, grid.start / scale)
-                scores = resize.interpolate(raw, scaled, target=grid, size=cells)
+                scores = resize.interpolate(raw, scaled, target=grid, size=map_size)
                 fused = pool.maximum(fused, scores)
             scale_logits.append(scores if stride == step else raw)
         endpoints["scores"] = fused

@@ -2,10 +2,11 @@
 
 Where the paper and the authors' networks differ, or their networks among themselves:
 
-* Labels and upsampling. The VOC, CamVid and KITTI programs put cell i of the stride-8
-  map on pixel 8i and interpolate probabilities; the Cityscapes network upsamples scores
-  by a fixed transposed convolution, which puts it on pixel 8i + 3.5, the center of its
-  receptive field. Field `upsampling`; the default is the one that is centered.
+* Labels and upsampling. The VOC, CamVid and KITTI programs put location i of the
+  stride-8 map on pixel 8i and interpolate probabilities; the Cityscapes network
+  upsamples scores by a fixed transposed convolution, which puts it on pixel 8i + 3.5,
+  the center of its receptive field. Field `upsampling`; the default is the one that is
+  centered.
 * Context padding. The VOC network pads the context module's input once, the others
   every layer: different values near the border. Field `context_padding`.
 * The Basic identity initialization is without noise in the paper and with noise of
@@ -102,8 +103,8 @@ class Dilation(nn.Module):
     """Images [N, H, W, 3] -> logits [N, h, w, K], the image's size if it is padded.
 
     The front end is a VGG16 without padding and without its last two poolings: it
-    needs `margin(fc6_rate)` pixels (186) around what it predicts, in cells of 8 pixels.
-    Its class scores `final` feed the context module.
+    needs `margin(fc6_rate)` pixels (186) around what it predicts, at locations 8 pixels
+    apart. Its class scores `final` feed the context module.
 
     Attributes:
       num_classes: K.
@@ -118,7 +119,8 @@ class Dilation(nn.Module):
         authors train: on crops of images that have been padded.
       upsampling: "deconv", a fixed bilinear 16x16 transposed convolution of stride 8
         of the scores (border pixels are not renormalized, as in Caffe), or "interp":
-        interpolates the probabilities, cell i on pixel 8i; the logits are logarithms.
+        interpolates the probabilities, location i on pixel 8i; the logits are
+        logarithms.
       widths, fc_channels: channels of the trunk's five stages and of fc6 and fc7.
       dropout: rate after fc6 and fc7.
       norm: "none" (the paper, from ImageNet weights) or "batch", for training from
@@ -131,7 +133,7 @@ class Dilation(nn.Module):
     Endpoints: those of the trunk, fc6, fc7, final (scores of the front end), ctx_conv1
     .. (hidden layers of the context module) and scores, the last scores at stride 8.
     With "interp" the authors train on ``labels[:, ::8, ::8]``, the pixels under the
-    cells of `scores`, whose last row and column may lie beyond the image.
+    locations of `scores`, whose last row and column may lie beyond the image.
 
     Raises:
       UserError: a bad field value, or an image side that is not valid; names the
@@ -169,7 +171,7 @@ class Dilation(nn.Module):
 
     @property
     def grid(self) -> geometry.Grid:
-        """Where the cells of the scores sit in the padded image."""
+        """Where the locations of the scores lie in the padded image."""
         trunk = vgg.DilatedVGG(RATES, POOLS, same=False, parent=None)
         return geometry.conv(trunk.grid, kernel=7, dilation=self.fc6_rate)
 
@@ -187,7 +189,7 @@ class Dilation(nn.Module):
 
     @property
     def tiling(self) -> geometry.Tiling:
-        """Any size; with "valid" padding the sides that give whole cells."""
+        """Any size; with "valid" padding only sides that the strides divide evenly."""
         if self.padding != "valid":
             return geometry.ANY_SIZE
         step, lost = int(self.grid.step), 2 * self.margin
@@ -205,13 +207,13 @@ class Dilation(nn.Module):
         return network.CoarseScores(int(self.grid.step), start, math.ceil(start))
 
     def _pad(self, x: jax.Array, step: int) -> jax.Array:
-        """The margin, and at the bottom and right what is missing to whole cells."""
+        """Pads by the margin, and at the bottom and right to full steps."""
         widths = [(0, 0)]
         for side in x.shape[1:3]:
-            cells = -(side // -step)
-            if self.upsampling == "interp":  # up to a cell at or behind the last pixel
-                cells = -((side - 1) // -step) + 1
-            widths.append((self.margin, self.margin + cells * step - side))
+            locations = -(side // -step)
+            if self.upsampling == "interp":  # up to one at or behind the last pixel
+                locations = -((side - 1) // -step) + 1
+            widths.append((self.margin, self.margin + locations * step - side))
         mode = "reflect" if self.padding == "reflect" else "constant"
         return jnp.pad(x, (*widths, (0, 0)), mode=mode)
 
@@ -269,7 +271,7 @@ class Dilation(nn.Module):
                 scores, 2 * step, stride=step, offset=step // 2, crop=size
             )
         else:
-            cells, pixels = geometry.Grid(self.grid.step), geometry.Grid()  # i on 8i
-            p = resize.interpolate(nn.softmax(scores), cells, target=pixels, size=size)
+            source, pixels = geometry.Grid(self.grid.step), geometry.Grid()  # i on 8i
+            p = resize.interpolate(nn.softmax(scores), source, target=pixels, size=size)
             logits = jnp.log(pool.maximum(p, jnp.full_like(p, _SMALLEST)))
         return logits, endpoints

@@ -7,9 +7,9 @@ both.
 Where the authors' code is more specific than the paper, the code is followed: residual
 units and the split have no ReLU at their end, the residual stream is written by a
 nearest unpooling and the pooling stream unpooled bilinearly. That bilinear rule puts
-cell i on pixel 2i, half a cell off the pooled windows; ``unpooling="bilinear"`` is the
-aligned one. The code divides images by 255 and no more: behind the normalization of
-conv1 that equals ``image_stats="unit"`` but for the value of the zero padding. It
+location i on pixel 2i, half a location off the pooled windows; ``unpooling="bilinear"``
+is the aligned one. The code divides images by 255 and no more: behind the normalization
+of conv1 that equals ``image_stats="unit"`` but for the value of the zero padding. It
 normalizes with an eps of 1e-4 (1e-5 here).
 """
 
@@ -59,9 +59,9 @@ def unpool(x: jax.Array, ratio: int, rule: str) -> jax.Array:
     """Enlarges `x` [N, H, W, C] by the whole factor `ratio`.
 
     Args:
-      rule: "bilinear_origin": cell i lies on output ratio * i, and what lies beyond the
-        last cell repeats it (Theano's bilinear upsampling, as in the authors' code);
-        "bilinear": half-pixel centers; "nearest".
+      rule: "bilinear_origin": location i lies on output ratio * i, and what lies beyond
+        the last location repeats it (Theano's bilinear upsampling, as in the authors'
+        code); "bilinear": half-pixel centers; "nearest".
     """
     size = x.shape[1] * ratio, x.shape[2] * ratio
     if rule == "nearest":
@@ -83,7 +83,7 @@ def unpool(x: jax.Array, ratio: int, rule: str) -> jax.Array:
 def max_pool(x: jax.Array, size: int) -> jax.Array:
     """Maximum of the size x size blocks of `x` [N, H, W, C]; `size` divides H and W.
 
-    ops.pool takes a slice per cell of the window and axis, which for the many 32x32
+    ops.pool takes a slice per position in the window and axis, which for the many 32x32
     windows here triples the time to compile.
     """
     n, h, w, c = x.shape

@@ -32,7 +32,7 @@ from segjax.models import layers
 from segjax.ops import geometry, image, pool, resize
 
 # He's for a 3x3 transposed convolution of stride 2, where an output has (3 / 2)^2
-# incoming cells on average.
+# incoming locations on average.
 _he_normal_up = nn.initializers.variance_scaling(
     2.0 / 1.5**2, "fan_in", "normal", batch_axis=(0, 1)
 )
@@ -56,14 +56,14 @@ class FusionNet(nn.Module):
       merge: how the encoder's map, taken before pooling, joins the decoder: "sum" (the
         paper) or "concat" (U-Net's, for comparison). A released residual block then
         projects its shortcut with {level}_shortcut, a 1x1 convolution and ReLU.
-      chain: so many networks in series, each with its own weights, the next one reading
-        the class probabilities of the one before. Layers and endpoints of the second
-        and later ones begin with net2_, net3_ ..; those of the first one do not, so
-        that a trained network is the beginning of a longer chain.
+      chain: number of networks in series, each with its own weights, the next one
+        reading the class probabilities of the one before. Layers and endpoints of the
+        second and later ones begin with net2_, net3_ ..; those of the first one do not,
+        so that a trained network is the beginning of a longer chain.
       upsampling: "transposed" 3x3 convolution of stride 2 (the paper), or "nearest" or
         "bilinear" resizing by 2 and a 3x3 convolution; equal numbers of parameters.
-        The transposed one shifts by half a pixel (output 2i + a from cell i, a = 0..2,
-        the last one cut), the two others are aligned.
+        The transposed one shifts by half a pixel (output 2i + a from location i, a =
+        0..2, the last one cut), the two others are aligned.
       norm: "batch" or "none".
       dropout: rate at the end of the down levels (and so in their skips), in the bridge
         before its last convolution, and behind the merges.

@@ -37,7 +37,7 @@ def scaled(channels: int, width: int) -> int:
 
 
 def grids(pad_first: int = 3) -> dict[str, geometry.Grid]:
-    """Where the cells of conv1, pool1, ..., and of the inception blocks sit."""
+    """Where the locations of conv1, pool1, ..., and of the inception blocks lie."""
     grid = geometry.conv(geometry.Grid(), kernel=7, stride=2, padding=pad_first)
     named = {"conv1": grid}
     for name in ("pool1", "pool2"):

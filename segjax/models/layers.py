@@ -20,7 +20,7 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # Without the ReLU (variance 1 / fan-in), for class scores.
 score_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 # He's for a transposed convolution whose kernel side is its stride: an output has
-# one incoming cell, so the fan-in is the number of channels, not k * k times that.
+# one incoming location, so the fan-in is the number of channels, not k * k times that.
 he_normal_transposed = nn.initializers.variance_scaling(
     2.0, "fan_in", "normal", batch_axis=(0, 1)
 )
@@ -213,7 +213,7 @@ def overlapping_pool(x: jax.Array, name: str) -> jax.Array:
     height, width = x.shape[1:3]
     if min(height, width) < 2:
         raise UserError(
-            f"{name} gets a map of {height} x {width} cells, too small for its 3x3 "
+            f"{name} gets a map of {height} x {width} locations, too small for its 3x3 "
             f"windows; use larger images or more padding"
         )
     return pool.max_pool(x, 3, stride=2, ceil=True)

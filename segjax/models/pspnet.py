@@ -28,7 +28,7 @@ class PSPNet(nn.Module):
     """Images [N, H, W, C] of any size -> logits [N, H, W, K].
 
     Maps are resized with aligned corners, which is exact for sides 8k + 1 (473, 713);
-    other sizes are stretched by a fraction of a cell. Kernels start He-normal; the
+    other sizes are stretched by a fraction of a location. Kernels start He-normal; the
     papers start the backbone from ImageNet weights.
 
     Attributes:

@@ -8,7 +8,7 @@ The released networks differ among themselves; fields choose, and one choice is 
   one (torchvision): `first_block_dilation`.
 * The stem is a 7x7 convolution or three 3x3 ones (PSPNet): `stem`.
 * The pooling behind it pads by 1, floor-mode, as in DeepLab and torchvision. The
-  authors' has no padding and is ceil-mode, which puts cells between the pixels.
+  authors' has no padding and is ceil-mode, which puts locations between the pixels.
 """
 
 from fractions import Fraction
@@ -147,8 +147,8 @@ class ResNet(nn.Module):
     With a head for image classification it is ``classifier.Classifier``.
 
     Endpoints: conv1 (stride 2), pool1 (4) and block1 .. block4, the outputs of the
-    paper's conv2_x .. conv5_x (Caffe's res2 .. res5). Padding is symmetric, so cell
-    (i, j) of a map sits on pixel (i, j) * stride for even and odd sizes alike.
+    paper's conv2_x .. conv5_x (Caffe's res2 .. res5). Padding is symmetric, so location
+    (i, j) of a map lies on pixel (i, j) * stride for even and odd sizes alike.
     Parameters: conv1/bn1 (deep stem conv1_1/bn1_1 .. conv1_3/bn1_3), and
     block{stage}_{index}/conv{0..3}, bn{0..3} with 0 the shortcut. Kernels start
     He-normal.

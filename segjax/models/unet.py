@@ -26,7 +26,7 @@ from segjax.ops import geometry, image, pool, resize
 class Plan(NamedTuple):
     """What follows from depth, padding and upsampling: see :func:`plan`."""
 
-    crops: tuple[int, ...]  # cells cut from each side of the skip of level 0, 1, ..
+    crops: tuple[int, ...]  # pixels cut from each side of the skip of level 0, 1, ..
     tiling: geometry.Tiling
 
 
@@ -118,7 +118,7 @@ class UNet(nn.Module):
         output is as large as the image, whose sides are multiples of `tiling.step`.
       upsampling: "transposed" 2x2 convolution of stride 2 (the paper), or "nearest" or
         "bilinear" resizing by 2 and a 3x3 convolution. 3x3 because the 2x2 one that
-        some ports use there shifts the map by half a cell. In a valid network these
+        some ports use there shifts the map by half a location. In a valid network these
         two lose more margin; all lengths follow from the geometry.
       norm: "none" (the paper) or "batch": batch normalization after every 3x3
         convolution of the levels, whose biases it replaces.

@@ -23,7 +23,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 def grids(pad_first: int) -> dict[str, geometry.Grid]:
-    """Where the cells of pool1 .. pool5, fc6 and fc7 of VGG16 sit in the image."""
+    """Where the locations of pool1 .. pool5, fc6 and fc7 of VGG16 lie in the image."""
     grid = geometry.Grid()
     named = {}
     padding = pad_first

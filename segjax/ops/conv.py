@@ -25,8 +25,8 @@ from segjax.ops import geometry, resize
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-# From so many input and output channels on, products of slices of the map pay off: for
-# the gradient of the kernel; and for everything, where kernels are larger than 3x3.
+# From this many input and output channels on, products of slices of the map pay off:
+# for the gradient of the kernel; and for everything, where kernels are larger than 3x3.
 _CHANNELS = 16
 _CHANNELS_OF_LARGE = 128
 
@@ -123,7 +123,7 @@ def _conv2d(
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return conv1x1(x, kernel, stride)
     if kernel.shape[:2] == x.shape[1:3] and padding == 0 and dilation == 1:
-        # A fully connected layer: one output cell, which sees the whole map.
+        # A fully connected layer: one output location, which sees the whole map.
         y = x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[3])
         return y[:, None, None]
     if min(kernel.shape[2:]) < _CHANNELS:
@@ -152,7 +152,10 @@ def _native(
 def _by_rows(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, dilation: int
 ) -> jax.Array:
-    """As one matrix product per row of the kernel, of its cells side by side."""
+    """The convolution as one matrix product per row of the kernel.
+
+    The columns of a kernel row are concatenated along the channels.
+    """
     rows, columns, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = (
@@ -183,7 +186,7 @@ def _kernel_gradient(
     padding: int,
     dilation: int,
 ) -> jax.Array:
-    """Of a kernel of `shape`, given that of the output: a matrix product per tap."""
+    """Gradient of a kernel of `shape` from the output's: a matrix product per tap."""
     rows, columns, channels, features = shape
     height, width = (stride * (side - 1) + 1 for side in gradient.shape[1:3])
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -262,7 +265,7 @@ def conv_transpose(
 ) -> jax.Array:
     """Transposed convolution as in Caffe and PyTorch, output side s(n-1) + k - 2p.
 
-    Cell i of `x` [N, H, W, I] adds ``x[i] @ kernel[a]`` to output ``s*i + a - p``:
+    Location i of `x` [N, H, W, I] adds ``x[i] @ kernel[a]`` to output ``s*i + a - p``:
     `kernel` [k, k, I, O] is stored in scatter order (``lax.conv_transpose`` would
     want it flipped).
     """
@@ -276,11 +279,12 @@ def _conv_transpose(
     n, h, w, channels = x.shape
     size, features = kernel.shape[0], kernel.shape[3]
     if h == w == 1:
-        stride = size  # of one cell, every stride is the same
+        stride = size  # a single location gives the same output at any stride
     if stride == 1 and padding < size:
         return conv2d(x, kernel[::-1, ::-1], padding=size - 1 - padding)
-    # A block of stride x stride taps gives each input cell its own outputs: a matrix
-    # product. Overlapping outputs are those of the next block, one cell further.
+    # A block of stride x stride taps gives each input location its own outputs: a
+    # matrix product. Overlapping outputs belong to the next block, one location
+    # further.
     blocks = -(-size // stride)
     parts = []
     for a, b in itertools.product(range(blocks), repeat=2):
@@ -288,9 +292,9 @@ def _conv_transpose(
         rows, columns = taps.shape[:2]
         taps = taps.transpose(2, 0, 1, 3).reshape(channels, -1)
         part = (x.reshape(-1, channels) @ taps).reshape(n, h, w, rows, columns, -1)
-        cells = ((a, blocks - 1 - a), (b, blocks - 1 - b))
+        shifts = ((a, blocks - 1 - a), (b, blocks - 1 - b))
         missing = ((0, stride - rows), (0, stride - columns))
-        parts.append(jnp.pad(part, ((0, 0), *cells, *missing, (0, 0))))
+        parts.append(jnp.pad(part, ((0, 0), *shifts, *missing, (0, 0))))
     sides = [stride * (side + blocks - 1) for side in (h, w)]
     y = functools.reduce(jnp.add, parts)
     y = y.swapaxes(2, 3).reshape(n, *sides, features)
@@ -325,9 +329,9 @@ def bilinear_upsample(
 ) -> jax.Array:
     """Transposed convolution of each channel with the fixed bilinear kernel.
 
-    `x` [N, H, W, C]; kernel side `size`. Only the window of `crop` (h, w) cells that
+    `x` [N, H, W, C]; kernel side `size`. Only the window of `crop` (h, w) pixels that
     starts at `offset` on both axes is computed (all of it where `crop` is None).
-    Border cells are not renormalized, as in Caffe.
+    Border pixels are not renormalized, as in Caffe.
 
     Raises:
       ValueError: the window does not fit in the upsampled map.

@@ -1,6 +1,6 @@
-"""Where the cells of a feature map sit in the image; sizes, crops and tile rules.
+"""Where the locations of a feature map lie in the image; sizes, crops and tile rules.
 
-A map is a :class:`Grid`: along each axis the center of cell ``i`` lies at image
+A map is a :class:`Grid`: along each axis the center of location ``i`` lies at image
 coordinate ``start + i * step``, in pixels, pixel 0 having its center at 0. Layers
 move grids; a crop is the distance between two of them. Models derive every crop and
 margin from here, so a variant (other padding, other depth) stays aligned or fails
@@ -16,7 +16,7 @@ from segjax.errors import UserError
 
 
 class Grid(NamedTuple):
-    """Positions of the cells of a map along one axis, exact, in image pixels."""
+    """Positions of the locations of a map along one axis, exact, in image pixels."""
 
     step: Fraction = Fraction(1)
     start: Fraction = Fraction(0)
@@ -44,7 +44,7 @@ def crop_offset(
     source_name: str = "source",
     target_name: str = "target",
 ) -> int:
-    """Cells to drop at the top/left of `source` so that it starts where `target` does.
+    """Rows (columns) to crop from the top (left) of `source` to align it to `target`.
 
     Raises:
       UserError: the steps differ, or the offset is not a non-negative whole number.
@@ -58,7 +58,7 @@ def crop_offset(
     if offset.denominator != 1 or offset < 0:
         raise UserError(
             f"cannot crop {source_name} to {target_name}: the offset is {offset} "
-            f"cells, expected a non-negative whole number; change the padding or the "
+            f"locations, expected a non-negative integer; change the padding or the "
             f"kernel sizes before one of the two"
         )
     return int(offset)

@@ -70,7 +70,7 @@ def _reduce_axis(
 ) -> jax.Array:
     side = x.shape[axis]
     out = _output_side(side, kernel, stride=stride, padding=padding, ceil=ceil)
-    span = (out - 1) * stride  # first cell of the last window
+    span = (out - 1) * stride  # first position of the last window
     widths = [(0, 0)] * x.ndim
     widths[axis] = (padding, max(0, span + kernel - side - padding))
     if widths[axis] != (0, 0):
@@ -111,8 +111,8 @@ def avg_pool(
 ) -> jax.Array:
     """Mean over windows of `x` [N, H, W, C], float32 sums, type kept.
 
-    The divisor is Caffe's: cells of the window inside the padded map (padding counts,
-    what a ceil-mode window has beyond the padding does not).
+    The divisor is Caffe's: the pixels of the window inside the padded map (padding
+    counts, what a ceil-mode window has beyond the padding does not).
     """
     y = x.astype(jnp.float32)
     for axis in (1, 2):
@@ -128,24 +128,24 @@ def avg_pool(
             fill=0,
         )
         first = np.arange(y.shape[axis]) * stride
-        cells = np.minimum(first + kernel, side + 2 * padding) - first
+        count = np.minimum(first + kernel, side + 2 * padding) - first
         shape = [1] * x.ndim
         shape[axis] = -1
-        y = y / cells.astype(np.float32).reshape(shape)
+        y = y / count.astype(np.float32).reshape(shape)
     return y.astype(x.dtype)
 
 
 def adaptive_bins(side: int, bins: int) -> list[tuple[int, int]]:
-    """Bounds [floor(i n / b), ceil((i+1) n / b)) of `bins` bins over `side` cells.
+    """Bounds [floor(i n / b), ceil((i+1) n / b)) of `bins` bins over `side` pixels.
 
     Bins overlap where `bins` does not divide `side`; none is empty, even where there
-    are more bins than cells.
+    are more bins than pixels.
     """
     return [(i * side // bins, -((i + 1) * side // -bins)) for i in range(bins)]
 
 
 def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
-    """Mean of `x` [N, H, W, C] in bins x bins cells: [N, bins, bins, C], any H, W."""
+    """Mean of `x` [N, H, W, C] over bins x bins bins: [N, bins, bins, C], any H, W."""
     matrices = []
     for side in x.shape[1:3]:
         matrix = np.zeros((bins, side))
@@ -156,7 +156,7 @@ def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
 
 
 def adaptive_max_pool(x: jax.Array, bins: int) -> jax.Array:
-    """Maximum of `x` [N, H, W, C] in bins x bins cells: [N, bins, bins, C]."""
+    """Maximum of `x` [N, H, W, C] over bins x bins bins: [N, bins, bins, C]."""
     for axis in (1, 2):
         parts = [
             max_over_axis(jax.lax.slice_in_dim(x, low, high, axis=axis), axis)

@@ -60,16 +60,16 @@ def resize_bilinear(
 def interpolate(
     x: jax.Array, source: geometry.Grid, *, target: geometry.Grid, size: tuple[int, int]
 ) -> jax.Array:
-    """Bilinear interpolation of `x` [N, H, W, C], whose cells sit at `source`.
+    """Bilinear interpolation of `x` [N, H, W, C], whose locations are `source`.
 
-    Sampled at the first `size` (h, w) cells of `target`; beyond the outermost cells
-    of `x` they are repeated. Returns [N, h, w, C] in the type of `x`.
+    The result holds the first `size` (h, w) locations of `target`. Beyond the border
+    of `x` its outermost values are repeated. Returns [N, h, w, C] in the type of `x`.
     """
     matrices = []
-    for cells, count in zip(x.shape[1:3], size, strict=True):
+    for side, count in zip(x.shape[1:3], size, strict=True):
         start = float((target.start - source.start) / source.step)
         position = start + np.arange(count) * float(target.step / source.step)
-        distance = np.clip(position, 0, cells - 1)[:, None] - np.arange(cells)
+        distance = np.clip(position, 0, side - 1)[:, None] - np.arange(side)
         matrices.append(np.maximum(1 - np.abs(distance), 0))
     return separable_product(x, *matrices)
 

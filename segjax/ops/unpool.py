@@ -1,9 +1,9 @@
 """Max pooling that remembers where the maxima were, and its inverse.
 
-Windows do not overlap (stride = kernel), so a cell of the map belongs to one window
+Windows do not overlap (stride = kernel), so a pixel of the map belongs to one window
 and unpooling is a select, with no scatter: static shapes, and a select as gradient.
 Caffe stores a switch as the flat index h * W + w in the map; here it is the index
-row * kernel + column in the window, one byte per pooled cell.
+row * kernel + column in the window, one byte per pooled location.
 """
 
 import jax
@@ -17,7 +17,7 @@ def max_pool_switches(x: jax.Array, kernel: int) -> tuple[jax.Array, jax.Array]:
     """Maximum over kernel x kernel windows of `x` [N, H, W, C], float, and its place.
 
     Incomplete windows at the bottom and right are kept (Caffe's ceil mode). Where
-    several cells of a window tie, the first in row-major order wins, and alone gets
+    several values of a window tie, the first in row-major order wins, and alone gets
     the gradient.
 
     Returns:
@@ -34,9 +34,9 @@ def max_pool_switches(x: jax.Array, kernel: int) -> tuple[jax.Array, jax.Array]:
     switches = jnp.zeros(best.shape, jnp.uint8)
     for index in range(1, kernel * kernel):
         row, column = divmod(index, kernel)
-        cell = x[:, row::kernel, column::kernel]
-        better = cell > best
-        best = jnp.where(better, cell, best)
+        value = x[:, row::kernel, column::kernel]
+        better = value > best
+        best = jnp.where(better, value, best)
         switches = jnp.where(better, jnp.uint8(index), switches)
     return best, switches
 
@@ -44,9 +44,9 @@ def max_pool_switches(x: jax.Array, kernel: int) -> tuple[jax.Array, jax.Array]:
 def unpool(
     x: jax.Array, switches: jax.Array, *, kernel: int, size: tuple[int, int]
 ) -> jax.Array:
-    """Puts every cell of `x` back where its window had its maximum, zeros elsewhere.
+    """Puts every value of `x` back where its window had its maximum, zeros elsewhere.
 
-    The gradient of a cell of `x` is that of the place it went to.
+    The gradient of a value of `x` is that of the position it went to.
 
     Args:
       x: [N, h, w, C].
@@ -66,10 +66,10 @@ def unpool(
     if switches.shape != x.shape or pooled != (h, w):
         raise ValueError(
             f"unpooling {x.shape} with switches {switches.shape} to {tuple(size)}: "
-            f"expected equal shapes with {pooled[0]} x {pooled[1]} cells"
+            f"expected equal shapes with {pooled[0]} x {pooled[1]} locations"
         )
     index = np.arange(kernel * kernel, dtype=np.uint8)
     index = index.reshape(1, 1, kernel, 1, kernel, 1)
-    cells = (n, h, 1, w, 1, c)
-    y = jnp.where(switches.reshape(cells) == index, x.reshape(cells), 0)
+    windows = (n, h, 1, w, 1, c)
+    y = jnp.where(switches.reshape(windows) == index, x.reshape(windows), 0)
     return y.reshape(n, h * kernel, w * kernel, c)[:, : size[0], : size[1]]

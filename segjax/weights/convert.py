@@ -199,7 +199,7 @@ class _Work:
         array = self.arrays[source]
         if array.dtype.kind != "f":
             self.wrong.append(f"{source} holds {array.dtype}, expected real numbers")
-        # Of these two only: an array of flags would be as large as the kernel.
+        # The extremes suffice: an array of flags would be as large as the kernel.
         if array.size and not np.isfinite([array.min(), array.max()]).all():
             self.wrong.append(f"{source} holds NaN or infinity")
         self.sources.setdefault(target, []).append(source)

@@ -29,7 +29,7 @@ _EXIF_BYTES = 2**20
 class _Chunk(NamedTuple):
     kind: bytes
     start: int
-    """Of its data in the file."""
+    """Offset of its data in the file."""
     length: int
 
 

@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     """Bytes of every segment."""
     byteorder: str
     tables: bytes
-    """Of a JPEG in segments."""
+    """Tables shared by the JPEG-compressed segments."""
     colormap: np.ndarray | None
 
     @property
