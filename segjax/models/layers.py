@@ -192,7 +192,8 @@ def conv_bn_relu(
 def bind_conv_bn_relu(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
     """:func:`conv_bn_relu` with the fields norm, bn_* and dtype of `model`.
 
-    A network without a field norm always normalizes.
+    It must have the fields bn_momentum, bn_unbiased and dtype; a network without a
+    field norm always normalizes.
     """
     return functools.partial(
         conv_bn_relu,
