@@ -35,7 +35,16 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.shared import cli, evaluation, predict_flags
-from segjax import compilation, evaluators, files, inference, metrics, sharding, viz
+from segjax import (
+    compilation,
+    evaluators,
+    files,
+    inference,
+    metrics,
+    sharding,
+    tables,
+    viz,
+)
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
@@ -240,42 +249,41 @@ def table(results: dict) -> str:
     """The results as aligned text."""
 
     def percent(value: float | None) -> str:
-        return f"{'-':>9}" if value is None else f"{100 * value:9.2f}"
+        return "-" if value is None else f"{100 * value:.2f}"
 
     crf = results.get("crf", {})
-    rows = {"model": results["scores"], "with CRF": crf.get("scores")}
-    rows["majority class"] = results["majority_baseline"]
-    width = max(len(name) for name in [*results["classes"], *rows])
     titles = {"iou": "IoU"}
-    head = [f"{titles.get(name, name):>9}" for name in metrics.PER_CLASS]
-    lines = [f"{'class':{width}}" + " ".join(head)]
-    lines[0] += "  with CRF    change" if crf else ""
+    rows = [["class", *(titles.get(name, name) for name in metrics.PER_CLASS)]]
+    rows[0] += ["with CRF", "change"] if crf else []
     for name, row in results["classes"].items():
-        columns = [percent(row[key]) for key in metrics.PER_CLASS]
+        rows.append([name, *(percent(row[key]) for key in metrics.PER_CLASS)])
         if crf:
             after = crf["classes"][name]["iou"]
             both = None not in (after, row["iou"])
-            columns += [percent(after), percent(after - row["iou"] if both else None)]
-        lines.append(f"{name:{width}}" + " ".join(columns))
-    head = [f"{score.title:>9}" for score in metrics.SCORES.values()]
-    lines += ["", " " * width + " ".join(head)]
-    for name, row in rows.items():
-        if row:
-            lines.append(
-                f"{name:{width}}" + " ".join(percent(row[n]) for n in metrics.SCORES)
-            )
+            rows[-1] += [percent(after), percent(after - row["iou"] if both else None)]
+    parts = [tables.text_table(rows)]
+
+    columns = {"model": results["scores"], "with CRF": crf.get("scores")}
+    columns["majority class"] = results["majority_baseline"]
+    rows = [["", *(score.title for score in metrics.SCORES.values())]]
+    for name, scores in columns.items():
+        if scores:
+            rows.append([name, *(percent(scores[key]) for key in metrics.SCORES)])
+    parts.append(tables.text_table(rows))
+
     if trimap := results.get("trimap"):
-        lines += ["", "mIoU near boundaries" + ("      model  with CRF" if crf else "")]
+        curves = {"model": trimap} | ({"with CRF": crf["trimap"]} if crf else {})
+        rows = [["mIoU near boundaries", *curves]]
         for i in (0, 4, 9, 19, 39):
-            curves = [trimap, crf["trimap"]] if crf else [trimap]
-            columns = [percent(curve["miou"][i]) for curve in curves]
-            lines.append(f"  within {i + 1:2} px       " + " ".join(columns))
+            scores = [percent(curve["miou"][i]) for curve in curves.values()]
+            rows.append([f"within {i + 1:2} px", *scores])
+        parts.append(tables.text_table(rows))
     sizes = ", ".join(f"{h}x{w}" for h, w in results["image_size"])
-    lines.append(
+    parts.append(
         f"{results['images']} images of {results['dataset']}/{results['split']} "
         f"({sizes}), step {results['step']}"
     )
-    return "\n".join(lines)
+    return "\n\n".join(parts)
 
 
 def main(argv) -> None:

@@ -37,6 +37,7 @@ from segjax import workdir as workdir_lib
 from segjax.analysis.receptive_field import Field
 from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.tables import markdown_table, text_table
 
 
 class Score(NamedTuple):
@@ -56,7 +57,7 @@ def report(
     rows = _table(results, scores)
     problems = _problems(results)
     facts = _facts(sweep, results)
-    print("\n".join([facts, "", tables.text_table(rows), *problems]))
+    print("\n".join([facts, "", text_table(rows), *problems]))
     commands = {result.row.name: result.command for result in results}
     # One plotted score besides the mIoU.
     plot = report_page.plot(results, scores[:2])
@@ -241,7 +242,7 @@ def _facts(sweep: sweep_runs.Sweep, results: list[Result]) -> str:
 def _markdown(
     facts: str, rows: tables.Rows, *, problems: list[str], commands: dict[str, str]
 ) -> str:
-    parts = [facts, "", tables.markdown_table(rows), ""]
+    parts = [facts, "", markdown_table(rows), ""]
     parts += [f"* {problem}" for problem in problems] + [""] * bool(problems)
     parts += ["Commands of the first seeds:", "", "```", *commands.values(), "```"]
     return "\n".join(parts) + "\n"

@@ -45,6 +45,7 @@ from segjax.errors import UserError
 from segjax.inference.trained import load_model
 from segjax.models import layers
 from segjax.published import NETWORKS, Network
+from segjax.tables import markdown_table, text_table
 
 
 class Check(NamedTuple):
@@ -196,9 +197,9 @@ def markdown(found: Mapping[str, Summary], checked: list[Check]) -> str:
     for name, network in NETWORKS.items():
         fields.append((name, f"`{fields_text(network)}`", str(network.classes)))
     return _MARKDOWN.format(
-        overview=tables.markdown_table(tables.model_rows(found)),
-        checks=tables.markdown_table(check_rows(checked)),
-        fields=tables.markdown_table(fields),
+        overview=markdown_table(tables.model_rows(found)),
+        checks=markdown_table(check_rows(checked)),
+        fields=markdown_table(fields),
         equal=sum(check.equal for check in checked),
         total=len(checked),
     )
@@ -211,9 +212,9 @@ def summarize_all(path: Path | None) -> int:
         cli.log(name)
         found[name] = summary(build(network), network.image)
         checked += checks(name, found[name])
-    print(tables.text_table(tables.model_rows(found)))
+    print(text_table(tables.model_rows(found)))
     print()
-    print(tables.text_table(check_rows(checked)))
+    print(text_table(check_rows(checked)))
     if path:
         path.write_text(markdown(found, checked))
         print(f"written to {path}")
@@ -331,8 +332,8 @@ def main(argv) -> int:
         totals.append(("FLOPs by XLA", f"{flops:,.0f}"))
         totals.append(("temporaries by XLA", f"{memory / 2**20:,.1f} MiB"))
     for rows in (tables.layer_rows(found), tables.map_rows(found)):
-        print(tables.text_table(rows), end="\n\n")
-    print(tables.text_table(totals, titles=False), end="\n\n")
+        print(text_table(rows), end="\n\n")
+    print(text_table(totals, titles=False), end="\n\n")
     if values.erf:
         cli.start()
         if values.workdir:

@@ -34,7 +34,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.shared import cli, evaluation, predict_flags
-from segjax import compilation, evaluators, files, inference, metrics, sharding
+from segjax import compilation, evaluators, files, inference, metrics, sharding, tables
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
@@ -284,18 +284,14 @@ def table(rows: list[dict]) -> str:
     """The rows as aligned text, with a column for each field that was varied."""
     tried = [row["settings"] for row in rows if row["settings"]]
     fields = [f for f in GRID if len({settings[f] for settings in tried}) > 1]
-    lines = [["mIoU", "pixel acc", "seconds", *fields]]
+    lines = [["mIoU", "pixel acc", "seconds", *fields, ""]]
     for row in rows:
         numbers = [f"{100 * row[key]:.2f}" for key in ("miou", "pixel_accuracy")]
         settings = row["settings"] or {}
         values = [str(settings.get(field, "-")) for field in fields]
-        note = [] if settings else ["no CRF"]
-        lines.append([*numbers, f"{row['seconds']:.1f}", *values, *note])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.rjust(n) for cell, n in zip(line, [*widths, 0]))
-        for line in lines
-    )
+        note = "" if settings else "no CRF"
+        lines.append([*numbers, f"{row['seconds']:.1f}", *values, note])
+    return tables.text_table(lines)
 
 
 def main(argv) -> None:

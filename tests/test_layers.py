@@ -9,14 +9,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(ROOT.glob("segjax/**/*.py"))
 
-# What everything may import: one-line errors, whole files, the void label.
-BASE = ("segjax.errors", "segjax.files", "segjax.labels", "segjax.image_stats")
+# What everything may import: errors, whole files, the void label, tables of text.
+BASE = (
+    "segjax.errors",
+    "segjax.files",
+    "segjax.labels",
+    "segjax.image_stats",
+    "segjax.tables",
+)
 
 # What each part may import of segjax, besides itself and BASE.
 ALLOWED = {
     "segjax/errors.py": (),
     "segjax/files.py": (),
     "segjax/labels.py": (),
+    "segjax/tables.py": (),
     "segjax/image_stats.py": (),
     "segjax/ops": (),
     "segjax/models": ("segjax.ops",),

@@ -28,7 +28,7 @@ from absl import flags
 
 from experiments.shared import cli, predict_flags, provenance
 from segjax import config as config_lib
-from segjax import files, viz
+from segjax import files, tables, viz
 from segjax.data import images as image_files
 from segjax.data import scenes
 from segjax.errors import UserError
@@ -206,10 +206,7 @@ def table(rows: list[dict]) -> str:
                 f"{row['compile_seconds']:.1f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.rjust(n) for cell, n in zip(line, widths)) for line in lines
-    )
+    return tables.text_table(lines)
 
 
 def main(argv) -> None:

@@ -30,9 +30,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.benchmarks import measuring
-from experiments.shared import cli, tables
+from experiments.shared import cli
 from segjax import config as config_lib
-from segjax import files, models, published, training
+from segjax import files, models, published, tables, training
 from segjax.analysis import counts, tracing
 from segjax.models.network import abstract_variables
 from segjax.ops import geometry

@@ -21,8 +21,8 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks import measuring
-from experiments.shared import cli, tables
-from segjax import errors, files
+from experiments.shared import cli
+from segjax import errors, files, tables
 from segjax.ops import conv, pool
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.shared import tables
+from segjax import tables
 
 
 def table(results: dict) -> str:

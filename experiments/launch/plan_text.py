@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.shared import tables
+from segjax import tables
 from segjax.analysis.summary import Layer
 
 LANES, SUBLANES = 128, 8  # of the TPU's vector registers, and of its matrix units

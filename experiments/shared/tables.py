@@ -1,14 +1,12 @@
-"""Tables in plain text and in Markdown, and summaries of models as their rows."""
+"""Summaries of models as the rows of tables."""
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from segjax.analysis.receptive_field import Field
 from segjax.analysis.summary import Summary
 from segjax.analysis.tracing import LOGITS
-
-Rows = list[tuple[str, ...]]  # all of one length
+from segjax.tables import Rows
 
 
 def layer_rows(found: Summary) -> Rows:
@@ -91,31 +89,3 @@ def field_text(field: Field) -> str:
     if math.inf in field:
         return "global"
     return f"{field[0]}" if field[0] == field[1] else f"{field[0]}..{field[1]}"
-
-
-def text_table(rows: Rows, *, titles: bool = True) -> str:
-    """Aligned columns, those of numbers to the right.
-
-    Args:
-      rows: of the table.
-      titles: whether the first row holds titles, which do not tell what a column holds.
-    """
-    columns = []
-    for column in zip(*rows, strict=True):
-        width = max(map(len, column))
-        right = _holds_numbers(column[titles:])
-        columns.append([c.rjust(width) if right else c.ljust(width) for c in column])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*columns))
-
-
-def _holds_numbers(cells: Sequence[str]) -> bool:
-    """Whether all cells begin with a digit or are missing values; 8x8 is no number."""
-    values = [cell for cell in cells if cell not in ("", "-")]
-    return bool(values) and all(re.match(r"[-+]?[\d.]+(?![\dx])", x) for x in values)
-
-
-def markdown_table(rows: Rows) -> str:
-    """GitHub's pipe tables."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

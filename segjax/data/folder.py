@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segjax import tables
 from segjax.data import folder_cache, folder_classes
 from segjax.data.folder_classes import UNKNOWN, Rule
 from segjax.data.folder_files import LAYOUT, LISTS, Pair, find
@@ -260,21 +261,25 @@ def report(found: Scan) -> str:
     shares = {name: count / max(count.sum(), 1) for name, count in found.pixels.items()}
     labeled = int(found.pixels["train"].sum())
     void = found.void["train"] / max(labeled + found.void["train"], 1)
-    width = max(len(name) for name in (*found.classes, "class"))
+    rows = [("id", "class", "train", "validation", "images", "weight")]
+    rows += [
+        (
+            str(k),
+            name,
+            f"{shares['train'][k]:.5f}",
+            f"{shares['validation'][k]:.5f}",
+            str(found.occurs[k]),
+            f"{found.weights[k]:.4f}",
+        )
+        for k, name in enumerate(found.classes)
+    ]
     lines = [
         f"{found.root}: {number}, {size} (height x width), "
         f"{'gray' if found.channels == 1 else 'RGB'}",
         f"{len(found.classes)} classes, {labeled} labeled training pixels, "
         f"{void:.2%} of all void",
-        f"{'id':>3}  {'class':{width}}  {'train':>8}  {'validation':>10}  "
-        f"{'images':>6}  {'weight':>8}",
+        tables.text_table(rows),
     ]
-    for k, name in enumerate(found.classes):
-        lines.append(
-            f"{k:3d}  {name:{width}}  {shares['train'][k]:8.5f}  "
-            f"{shares['validation'][k]:10.5f}  {found.occurs[k]:6d}  "
-            f"{found.weights[k]:8.4f}"
-        )
     weights = ", ".join(f"{weight:.4g}" for weight in found.weights)
     lines += [f"note: {note}" for note in found.notes]
     lines.append(f"median-frequency weights: ({weights})")

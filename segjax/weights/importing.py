@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from segjax.errors import UserError
+from segjax.tables import text_table
 from segjax.weights import convert, tables
 from segjax.weights.names.networks import Target
 from segjax.weights.saved import ModelInfo, Weights
@@ -157,10 +158,7 @@ def describe(imported: Imported) -> Iterable[str]:
         )
         for row in result.rows
     ]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        columns = (text.ljust(width) for text, width in zip(row, widths))
-        yield "  ".join(columns).rstrip()
+    yield from text_table(rows, titles=False).splitlines()
     yield from summary(imported.weights)
     for what, items in (
         ("checked, part of the model's code", result.checked),

@@ -32,6 +32,7 @@ from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
 from segjax.ops import conv, geometry, pool, resize
 from segjax.published import NETWORKS
+from segjax.tables import markdown_table, text_table
 
 # The others are left to the program and to the tests of their models, for the time
 # it takes to trace them.
@@ -736,10 +737,10 @@ def test_picture_of_the_effective_receptive_field(tmp_path):
 
 def test_tables():
     rows = [("layer", "MACs", "field"), ("conv1", "1,234", "3"), ("b", "5", "188..204")]
-    assert tables.text_table(rows) == (
+    assert text_table(rows) == (
         "layer   MACs     field\nconv1  1,234         3\nb          5  188..204"
     )
-    assert tables.markdown_table(rows[:2]) == (
+    assert markdown_table(rows[:2]) == (
         "| layer | MACs | field |\n| --- | --- | --- |\n| conv1 | 1,234 | 3 |"
     )
     assert tables.field_text((404, 404)) == "404"
