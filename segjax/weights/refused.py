@@ -16,12 +16,14 @@ REFUSED = (
     Refused(
         "torchvision's AlexNet",
         ("features.3.weight", "features.10.weight", "classifier.1.weight"),
-        "it has other widths than Caffe's, no groups and no normalization",
+        "it has other widths than Caffe's, which is imported, no groups and no "
+        "response normalization",
     ),
     Refused(
         "torchvision's GoogLeNet",
         ("conv1.conv.weight", "inception3a.branch1.conv.weight"),
-        "it has batch normalization and 3x3 for 5x5 kernels, unlike Caffe's",
+        "it has batch normalization and 3x3 for 5x5 kernels, unlike Caffe's, which is "
+        "imported",
     ),
     Refused(
         "VGG19",

@@ -102,14 +102,14 @@ def test_published_networks_exist():
 KINDS = {
     "crfasrnn_pytorch": (
         crfasrnn,
-        "crfrnn-voc",
-        CRF | {"base_options": (*CRF["base_options"], "image_stats=vgg")},
+        "crfrnn",
+        CRF,
         {"color_order": "caffe"},
     ),
     "CRF-RNN (Caffe)": (
         lambda: crf_case()[0],
-        "crfrnn-voc",
-        CRF | {"base_options": (*CRF["base_options"], "image_stats=vgg")},
+        "crfrnn",
+        CRF,
         {"color_order": "caffe"},
     ),
     "deeplab-pytorch": (
@@ -127,13 +127,13 @@ KINDS = {
     "PSPNet (Caffe)": (
         psp_caffe,
         "pspnet101-voc",
-        {field: value for field, value in PSP.items() if field != "image_stats"},
+        PSP,
         {"bn_unbiased": True, "image_stats": "vgg"},
     ),
     "PSPNet (semseg)": (
         psp_semseg,
         "pspnet50-semseg",
-        {field: value for field, value in PSP.items() if field != "image_stats"},
+        PSP,
         {"bn_unbiased": True, "image_stats": "imagenet"},
     ),
     "U-Net (milesial)": (

@@ -14,6 +14,7 @@ from published import (
     operators,
     picture,
     run_import,
+    torch_input,
 )
 from test_weights_resnet import (
     PLAIN_STEM,
@@ -159,7 +160,7 @@ def test_resnet101_block_names():
 
 # --- PSPNet ---
 
-PSP = dict(pyramid_channels=3, head_channels=4, image_stats="caffe", **TINY)
+PSP = dict(pyramid_channels=3, head_channels=4, **TINY)
 LEVELS = (1, 2, 3, 6)
 
 
@@ -223,16 +224,20 @@ PSPNETS = {
 def psp_case(name):
     make, source, missing = PSPNETS[name]
     arrays, images = make(), picture(33, 41)
-    imported = run_import(arrays, "pspnet", source, **PSP)
+    fields = dict(PSP, image_stats="vgg" if name == "Caffe" else "imagenet")
+    imported = run_import(arrays, "pspnet", source, **fields)
     check_complete(arrays, imported, tracked(arrays), missing)
     assert imported.num_classes == 3 and not imported.result.notes
-    return arrays, images, logits(imported, images, "pspnet", **PSP)
+    return arrays, images, logits(imported, images, "pspnet", **fields)
 
 
 @each_library
 @pytest.mark.parametrize("name", PSPNETS)
 def test_pspnet(name, library):
-    """Caffe concatenates the pyramid from fine to coarse, semseg the other way."""
+    """Caffe concatenates the pyramid from fine to coarse, semseg the other way.
+
+    Caffe's images are BGR less VGG's mean, with zeros as padding behind that.
+    """
     ops = operators(library)
     arrays, images, found = psp_case(name)
 
@@ -248,8 +253,8 @@ def test_pspnet(name, library):
         conv = psp_caffe_name(*which)
         return unit(x, conv, f"{conv}/bn", **options)
 
-    x = caffe_input(images)
-    x = x[:, ::-1] if name == "semseg" else x  # RGB planes
+    x = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
+    x = torch_input(images) if name == "semseg" else x.transpose(0, 3, 1, 2)
     x = np_resnet(ops, x, named, DEEP_STEM, stride_in_1x1=False, dilate=True)
     parts = [x]
     for bins in LEVELS if name == "semseg" else LEVELS[::-1]:
