@@ -40,6 +40,7 @@ from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
 from segjax.errors import UserError
 from segjax.inference import trained
+from segjax.ops import mean_field
 
 # The values that are tried, of each field of a CRF.
 GRID = {
@@ -301,7 +302,9 @@ def main(argv) -> None:
     cli.start()
     workdir = Path(values.workdir).expanduser().absolute()
     output = Path(values.output or workdir / "crf").expanduser()
-    grid = {field: _values(field, getattr(values, field)) for field in GRID}
+    grid = {
+        field: _values(field, getattr(values, field), values.config) for field in GRID
+    }
     rows = tune_crf(
         values.config,
         workdir,
@@ -319,13 +322,20 @@ def main(argv) -> None:
     print(f"the best one is in {output / 'best.json'}: give it to --crf")
 
 
-def _values(field: str, texts: list[str]) -> tuple:
+def _values(field: str, texts: list[str], config: ConfigDict) -> tuple:
     """The values of a flag, of the type of the field.
+
+    Of a field that is not searched by default, without the flag, the value of
+    ``config.crf`` if that has been set.
 
     Raises:
       UserError: they are no numbers, or none.
     """
     kind = type(GRID[field][0])
+    if not texts and len(GRID[field]) == 1:
+        chosen = config.crf[field]
+        is_default = chosen == mean_field.Settings()._asdict()[field]
+        return GRID[field] if is_default else (chosen,)
     try:
         if not texts:
             raise ValueError
@@ -345,6 +355,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("images", 50, "How many, chosen at random.", lower_bound=1)
     flags.DEFINE_string("output", "", "Folder; '': WORKDIR/crf.")
     for name, default in GRID.items():
-        text = [str(value) for value in default]
-        flags.DEFINE_list(name, text, "Values to try, joined by commas.")
+        text, meaning = [str(value) for value in default], "Values to try, by commas."
+        if len(default) == 1:
+            meaning += f" '': config.crf.{name} if that was set, or {text[0]}."
+            text = []
+        flags.DEFINE_list(name, text, meaning)
     cli.run(main)

@@ -443,14 +443,16 @@ def test_search_takes_a_random_part_of_the_training_images(config, trained, tmp_
 
 
 def test_values_of_the_search_flags():
-    assert tune_crf._values("appearance_weight", ["3", "4.5"]) == (3.0, 4.5)
-    assert tune_crf._values("normalization", ["after", "symmetric"]) == (
-        *("after", "symmetric"),
-    )
-    fails(
-        "--iterations=2.5: expected int values", tune_crf._values, "iterations", ["2.5"]
-    )
-    fails("--appearance_weight=: expected", tune_crf._values, "appearance_weight", [])
+    config = config_lib.make(crf={"iterations": 4, "color_order": "caffe"})
+    values = functools.partial(tune_crf._values, config=config)
+    assert values("appearance_weight", ["3", "4.5"]) == (3.0, 4.5)
+    assert values("normalization", ["after", "symmetric"]) == ("after", "symmetric")
+    fails("--iterations=2.5: expected int values", values, "iterations", ["2.5"])
+    fails("--appearance_weight=: expected", values, "appearance_weight", [])
+    # What config.crf sets is not searched but honored.
+    assert values("iterations", []) == (4,) and values("iterations", ["9"]) == (9,)
+    assert values("color_order", []) == ("caffe",)
+    assert values("normalization", []) == ("after",)
 
 
 # The benchmark
