@@ -21,10 +21,10 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy segjax
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: .venv-all/installed
-	.venv-all/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
+	.venv-all/bin/python -m pytest -n $(WORKERS) --dist worksteal -m ""
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -22,14 +22,6 @@ from segjax.models import deeplab, dilation
 from segjax.ops import geometry
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Net(nn.Module):
     """One convolution, one batch normalization, an auxiliary head."""
 

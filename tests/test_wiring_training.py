@@ -24,14 +24,6 @@ from segjax.models import deeplab, dilation, layers
 from segjax.ops import geometry
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def assert_trees_close(found, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),

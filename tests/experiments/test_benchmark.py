@@ -24,14 +24,6 @@ SIDE = 32
 STEPS, ROUNDS = 3, 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return config_lib.make(

@@ -18,14 +18,6 @@ from segjax.models.network import abstract_variables
 TINY = published.Network("unet", dict(padding="same", widths=(4, 8)), 3, (16, 16, 3))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def settings():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_enable_compilation_cache", True)  # programs switch it off
-
-
 @pytest.fixture(scope="module")
 def tiny():
     return step_times.measure(TINY, size=15, batch=2, repeats=2)

@@ -24,15 +24,6 @@ from segjax.errors import UserError
 from segjax.inference import PredictOptions, collection
 from segjax.ops import mean_field
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # Small kernels: small lattices.
 CRF = {
     "iterations": 2,

@@ -3,7 +3,6 @@
 import json
 import signal
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,14 +12,6 @@ from segjax import config as config_lib
 from segjax.data import pipeline
 from segjax.data.workers import WorkerDied
 from segjax.errors import UserError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

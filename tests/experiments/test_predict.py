@@ -24,15 +24,6 @@ from segjax.errors import UserError
 from segjax.inference import collection, large, predictors
 from segjax.inference import windows as placement
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 SAME = {"padding": "same", "widths": (2, 3)}
 VALID = {"padding": "valid", "widths": (2, 3)}  # margin 8, step 2
 

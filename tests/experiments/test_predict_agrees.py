@@ -25,15 +25,6 @@ from segjax import config as config_lib
 from segjax.errors import UserError
 from segjax.inference import PredictOptions, collection
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 SAME = {"padding": "same", "widths": (2, 3)}
 NATIVE, RESIZED = (48, 60), (16, 20)  # the centers of 3 x 3 pixels are kept exactly
 

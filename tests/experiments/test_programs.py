@@ -5,10 +5,10 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import cv2
+import forked
 import jax
 import kill
 import numpy as np
@@ -25,14 +25,6 @@ from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.inference.trained import load_model
 from segjax.workdir import read_metrics
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -326,12 +318,11 @@ def test_predict_names_corrupt_images_and_does_the_rest(trained, tmp_path):
     }.items():
         (pictures / name).write_bytes(data)
     output = tmp_path / "out"
-    process = kill.start(
+    process = kill.fork(
         [
             *(sys.executable, "-m", "experiments.predict", "--compilation_cache="),
             *("--workdir", str(trained), "--output", str(output), str(pictures)),
-        ],
-        stdout=subprocess.PIPE,
+        ]
     )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
@@ -465,12 +456,14 @@ def test_fields_are_checked_before_any_work(config, run, tmp_path):
     fails("eval_batch_size is 0", predict.predict, bad, run, **where)
     bad = changed(config, eval_batch_size=6)
     fails("eval_batch_size=6.*4 devices.* such as 4", evaluate.evaluate, bad, run)
-    fails("no split 'test'", evaluate.evaluate, config, run, "best", "test")
-    fails("nowhere: no image", predict.predict, config, run, ["nowhere"], tmp_path)
+    fails("no split 'test'", evaluate.evaluate, config, run, split="test")
+    where["paths"] = ["nowhere"]
+    fails("nowhere: no image", predict.predict, config, run, **where)
     file = tmp_path / "file"
     file.touch()
-    fails("--output", predict.predict, config, run, [str(run / "pictures")], file)
-    fails("--output", evaluate.evaluate, config, run, "best", "", file)
+    where = {"paths": [str(run / "pictures")], "output": file}
+    fails("--output", predict.predict, config, run, **where)
+    fails("--output", evaluate.evaluate, config, run, output=file)
 
 
 def test_full_disk(trained, config, tmp_path):
@@ -478,11 +471,13 @@ def test_full_disk(trained, config, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     values = {"total_steps": 40, "log_every": 4, "eval_every": 0}
     limited = (
-        "import resource, runpy; limit = resource.RLIMIT_FSIZE, (8192, 8192);"
+        "import jax, resource, runpy;"
+        "jax.config.update('jax_enable_compilation_cache', False);"
+        "limit = resource.RLIMIT_FSIZE, (8192, 8192);"
         "resource.setrlimit(*limit); runpy.run_module('experiments.train', "
         "run_name='__main__', alter_sys=True)"
     )
-    process = kill.start(
+    process = kill.fork(
         [
             *(sys.executable, "-c", limited, "--compilation_cache="),
             *("--config", write_config(tmp_path, config), "--workdir", str(run)),
@@ -547,32 +542,7 @@ def test_bfloat16_and_accumulated_batches(config, tmp_path):
     fails("grad_accum_steps is 3; expected a divisor of", train.train, bad, tmp_path)
 
 
-# The command line.  One process imports everything once and forks a child per command.
-
-FORKS = """
-import json, os, runpy, sys, tempfile
-import experiments.shared.training_run, segjax.checkpoint, segjax.viz, segjax.writer
-from segjax.data import pipeline
-
-results = []
-for argv in json.load(sys.stdin):
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        pid = os.fork()
-        if not pid:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.argv, code = argv, 0
-            try:
-                runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
-            except SystemExit as end:
-                code = end.code
-            sys.stdout.flush()
-            os._exit(code)  # tidying up would take longer than all else
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        texts = [(f.seek(0), f.read().decode())[1] for f in (out, err)]
-        results.append([code, *texts])
-json.dump(results, sys.stdout)
-"""
+# The command line
 
 TRAIN = ("train", "--config=configs/quickstart.py", "--workdir=/tmp/never")
 BAD_COMMANDS = {
@@ -630,16 +600,10 @@ def commands(trained, tmp_path_factory):
     def place(text):
         return re.sub("FOLDER|RUN", lambda match: places[match[0]], text)
 
-    process = kill.start(
-        # Python 3.12 warns of threads at a fork; these only wait for work.
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    argvs = [[f"experiments.{c[0]}", *map(place, c[1:])] for c in commands]
-    out, err = process.communicate(json.dumps(argvs), timeout=120)
-    assert process.returncode == 0 and not err, err
-    results = dict(zip(commands, json.loads(out), strict=True))
+    results = {}
+    for command in commands:
+        argv = ["-m", f"experiments.{command[0]}", *map(place, command[1:])]
+        results[command] = forked.run(argv, kill.environment(1))
     return results, place
 
 

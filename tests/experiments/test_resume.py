@@ -24,7 +24,7 @@ ARGS |= {"save_every": 4, "keep": 3}
 @pytest.fixture(scope="module")
 def whole(folder):
     """A run of one process with one device."""
-    log = kill.finish(kill.start(kill.command(folder / "whole", folder, **ARGS)))
+    log = kill.finish(kill.fork(kill.command(folder / "whole", folder, **ARGS)))
     assert log.startswith("process 0/1, 1 of 1 devices")
     return folder / "whole"
 
@@ -47,7 +47,7 @@ def test_sigterm_saves_and_exits_with_75(folder, whole):
     """Stopped between two regular saves; continued with another number of threads."""
     args = ARGS | {"save_every": 1000, "total_steps": 400}
     stopped = folder / "stopped"
-    process = kill.start(kill.command(stopped, folder, **args))
+    process = kill.fork(kill.command(stopped, folder, **args))
     wait_for_rows(stopped, 3)
     process.send_signal(signal.SIGTERM)
     log = kill.finish(process, code=75)
@@ -55,7 +55,7 @@ def test_sigterm_saves_and_exits_with_75(folder, whole):
     assert len(saved) == 1 and f"saved at step {saved[0]}" in log
     step = saved[0] + 8
     args |= {"total_steps": step, "threads": 3}
-    log = kill.finish(kill.start(kill.command(stopped, folder, **args)))
+    log = kill.finish(kill.fork(kill.command(stopped, folder, **args)))
     assert f"continuing from step {saved[0]} of {step}" in log
     # The same as in the other run, as far as both went (the schedule differs later).
     assert sorted(kill.losses(stopped)) == list(range(1, step + 1))
@@ -64,10 +64,10 @@ def test_sigterm_saves_and_exits_with_75(folder, whole):
 
 def test_truncated_checkpoint_falls_back_to_the_same_bits(folder, whole):
     run = folder / "truncated"
-    kill.finish(kill.start(kill.command(run, folder, **ARGS)))
+    kill.finish(kill.fork(kill.command(run, folder, **ARGS)))
     for data in (run / "checkpoints" / str(STEPS)).rglob("d/*"):
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    log = kill.finish(kill.start(kill.command(run, folder, **ARGS)))
+    log = kill.finish(kill.fork(kill.command(run, folder, **ARGS)))
     assert f"checkpoints/{STEPS} is damaged" in log
     assert f"continuing from step {STEPS - 4} of {STEPS}" in log
     kill.assert_same_run(whole, run, STEPS)
@@ -87,7 +87,7 @@ def start_two(workdir, folder, **args):
     flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     command = kill.command(workdir, folder, **args)
     return [
-        kill.start([*command, *flags, f"--process_id={i}"], devices=2) for i in (0, 1)
+        kill.fork([*command, *flags, f"--process_id={i}"], devices=2) for i in (0, 1)
     ]
 
 
@@ -100,7 +100,7 @@ def close(a, b):
 
 def test_processes_and_devices_give_the_same_training(folder, whole):
     four, two = folder / "four", folder / "two"
-    kill.finish(kill.start(kill.command(four, folder, **ARGS), devices=4))
+    kill.finish(kill.fork(kill.command(four, folder, **ARGS), devices=4))
     processes = start_two(two, folder, **ARGS)
     logs = [kill.finish(process) for process in processes]
     assert "process 0/2, 2 of 4 devices" in logs[0]
@@ -128,7 +128,7 @@ def test_sigterm_to_one_process_saves_on_both_and_restores_on_another_topology(
         kill.finish(process, code=75)
     step = max(int(path.name) for path in (run / "checkpoints").iterdir())
     args = ARGS | {"total_steps": step + 4}
-    log = kill.finish(kill.start(kill.command(run, folder, **args)))
+    log = kill.finish(kill.fork(kill.command(run, folder, **args)))
     assert f"continuing from step {step}" in log
     assert sorted(kill.losses(run)) == list(range(1, step + 5))
 
@@ -158,7 +158,7 @@ def test_when_one_process_of_two_is_killed_the_other_ends_and_says_so(folder):
 def test_infinite_loss_stops_and_names_step_batch_and_checkpoint(folder):
     run = folder / "infinite"
     args = ARGS | {"optim.lr": 1e30, "optim.schedule": "constant", "save_every": 1}
-    log = kill.finish(kill.start(kill.command(run, folder, **args)), code=3)
+    log = kill.finish(kill.fork(kill.command(run, folder, **args)), code=3)
     line = next(line for line in log.splitlines() if line.startswith("error:"))
     # The loss of the first step is finite, but the state behind it is of no use.
     assert "the largest weight is" in line and "at step 1;" in line

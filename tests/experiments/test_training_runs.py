@@ -23,14 +23,6 @@ from segjax.errors import UserError
 from segjax.workdir import read_metrics
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def changed(config, **fields):
     """A copy with other values; ``optim__lr`` is the field ``optim.lr``."""
     config = config_lib.make(**config_lib.json_like(config))

@@ -27,14 +27,6 @@ from segjax.workdir import read_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def signals():
     """Training takes SIGINT and SIGTERM over; give them back to pytest."""
     numbers = (signal.SIGINT, signal.SIGTERM)

@@ -6,11 +6,10 @@ import html.parser
 import json
 import re
 import struct
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import cv2
+import forked
 import jax
 import kill
 import numpy as np
@@ -28,15 +27,6 @@ from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.analysis.published import Number
 from segjax.data import datasets
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
 
 # Sweeps written by hand
 
@@ -167,35 +157,7 @@ def test_numbers_of_the_report_are_those_of_the_files(tmp_path):
     assert first["image_height"] == "16"
 
 
-# Whole programs: one process imports everything and forks a child per command.
-
-FORKS = """
-import json, os, runpy, sys, tempfile
-import experiments.shared.training_run, segjax.checkpoint, segjax.viz, segjax.writer
-
-results = []
-for argv in json.load(sys.stdin):
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        pid = os.fork()
-        if not pid:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.argv, code = argv, 0
-            try:
-                runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
-            except SystemExit as end:
-                code = end.code
-            except BaseException:
-                import traceback
-                traceback.print_exc()
-                code = 99
-            sys.stdout.flush()
-            os._exit(code or 0)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        texts = [(f.seek(0), f.read().decode())[1] for f in (out, err)]
-        results.append([code, *texts])
-json.dump(results, sys.stdout)
-"""
+# Whole programs
 
 RUN = "--workdir=RUN"
 COMMANDS = {
@@ -299,18 +261,10 @@ def results(places):
         del code
         text = re.sub(names, lambda match: str(places[match[0]]), " ".join(parts))
         program, *rest = text.split()
-        return [f"experiments.{program}", *rest]
+        return ["-m", f"experiments.{program}", *rest]
 
-    process = kill.start(
-        # Python 3.12 warns of threads at a fork; these only wait for work.
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    argvs = [argv(*command) for command in COMMANDS.values()]
-    out, err = process.communicate(json.dumps(argvs), timeout=300)
-    assert process.returncode == 0 and not err, err
-    return dict(zip(COMMANDS, json.loads(out), strict=True))
+    env = kill.environment(1)
+    return {name: forked.run(argv(*COMMANDS[name]), env) for name in COMMANDS}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -32,14 +32,6 @@ from segjax.ops import geometry, mean_field
 PALETTE = np.array([[200, 10, 20], [0, 220, 40], [30, 60, 240]], np.uint8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 

@@ -15,15 +15,6 @@ from segjax.models.crfrnn import CRFRNN
 from segjax.models.fcn import FCN
 from segjax.ops import filters
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 UNARY = np.float32(
     [[2, 0, -1], [1, 1, 0], [0, 1, 0], [1.5, 0.5, 0], [0, 0.2, 0.1], [-1, 2, 0]]
 ).reshape(1, 2, 3, 3)

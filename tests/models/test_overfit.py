@@ -72,7 +72,7 @@ SLOW = ("crfrnn", "deconvnet", "dilation")
 def compiler(name):
     jax.config.update("jax_disable_most_optimizations", name not in LONG)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,6 @@ import scipy.signal
 from segjax import models
 from segjax.models import alexnet, classifier, deeplab, layers, vgg
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # Unlike the defaults, so that a default in place of the field shows.
 RATE, MOMENTUM = 0.3, 0.75
 DROPOUT, NORM = {"dropout": RATE}, {"bn_momentum": MOMENTUM}

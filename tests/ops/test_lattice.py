@@ -14,15 +14,6 @@ import pytest
 
 from segjax.ops import lattice, lattice_keys
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 filter = jax.jit(lattice.filter, static_argnames="reverse")
 
 

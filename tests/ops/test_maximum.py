@@ -12,15 +12,6 @@ from segjax.models.deeplab import DeepLab
 from segjax.models.frrn import FRRN
 from segjax.ops import conv, pool, resize
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_optimizations():
-    """Where the gradient of ``x.max(axis)`` is NaN; and quick to compile."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 POOLINGS = {
     "windows": lambda x: pool.max_pool(x, 3, stride=2, padding=1),
     "adaptive": lambda x: pool.adaptive_max_pool(x, 5),

@@ -13,15 +13,6 @@ from segjax.errors import UserError
 from segjax.ops import filters, lattice
 from segjax.ops import mean_field as crf
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """What is compiled here runs for milliseconds: do not optimize it for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 K = 3
 
 
