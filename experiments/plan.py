@@ -86,12 +86,14 @@ def target(topology: str, slices: int) -> Target:
         return Target(topology, count, devices[:count], limit / GIB, {})
     if topology.startswith("gpu"):
         raise UserError(f"--topology={topology}: expected gpu:N, such as gpu:8")
-    found = tpus.parse(topology)
+    tpu_slice = tpus.parse(topology)
     # Where libtpu is installed, jax would look for TPUs of this machine, too.
     jax.config.update("jax_platforms", "cpu")
-    devices = tpus.compile_only_devices(found, slices)
+    devices = tpus.compile_only_devices(tpu_slice, slices)
     name = f"{slices} x {topology}" if slices > 1 else topology
-    return Target(name, found.chips * slices, devices, found.kind["hbm"], found.kind)
+    return Target(
+        name, tpu_slice.chips * slices, devices, tpu_slice.kind["hbm"], tpu_slice.kind
+    )
 
 
 def network(config: ConfigDict, chips: int) -> Network:
@@ -141,13 +143,13 @@ def compile_step(
     """
     mesh = sharding.make_mesh(devices)
     init = training_run.make_init(config, net.model, image_shape=net.image, mesh=mesh)
-    place, split = sharding.replicated(mesh), sharding.split(mesh)
+    replicated, split = sharding.replicated(mesh), sharding.split(mesh)
 
     def struct(shape, dtype, where):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     state = jax.eval_shape(init)
-    state = jax.tree.map(lambda x: struct(x.shape, x.dtype, place), state)
+    state = jax.tree.map(lambda x: struct(x.shape, x.dtype, replicated), state)
     examples = {
         "image": struct((batch, *net.image), np.uint8, split),
         "label": struct((batch, *net.image[:2]), np.uint8, split),
@@ -163,8 +165,8 @@ def compile_step(
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed, available = out_of_memory(str(error))
-        found = {"fits": False, "needed_gib": needed, "available_gib": available}
-        return found | {"compile_seconds": time.perf_counter() - began}, None
+        numbers = {"fits": False, "needed_gib": needed, "available_gib": available}
+        return numbers | {"compile_seconds": time.perf_counter() - began}, None
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     parts = {
@@ -174,12 +176,12 @@ def compile_step(
         "program": memory.generated_code_size_in_bytes,
     }
     parts = {key: size / GIB for key, size in parts.items()}
-    found = {"fits": True, "needed_gib": sum(parts.values()), "memory_gib": parts}
-    return found | {"compile_seconds": seconds}, compiled
+    numbers = {"fits": True, "needed_gib": sum(parts.values()), "memory_gib": parts}
+    return numbers | {"compile_seconds": seconds}, compiled
 
 
 def out_of_memory(message: str) -> tuple[float, float]:
-    """GiB that a program needs and that there are, from the compiler's refusal.
+    """GiB needed and GiB available, read from the compiler's out-of-memory error.
 
     Raises:
       UserError: it refused for another reason.
@@ -250,7 +252,7 @@ def report(
     batch, grad_accum_steps = config.batch_size, config.grad_accum_steps
     per_chip = batch // to.chips
     height, width, channels = net.image
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "target": to.name,
         "chips": to.chips,
         "network": config.model_name,
@@ -267,8 +269,8 @@ def report(
     }
     if to.devices is None:
         per_image = counts.activation_bytes(net.model, net.image)
-        found["activations_gib"] = per_image * per_chip / grad_accum_steps / GIB
-        return found
+        numbers["activations_gib"] = per_image * per_chip / grad_accum_steps / GIB
+        return numbers
 
     def probe(number: int) -> tuple[dict, Any]:
         images = number * to.chips * grad_accum_steps
@@ -290,9 +292,9 @@ def report(
 
     start = per_chip // grad_accum_steps
     first, compiled = probe(start)
-    found |= first
+    numbers |= first
     if compiled:
-        found |= costs(compiled, to, found["model_flops"])
+        numbers |= costs(compiled, to, numbers["model_flops"])
     del compiled  # gigabytes of a full-size network
     if largest:
 
@@ -300,19 +302,19 @@ def report(
             tried = first if number == start else probe(number)[0]
             return tried["fits"], tried["needed_gib"]
 
-        base = found["state_gib"]
+        base = numbers["state_gib"]
         low, high = search_largest(
-            needed, start, base=base, available=found["available_gib"]
+            needed, start, base=base, available=numbers["available_gib"]
         )
         unit = to.chips * grad_accum_steps
-        found |= {"largest_batch": low * unit, "too_large_batch": high * unit}
-    return found
+        numbers |= {"largest_batch": low * unit, "too_large_batch": high * unit}
+    return numbers
 
 
 def costs(compiled: Any, to: Target, model_flops: int) -> dict:
     """What a compiled step tells of itself, per chip."""
     text, cost = compiled.as_text(), compiled.cost_analysis()
-    found = {
+    numbers = {
         "xla_flops": cost["flops"],
         "loops": " while(" in text,
         "collectives": hlo.collectives(text),
@@ -320,10 +322,10 @@ def costs(compiled: Any, to: Target, model_flops: int) -> dict:
     by_layer = hlo.costs(text)
     cycles = sum(row.cycles for row in by_layer)
     if not (to.kind and cycles):
-        return found
+        return numbers
     seconds = cycles / to.kind["clock"]
     flops_seconds = model_flops / to.kind["peak"]
-    return found | {
+    return numbers | {
         "cycles": cycles,
         "seconds": seconds,
         "utilisation": flops_seconds / seconds,
@@ -379,7 +381,7 @@ def main(argv) -> int:
         print("\n".join(plan_text.lines(reports[""])))
     if _JSON.value:
         files.write_json(path, reports)
-    return int(not all(found.get("fits", True) for found in reports.values()))
+    return int(not all(numbers.get("fits", True) for numbers in reports.values()))
 
 
 if __name__ == "__main__":

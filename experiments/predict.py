@@ -153,7 +153,7 @@ def predict(
     return summary
 
 
-def _list_images(given: Sequence[str], output: Path) -> tuple[list[str], list[str]]:
+def _list_images(arguments: Sequence[str], output: Path) -> tuple[list[str], list[str]]:
     """The images named, each once, without results of this program; those skipped.
 
     Skipped images are of formats that cannot be read; other files are only mentioned.
@@ -161,7 +161,7 @@ def _list_images(given: Sequence[str], output: Path) -> tuple[list[str], list[st
     Raises:
       UserError: no image is left.
     """
-    listing = image_files.list_images(given)
+    listing = image_files.list_images(arguments)
     # a.png and ./a.png are one image.
     unique = list({Path(path).absolute(): path for path in listing.images}.values())
     paths = prediction_folder.without_own_outputs(unique, output)
@@ -169,7 +169,7 @@ def _list_images(given: Sequence[str], output: Path) -> tuple[list[str], list[st
         cli.log(f"{left_out} files left out: they are results of experiments.predict")
     if not paths:
         raise UserError(
-            f"{given[0]}: only results of experiments.predict there, no images to "
+            f"{arguments[0]}: only results of experiments.predict there, no images to "
             "segment"
         )
     skipped = prediction_folder.without_own_outputs(listing.skipped, output)

@@ -53,14 +53,14 @@ class Check(NamedTuple):
 
     network: str
     quantity: str
-    ours: str
+    computed: str
     published: str
     source: str
     note: str
 
     @property
     def equal(self) -> bool:
-        return self.ours == self.published
+        return self.computed == self.published
 
 
 def build(network: Network) -> nn.Module:
@@ -69,13 +69,13 @@ def build(network: Network) -> nn.Module:
     return models.build(config, network.classes)
 
 
-def checks(name: str, found: Summary) -> list[Check]:
+def checks(name: str, numbers: Summary) -> list[Check]:
     """Compares the summary of a network with what is known of it."""
     return [
         Check(
             name,
             number.quantity,
-            measure(found, number.quantity, like=number.value),
+            measure(numbers, number.quantity, like=number.value),
             number.value,
             number.source,
             number.note,
@@ -84,12 +84,12 @@ def checks(name: str, found: Summary) -> list[Check]:
     ]
 
 
-def measure(found: Summary, quantity: str, like: str) -> str:
+def measure(numbers: Summary, quantity: str, like: str) -> str:
     """A quantity of published.Number, with the unit and the decimals of `like`."""
     kind, _, name = quantity.partition(" of ")
     if kind in ("field", "stride", "side"):
-        outputs = {layer.name: layer for layer in found.layers} | found.endpoints
-        output = (outputs | {LOGITS: found.logits})[name]
+        outputs = {layer.name: layer for layer in numbers.layers} | numbers.endpoints
+        output = (outputs | {LOGITS: numbers.logits})[name]
         if kind == "field":
             return tables.field_text(output.receptive_field)
         if kind == "stride":
@@ -99,7 +99,7 @@ def measure(found: Summary, quantity: str, like: str) -> str:
     kind, _, left_out = kind.partition(" without ")
     chosen = [
         layer
-        for layer in found.layers
+        for layer in numbers.layers
         if layer.name.startswith(name)
         and not (left_out and layer.name.startswith(left_out))
     ]
@@ -115,14 +115,14 @@ def measure(found: Summary, quantity: str, like: str) -> str:
     return f"{value:,.{decimals}f} {unit}".strip()
 
 
-def check_rows(found: list[Check]) -> tables.Rows:
+def check_rows(compared: list[Check]) -> tables.Rows:
     """One row per check."""
     rows = [("network", "quantity", "here", "published", "equal", "source")]
-    for check in found:
+    for check in compared:
         equal = "yes" if check.equal else "no"
         source = f"{check.source}; {check.note}" if check.note else check.source
         names = check.network, check.quantity
-        rows.append((*names, check.ours, check.published, equal, source))
+        rows.append((*names, check.computed, check.published, equal, source))
     return rows
 
 
@@ -191,34 +191,34 @@ the published ones. {equal} of {total} are equal.
 """
 
 
-def markdown(found: Mapping[str, Summary], checked: list[Check]) -> str:
+def markdown(numbers: Mapping[str, Summary], comparisons: list[Check]) -> str:
     """The contents of docs/models.md."""
     fields = [("network", "model and fields", "classes")]
     for name, network in NETWORKS.items():
         fields.append((name, f"`{fields_text(network)}`", str(network.classes)))
     return _MARKDOWN.format(
-        overview=markdown_table(tables.model_rows(found)),
-        checks=markdown_table(check_rows(checked)),
+        overview=markdown_table(tables.model_rows(numbers)),
+        checks=markdown_table(check_rows(comparisons)),
         fields=markdown_table(fields),
-        equal=sum(check.equal for check in checked),
-        total=len(checked),
+        equal=sum(check.equal for check in comparisons),
+        total=len(comparisons),
     )
 
 
 def summarize_all(path: Path | None) -> int:
     """Prints, and writes, the tables of all published networks."""
-    found, checked = {}, []
+    numbers, comparisons = {}, []
     for name, network in NETWORKS.items():
         cli.log(name)
-        found[name] = summary(build(network), network.image)
-        checked += checks(name, found[name])
-    print(text_table(tables.model_rows(found)))
+        numbers[name] = summary(build(network), network.image)
+        comparisons += checks(name, numbers[name])
+    print(text_table(tables.model_rows(numbers)))
     print()
-    print(text_table(check_rows(checked)))
+    print(text_table(check_rows(comparisons)))
     if path:
-        path.write_text(markdown(found, checked))
+        path.write_text(markdown(numbers, comparisons))
         print(f"written to {path}")
-    return int(any(not check.equal and not check.note for check in checked))
+    return int(any(not check.equal and not check.note for check in comparisons))
 
 
 # --- one config -----------------------------------------------------------------------
@@ -287,13 +287,13 @@ def influence_picture(influence: np.ndarray, field: Field, title: str) -> np.nda
 
 
 def draw_influence(
-    model: nn.Module, variables: dict, *, found: Summary, count: int, path: Path
+    model: nn.Module, variables: dict, *, numbers: Summary, count: int, path: Path
 ) -> None:
     """Measures the effective receptive field of the logits on images of noise."""
-    images = np.random.default_rng(0).integers(0, 256, (count, *found.image))
+    images = np.random.default_rng(0).integers(0, 256, (count, *numbers.image))
     influence = receptive_field.effective(model, variables, images=images)
     side = receptive_field.effective_side(influence)
-    field = found.logits.receptive_field
+    field = numbers.logits.receptive_field
     title = f"effective {side:.0f} px, theoretical {tables.field_text(field)}"
     cv2.imwrite(str(path), influence_picture(influence, field, title)[..., ::-1])
     print(f"receptive field of the logits: {title}; written to {path}")
@@ -324,14 +324,14 @@ def main(argv) -> int:
         classes, channels = dataset(config, values.classes)
     image = (*image_size(config, values.size), channels)
     model = models.build(config, classes)
-    found = summary(model, image)
-    totals = tables.total_rows(found)
+    numbers = summary(model, image)
+    totals = tables.total_rows(numbers)
     if values.xla:
         flops = counts.xla_flops(model, image)
         memory = counts.xla_memory(model, image)
         totals.append(("FLOPs by XLA", f"{flops:,.0f}"))
         totals.append(("temporaries by XLA", f"{memory / 2**20:,.1f} MiB"))
-    for rows in (tables.layer_rows(found), tables.map_rows(found)):
+    for rows in (tables.layer_rows(numbers), tables.map_rows(numbers)):
         print(text_table(rows), end="\n\n")
     print(text_table(totals, titles=False), end="\n\n")
     if values.erf:
@@ -344,7 +344,11 @@ def main(argv) -> int:
         else:
             variables = random_variables(model, image)
         draw_influence(
-            model, variables, found=found, count=values.erf_images, path=paths["erf"]
+            model,
+            variables,
+            numbers=numbers,
+            count=values.erf_images,
+            path=paths["erf"],
         )
     return 0
 

@@ -13,7 +13,8 @@ to fine: what has been tried with these images is kept, and the table has it all
 
 The flags are the fields of a CRF (docs/crf.md).  As a rule, try appearance_weight and
 the two sigmas of the appearance kernel; the smoothness kernel changes little.  A weight
-of 0 leaves a kernel out.  Combinations of lattices of about one size share a program.
+of 0 leaves a kernel out.  Combinations with lattices of similar size share an
+executable.
 
 Writes into WORKDIR/crf or --output: probabilities/ (of the network, computed once),
 search.json (what they are of), results.jsonl (a line per combination) and best.json,

@@ -381,12 +381,12 @@ def _restore(manager, step: int, abstract: dict) -> tuple[dict, dict]:
     if meta.get("crc", None) not in (None, _meta_crc(meta["arrays"], meta["extra"])):
         raise ValueError("its description does not match its checksum")
     expected = {name: leaf for name, leaf in _named_leaves(abstract)}
-    found = {
+    saved = {
         name: row
         for name, row in meta["arrays"].items()
         if name.partition("/")[0] in abstract
     }
-    _check_same_model(f"{manager.directory}/{step}", expected, found)
+    _check_same_model(f"{manager.directory}/{step}", expected, saved)
     with warnings.catch_warnings():
         # Restoring on another topology is intended: the shardings are given.
         warnings.filterwarnings("ignore", message=".*[Ss]harding.*")
@@ -401,15 +401,15 @@ def _restore(manager, step: int, abstract: dict) -> tuple[dict, dict]:
         )
     items = {key: restored[key] for key in abstract}
     for name, leaf in _named_leaves(items):
-        if _crc(leaf) != found[name][2]:
+        if _crc(leaf) != saved[name][2]:
             raise ValueError(f"{name} does not match its checksum")
     return items, meta["extra"]
 
 
-def _check_same_model(where: str, expected: dict, found: dict) -> None:
+def _check_same_model(where: str, expected: dict, saved: dict) -> None:
     """Raises UserError naming the first array that differs in name or shape."""
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    for name in sorted(expected.keys() | saved.keys()):
+        if name not in saved:
             raise UserError(
                 f"checkpoint {where} has no array {name}, which the model needs: it is "
                 "of another model or config; use the config.json beside it"
@@ -419,12 +419,13 @@ def _check_same_model(where: str, expected: dict, found: dict) -> None:
                 f"checkpoint {where} holds {name}, which the model does not have: it "
                 "is of another model or config; use the config.json beside it"
             )
-        have, want = tuple(found[name][0]), tuple(expected[name].shape)
-        if have != want:
+        saved_shape = tuple(saved[name][0])
+        expected_shape = tuple(expected[name].shape)
+        if saved_shape != expected_shape:
             raise UserError(
-                f"checkpoint {where}: {name} has shape {have}, the model expects "
-                f"{want}: it is of another model, class count or config; use the "
-                "config.json beside it"
+                f"checkpoint {where}: {name} has shape {saved_shape}, the model "
+                f"expects {expected_shape}: it is of another model, class count or "
+                "config; use the config.json beside it"
             )
 
 

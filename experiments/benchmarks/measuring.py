@@ -37,10 +37,10 @@ def struct(**properties: Any) -> dict[str, Any]:
     }
 
 
-def compile_timed(program: Callable, *inputs) -> tuple[jax.stages.Compiled, float]:
+def compile_timed(function: Callable, *inputs) -> tuple[jax.stages.Compiled, float]:
     """A jitted function compiled for these inputs, and the seconds that it took."""
     began = time.perf_counter()
-    return program.lower(*inputs).compile(), time.perf_counter() - began
+    return function.lower(*inputs).compile(), time.perf_counter() - began
 
 
 def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float]:
@@ -62,16 +62,16 @@ def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float
                 last = function()
             jax.block_until_ready(last)
             seconds[name].append((time.perf_counter() - began) / calls[name])
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def conditions(**options) -> dict[str, Any]:
     """What times depend on: they are compared only where this is the same."""
-    found = provenance.versions()
+    versions = provenance.versions()
     return {
         "device": jax.devices()[0].device_kind,
         "host_cores": os.cpu_count(),
-        **{key: found[key] for key in ("python", "jax", "jaxlib")},
+        **{key: versions[key] for key in ("python", "jax", "jaxlib")},
         **options,
     }
 
@@ -123,10 +123,10 @@ def output_files(values: flags.FlagValues) -> dict[str, Path]:
     Raises:
       UserError: the folder of one does not exist.
     """
-    found = {}
+    paths = {}
     for flag in ("json", "markdown"):
         if values[flag].value:
-            found[flag] = path = Path(values[flag].value).expanduser()
+            paths[flag] = path = Path(values[flag].value).expanduser()
             if not path.absolute().parent.is_dir():
                 raise UserError(f"--{flag} {path}: {path.parent} is not a folder")
-    return found
+    return paths

@@ -110,32 +110,32 @@ def measure(network: published.Network, *, size: int, batch: int, repeats: int) 
 
     options = config_lib.make().loss
     step = training.make_step(model, optax.sgd(1e-9), options=options, seed=0)
-    programs, compile_seconds = {}, {}
-    for name, program in (
+    executables, compile_seconds = {}, {}
+    for name, function in (
         ("forward", jax.jit(forward)),
         ("step", jax.jit(step, donate_argnums=0)),
     ):
-        programs[name], compile_seconds[name] = measuring.compile_timed(
-            program, state, examples
+        executables[name], compile_seconds[name] = measuring.compile_timed(
+            function, state, examples
         )
 
     def run_step():
         nonlocal state
-        state, metrics = programs["step"](state, examples)
+        state, metrics = executables["step"](state, examples)
         return metrics
 
     seconds = measuring.in_turns(
-        {"forward": lambda: programs["forward"](state, examples), "step": run_step},
+        {"forward": lambda: executables["forward"](state, examples), "step": run_step},
         repeats,
     )
     return {
         "image": side,
         "parameters": parameters,
         "flops": 2 * batch * macs,
-        "bytes": _bytes(programs["step"]),
+        "bytes": _bytes(executables["step"]),
     } | {
         name: {"seconds": seconds[name], "compile_seconds": compile_seconds[name]}
-        for name in programs
+        for name in executables
     }
 
 
@@ -166,16 +166,16 @@ def _state(model: nn.Module) -> training.TrainState:
     )
 
 
-def _bytes(program: jax.stages.Compiled) -> int:
+def _bytes(executable: jax.stages.Compiled) -> int:
     """Arguments, results and temporary arrays; 0 where the device does not tell."""
-    found = program.memory_analysis()
-    if found is None:
+    memory = executable.memory_analysis()
+    if memory is None:
         return 0
     return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
     )
 
 
@@ -183,7 +183,7 @@ def rows(results: Mapping[str, dict]) -> tables.Rows:
     """The table, in the order of published.NETWORKS."""
     titles = "network, side, parameters, GFLOPs, forward ms, step ms, GFLOP/s, "
     titles += "compile s, memory GiB, relative"
-    found = [tuple(titles.split(", "))]
+    lines = [tuple(titles.split(", "))]
     reference = results.get(REFERENCE)
     for name in sorted(results, key=list(published.NETWORKS).index):
         row = results[name]
@@ -191,7 +191,7 @@ def rows(results: Mapping[str, dict]) -> tables.Rows:
         relative = "-"
         if reference:
             relative = f"{step['seconds'] / reference['step']['seconds']:.2f}"
-        found.append(
+        lines.append(
             (
                 name,
                 str(row["image"]),
@@ -205,7 +205,7 @@ def rows(results: Mapping[str, dict]) -> tables.Rows:
                 relative,
             )
         )
-    return found
+    return lines
 
 
 def _digits(seconds: float) -> int:

@@ -196,25 +196,25 @@ def measure(operator: Operator, repeats: int) -> dict:
     }
     output = jax.eval_shape(forms["plain"], *inputs)
     cotangent = draw(output.shape)
-    programs, seconds = {}, {}
+    calls, seconds = {}, {}
     for name, form in forms.items():
 
         def gradients(cotangent, *inputs, form=form):
             y, pull = jax.vjp(form, *inputs)
             return y, *pull(cotangent)
 
-        programs[name] = functools.partial(jax.jit(form), *inputs)
+        calls[name] = functools.partial(jax.jit(form), *inputs)
         compiled, seconds[name] = measuring.compile_timed(
             jax.jit(gradients), cotangent, *inputs
         )
-        programs[f"{name} gradients"] = functools.partial(compiled, cotangent, *inputs)
-    pairs = zip(programs["ours gradients"](), programs["plain gradients"]())
+        calls[f"{name} gradients"] = functools.partial(compiled, cotangent, *inputs)
+    pairs = zip(calls["ours gradients"](), calls["plain gradients"]())
     difference = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
-    found = measuring.in_turns(programs, repeats)
+    medians = measuring.in_turns(calls, repeats)
     return {"difference": difference} | {
         name: {
-            "forward": found[name],
-            "gradients": found[f"{name} gradients"],
+            "forward": medians[name],
+            "gradients": medians[f"{name} gradients"],
             "compile": seconds[name],
         }
         for name in forms

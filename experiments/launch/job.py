@@ -103,8 +103,8 @@ def _inside(config: str) -> str:
 def name_of(config: str, workdir: str) -> str:
     """A name for a run, the same whenever it is launched, and no other run's.
 
-    Of its config file, the last folder of its workdir, and a hash of the workdir: those
-    of the rows of a sweep all end with seed0.
+    It consists of the config file, the last folder of the workdir, and a hash of the
+    workdir, because the workdirs of the rows of a sweep all end with seed0.
     """
     stem = Path(config.partition(":")[0]).stem
     text = f"{stem}-{Path(workdir).name}".lower()

@@ -44,39 +44,39 @@ def padding_warnings(layers: Sequence[Layer], per_chip: int) -> list[str]:
     return warnings
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def lines(report: Mapping[str, Any]) -> list[str]:
     """A report as text."""
     rows = [
         (
             "step",
-            f"{found['network']}, {found['image']}, batch {found['batch']} on "
-            f"{found['chips']} chips ({found['target']}): {found['batch_per_chip']} "
+            f"{report['network']}, {report['image']}, batch {report['batch']} on "
+            f"{report['chips']} chips ({report['target']}): {report['batch_per_chip']} "
             "per chip",
         )
     ]
-    flops = found["model_flops"]
-    state = f"{found['parameters']:,} parameters, state {found['state_gib']:.3f} GiB"
-    if "fits" not in found:
+    flops = report["model_flops"]
+    state = f"{report['parameters']:,} parameters, state {report['state_gib']:.3f} GiB"
+    if "fits" not in report:
         rows += [
             ("analytic only", "no compiler for these devices on this machine"),
             (
                 "memory",
-                f"{state}; activations about {found['activations_gib']:.2f} GiB",
+                f"{state}; activations about {report['activations_gib']:.2f} GiB",
             ),
             ("FLOPs", f"{flops / 1e9:,.1f} G (3 x forward)"),
-            ("all-reduce", f"{4 * found['parameters'] / 1e6:,.1f} MB of gradients"),
+            ("all-reduce", f"{4 * report['parameters'] / 1e6:,.1f} MB of gradients"),
         ]
-        return _aligned(rows, found)
-    verdict = "yes" if found["fits"] else "NO"
-    limit = found["available_gib"]
+        return _aligned(rows, report)
+    verdict = "yes" if report["fits"] else "NO"
+    limit = report["available_gib"]
     of = f" of {limit:.2f}" if limit else ""
-    least = "" if found["fits"] else "at least "
-    needed = f"{verdict}: {least}{found['needed_gib']:.2f}{of} GiB per chip"
+    least = "" if report["fits"] else "at least "
+    needed = f"{verdict}: {least}{report['needed_gib']:.2f}{of} GiB per chip"
     rows.append(("fits", needed))
-    if found["fits"]:
-        parts = found["memory_gib"].items()
-        xla = found["xla_flops"]
-        once = ", loops once" if found["loops"] else ""
+    if report["fits"]:
+        parts = report["memory_gib"].items()
+        xla = report["xla_flops"]
+        once = ", loops once" if report["loops"] else ""
         rows += [
             ("memory", ", ".join(f"{key} {size:.3f}" for key, size in parts) + " GiB"),
             ("state", state),
@@ -85,37 +85,37 @@ def lines(found: Mapping[str, Any]) -> list[str]:
                 f"{flops / 1e9:,.1f} G (3 x forward); XLA {xla / 1e9:,.1f} G{once}",
             ),
         ]
-        for kind, (count, size) in found["collectives"].items():
+        for kind, (count, size) in report["collectives"].items():
             rows.append((kind, f"{count} times, {size / 1e6:,.1f} MB"))
-    if "cycles" in found:
-        speed = found["batch"] / found["seconds"]
+    if "cycles" in report:
+        speed = report["batch"] / report["seconds"]
         rows += [
             (
                 "estimate",
-                f"{found['cycles']:,} cycles, {found['seconds'] * 1e3:,.1f} ms, "
-                f"{speed:,.0f} images/s: {found['utilisation']:.1%} of the peak",
+                f"{report['cycles']:,} cycles, {report['seconds'] * 1e3:,.1f} ms, "
+                f"{speed:,.0f} images/s: {report['utilisation']:.1%} of the peak",
             ),
             (
                 "bounds",
-                f"peak FLOPs {found['flops_seconds'] * 1e3:,.1f} ms, memory traffic "
-                f"of all operations{once} {found['memory_seconds'] * 1e3:,.1f} ms",
+                f"peak FLOPs {report['flops_seconds'] * 1e3:,.1f} ms, memory traffic "
+                f"of all operations{once} {report['memory_seconds'] * 1e3:,.1f} ms",
             ),
         ]
-    rows.append(("compiled in", f"{found['compile_seconds']:.0f} s"))
-    if "largest_batch" in found:
-        low, high = found["largest_batch"], found["too_large_batch"]
+    rows.append(("compiled in", f"{report['compile_seconds']:.0f} s"))
+    if "largest_batch" in report:
+        low, high = report["largest_batch"], report["too_large_batch"]
         known = f"; {high} does not fit" if high else "; no larger one was tried"
-        per_chip = f"{low // found['chips']} per chip"
+        per_chip = f"{low // report['chips']} per chip"
         rows.append(("largest batch", f"{low}, {per_chip}{known}" if low else "none"))
-    return _aligned(rows, found)
+    return _aligned(rows, report)
 
 
-def _aligned(rows: list[tuple[str, str]], found: Mapping[str, Any]) -> list[str]:
-    rows += [("warning", text) for text in found["warnings"]]
+def _aligned(rows: list[tuple[str, str]], report: Mapping[str, Any]) -> list[str]:
+    rows += [("warning", text) for text in report["warnings"]]
     out = tables.text_table(rows, titles=False).splitlines()
-    if "costliest" in found:
+    if "costliest" in report:
         table = [("costliest by layer", "forward", "backward")]
-        table += [(x, f"{a:.1%}", f"{b:.1%}") for x, a, b in found["costliest"]]
+        table += [(x, f"{a:.1%}", f"{b:.1%}") for x, a, b in report["costliest"]]
         out += ["", tables.text_table(table)]
     return out
 
@@ -124,18 +124,18 @@ def sweep_table(reports: Mapping[str, Mapping]) -> str:
     """One row per row of a sweep."""
     titles = "row fits GiB FLOPs estimate peak compiled"
     rows: tables.Rows = [tuple(titles.split())]
-    for name, found in reports.items():
-        if "error" in found:
+    for name, report in reports.items():
+        if "error" in report:
             rows.append((name, "error", *["-"] * 5))
             continue
         cells = ["-"] * 5
-        if "fits" in found:
-            cells[0] = "yes" if found["fits"] else "NO"
-            cells[1] = f"{found['needed_gib']:.2f}"
-            cells[4] = f"{found['compile_seconds']:.0f} s"
-        if "seconds" in found:
-            cells[2] = f"{found['seconds'] * 1e3:,.1f} ms"
-            cells[3] = f"{found['utilisation']:.1%}"
-        flops = f"{found['model_flops'] / 1e9:,.1f} G"
+        if "fits" in report:
+            cells[0] = "yes" if report["fits"] else "NO"
+            cells[1] = f"{report['needed_gib']:.2f}"
+            cells[4] = f"{report['compile_seconds']:.0f} s"
+        if "seconds" in report:
+            cells[2] = f"{report['seconds'] * 1e3:,.1f} ms"
+            cells[3] = f"{report['utilisation']:.1%}"
+        flops = f"{report['model_flops'] / 1e9:,.1f} G"
         rows.append((name, *cells[:2], flops, *cells[2:]))
     return tables.text_table(rows)

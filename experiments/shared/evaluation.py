@@ -23,8 +23,8 @@ def make_eval_step(
     """The jitted ``evaluators.make_eval_step`` of a config."""
     step = evaluators.make_eval_step(make_predictor(config, model), classes)
     step = compilation.precision(config.precision)(step)
-    places = sharding.replicated(mesh), sharding.split(mesh)
-    return jax.jit(step, out_shardings=places)
+    shardings = sharding.replicated(mesh), sharding.split(mesh)
+    return jax.jit(step, out_shardings=shardings)
 
 
 def eval_batches(

@@ -9,10 +9,10 @@ from segjax.analysis.tracing import LOGITS
 from segjax.tables import Rows
 
 
-def layer_rows(found: Summary) -> Rows:
+def layer_rows(numbers: Summary) -> Rows:
     """One row per layer."""
     rows = [("layer", "kernel", "output", "parameters", "MACs", "stride", "field")]
-    for layer in found.layers:
+    for layer in numbers.layers:
         kernel = "x".join(map(str, layer.kernel))
         rate = f" rate {layer.dilation}" if layer.dilation > 1 else ""
         rows.append(
@@ -29,32 +29,32 @@ def layer_rows(found: Summary) -> Rows:
     return rows
 
 
-def map_rows(found: Summary) -> Rows:
+def map_rows(numbers: Summary) -> Rows:
     """One row per endpoint, and the logits."""
     rows = [("output", "shape", "stride", "field")]
-    for name, x in (*found.endpoints.items(), (LOGITS, found.logits)):
+    for name, x in (*numbers.endpoints.items(), (LOGITS, numbers.logits)):
         shape = "x".join(map(str, x.shape[1:]))
         field = field_text(x.receptive_field)
         rows.append((name, shape, stride_text(x.stride), field))
     return rows
 
 
-def total_rows(found: Summary) -> Rows:
+def total_rows(numbers: Summary) -> Rows:
     """What belongs to the whole model."""
-    height, width, channels = found.image
+    height, width, channels = numbers.image
     return [
-        ("model", found.model),
+        ("model", numbers.model),
         ("image", f"{height}x{width}x{channels}"),
-        ("output", "x".join(map(str, found.logits.shape[1:]))),
-        ("margin", "{}, {} px".format(*found.margin)),
-        ("output stride", stride_text(found.output_stride)),
-        ("receptive field", field_text(found.logits.receptive_field)),
-        ("parameters", f"{found.parameters:,}"),
-        ("batch statistics", f"{found.statistics:,}"),
-        ("MACs", f"{found.macs:,}"),
-        ("FLOPs (2 x MACs)", f"{found.flops:,}"),
-        ("MACs of fixed resizing", f"{found.fixed_macs:,}"),
-        ("activations in training", f"{found.activation_bytes / 2**20:,.1f} MiB"),
+        ("output", "x".join(map(str, numbers.logits.shape[1:]))),
+        ("margin", "{}, {} px".format(*numbers.margin)),
+        ("output stride", stride_text(numbers.output_stride)),
+        ("receptive field", field_text(numbers.logits.receptive_field)),
+        ("parameters", f"{numbers.parameters:,}"),
+        ("batch statistics", f"{numbers.statistics:,}"),
+        ("MACs", f"{numbers.macs:,}"),
+        ("FLOPs (2 x MACs)", f"{numbers.flops:,}"),
+        ("MACs of fixed resizing", f"{numbers.fixed_macs:,}"),
+        ("activations in training", f"{numbers.activation_bytes / 2**20:,.1f} MiB"),
     ]
 
 

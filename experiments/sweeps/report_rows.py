@@ -109,8 +109,8 @@ def class_iou(confusion: np.ndarray, index: int) -> float:
 def told_apart(confusion: np.ndarray, pair: Sequence[int]) -> float:
     """How well two classes are told apart, where the model sees one of the two.
 
-    Of the pixels of each that were predicted as either, the share that is right; the
-    mean of both classes. Guessing has 0.5.
+    For each of the classes, the share of correct predictions among its pixels that were
+    predicted as either; returns the mean of the two. Guessing scores 0.5.
     """
     part = confusion[np.ix_(pair, pair)].astype(np.float64)
     total = part.sum(axis=1)

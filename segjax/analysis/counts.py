@@ -21,8 +21,8 @@ from segjax.models.network import abstract_variables
 
 def macs(jaxpr: core.Jaxpr) -> int:
     """Multiply-adds of all convolutions and matrix products of a traced program."""
-    found = tracing.equations(jaxpr)
-    return sum(times * equation_macs(equation) for _, equation, times in found)
+    equations = tracing.equations(jaxpr)
+    return sum(times * equation_macs(equation) for _, equation, times in equations)
 
 
 def equation_macs(equation: core.JaxprEqn) -> int:
@@ -88,12 +88,12 @@ def activation_bytes(model: nn.Module, image: tuple[int, int, int]) -> int:
     jaxpr = jax.make_jaxpr(saved)(variables, struct, key).jaxpr
     *_, images, key = jaxpr.invars
     # What comes from the image or from dropout; the rest is parameters and constants.
-    made = {images, key}
+    dependent = {images, key}
     for equation in jaxpr.eqns:
-        if any(isinstance(x, core.Var) and x in made for x in equation.invars):
-            made.update(equation.outvars)
+        if any(isinstance(x, core.Var) and x in dependent for x in equation.invars):
+            dependent.update(equation.outvars)
     outputs = {x for x in jaxpr.outvars if isinstance(x, core.Var)}
-    kept = [tracing.struct(x) for x in outputs & made - {images, key}]
+    kept = [tracing.struct(x) for x in outputs & dependent - {images, key}]
     return sum(x.size * x.dtype.itemsize for x in kept)
 
 

@@ -78,11 +78,11 @@ def propagate(
         return constant(atom.val) if isinstance(atom, core.Literal) else values[atom]
 
     for equation in jaxpr.eqns:
-        here = tracing.inside(scope, equation)
-        given = [read(x) for x in equation.invars]
-        outputs = _apply(equation, given, visit=visit, scope=here)
+        inner_scope = tracing.inside(scope, equation)
+        operands = [read(x) for x in equation.invars]
+        outputs = _apply(equation, operands, visit=visit, scope=inner_scope)
         if outputs:
-            visit(here, equation, outputs)
+            visit(inner_scope, equation, outputs)
         values |= dict(zip(equation.outvars, outputs, strict=True))
     return [read(x) for x in jaxpr.outvars]
 
@@ -93,17 +93,19 @@ def _apply(
     name, outvars = equation.primitive.name, equation.outvars
     inner = tracing.callee(equation)
     if inner is not None:
-        given = inputs[inner.first :]
+        operands = inputs[inner.first :]
         constants = map(constant, inner.constants)
-        return propagate(inner.jaxpr, constants, inputs=given, visit=visit, scope=scope)
+        return propagate(
+            inner.jaxpr, constants, inputs=operands, visit=visit, scope=scope
+        )
     if all((x.reach == NOTHING).all() for x in inputs):
         # Nothing of the image is in it, but it may be weights of a resizing.
         size = sum(struct(x).size for x in outvars)
         if size <= _FOLDED and all(x.constant is not None for x in inputs):
             values = (x.constant for x in inputs)
-            found = equation.primitive.bind(*values, **equation.params)
+            results = equation.primitive.bind(*values, **equation.params)
             several = equation.primitive.multiple_results
-            return [constant(x) for x in (found if several else [found])]
+            return [constant(x) for x in (results if several else [results])]
         return [unknown(x) for x in outvars]
     if name in _ELEMENTWISE:
         return [_union(inputs)]
@@ -115,8 +117,8 @@ def _apply(
 
         if name == "scan":  # the layers in it are seen as well
             body = equation.params["jaxpr"].jaxpr
-            for here, step, _ in tracing.equations(body, scope):
-                visit(here, step, [everything(x) for x in step.outvars])
+            for inner_scope, step, _ in tracing.equations(body, scope):
+                visit(inner_scope, step, [everything(x) for x in step.outvars])
         return [everything(x) for x in outvars]
     if name not in _RULES:
         raise UserError(
@@ -278,15 +280,15 @@ def _reshape(equation: core.JaxprEqn, x: Value) -> np.ndarray:
     # Groups of neighboring axes that become each other.
     while len(source) < len(old) or len(target) < len(new):
         i, j = len(source), len(target)
-        group, made = list(old[i : i + 1]), list(new[j : j + 1])
-        while math.prod(group) != math.prod(made):
-            if math.prod(group) < math.prod(made):
+        group, new_group = list(old[i : i + 1]), list(new[j : j + 1])
+        while math.prod(group) != math.prod(new_group):
+            if math.prod(group) < math.prod(new_group):
                 group.append(old[i + len(group)])
             else:
-                made.append(new[j + len(made)])
+                new_group.append(new[j + len(new_group)])
         constant = x.reach.shape[i : i + len(group)] == (1,) * len(group)
         source += [1] * len(group) if constant else group
-        target += [1] * len(made) if constant else made
+        target += [1] * len(new_group) if constant else new_group
     return np.broadcast_to(x.reach, (*source, 2)).reshape(*target, 2)
 
 

@@ -1,4 +1,4 @@
-"""What an optimized HLO program says of its costs: cycles by layer, collectives.
+"""Costs read from optimized HLO: estimated cycles by layer, and collectives.
 
 XLA's compiler for TPUs writes an estimate of the cycles beside every operation that it
 schedules.  It does not count how long collectives take, nor waiting for memory that the
@@ -44,15 +44,15 @@ class Cost(NamedTuple):
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
     """The name of the entry, and the instructions of each computation."""
     entry = ""
-    found: dict[str, list[str]] = {}
+    computations: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
-            lines = found.setdefault(match[2], [])
+            lines = computations.setdefault(match[2], [])
             entry = match[2] if match[1] else entry
         elif line.startswith("  "):
             lines.append(line)
-    return entry, found
+    return entry, computations
 
 
 def _executed(
@@ -86,9 +86,9 @@ def _layer(line: str, computations: dict[str, list[str]]) -> tuple[str, bool]:
     """
     inner = list(_inside(line, computations))
     products = [x for x in inner if " convolution(" in x or " dot(" in x]
-    found = [layer_of(_op_name(x)) for x in products or [line, *reversed(inner)]]
-    named = [layer for layer in found if not layer[0].startswith("(")]
-    return (named or found)[0]
+    candidates = [layer_of(_op_name(x)) for x in products or [line, *reversed(inner)]]
+    named = [layer for layer in candidates if not layer[0].startswith("(")]
+    return (named or candidates)[0]
 
 
 def _op_name(line: str) -> str:
@@ -132,8 +132,8 @@ def costs(text: str) -> list[Cost]:
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
             layer, backward = _layer(line, computations)
             sums[layer][backward] += times * int(cycles[1])
-    found = [Cost(layer, *pair) for layer, pair in sums.items()]
-    return sorted(found, key=lambda cost: -cost.cycles)
+    by_layer = [Cost(layer, *pair) for layer, pair in sums.items()]
+    return sorted(by_layer, key=lambda cost: -cost.cycles)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
@@ -143,7 +143,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     depends on the algorithm.  What a device sends to other TPU slices, through its
     host, is under "between slices".
     """
-    found: dict[str, tuple[int, int]] = {}
+    totals: dict[str, tuple[int, int]] = {}
     for times, line in _executed(*_computations(text)):
         match = _INSTRUCTION.match(line)
         if not match:
@@ -161,6 +161,6 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             arrays = arrays[1:2]  # (operand, result, ...)
         elif match[2] == "send":
             arrays = arrays[:1]  # (what is sent, its number, a token)
-        count, size = found.get(kind, (0, 0))
-        found[kind] = count + times, size + times * sum(arrays)
-    return found
+        count, size = totals.get(kind, (0, 0))
+        totals[kind] = count + times, size + times * sum(arrays)
+    return totals

@@ -114,7 +114,7 @@ def _reaches(
     outputs = dependencies.propagate(
         jaxpr.jaxpr, constants, inputs=[*weights, images], visit=visit
     )
-    found = tracing.outputs_of_modules(calls)
+    module_outputs = tracing.outputs_of_modules(calls)
     maps = {
         name: _Map(image[0], shape[1], output.reach)
         for (name, shape), output in zip(shapes.items(), outputs, strict=True)
@@ -122,7 +122,7 @@ def _reaches(
     }
     modules = {
         path: _Map(image[0], shape[1], reach)
-        for path, (_, shape, reach) in found.items()
+        for path, (_, shape, reach) in module_outputs.items()
     }
     return _Reaches(modules, maps)
 
@@ -187,9 +187,9 @@ def effective(
                     f"{', '.join(sorted(outputs))}"
                 )
             values = outputs[output]
-            center = values[0, values.shape[1] // 2, values.shape[2] // 2]
-            return center.astype(jnp.float32) @ jax.random.rademacher(
-                key, center.shape, jnp.float32
+            channels = values[0, values.shape[1] // 2, values.shape[2] // 2]
+            return channels.astype(jnp.float32) @ jax.random.rademacher(
+                key, channels.shape, jnp.float32
             )
 
         return jnp.abs(jax.grad(center)(image)).sum(axis=-1)

@@ -104,15 +104,15 @@ def equations(
     But for "while" and "cond": it is not known how often they run what.
     """
     for equation in jaxpr.eqns:
-        here, name = inside(scope, equation), equation.primitive.name
+        inner_scope, name = inside(scope, equation), equation.primitive.name
         inner = callee(equation)
         if inner is not None:
-            yield from equations(inner.jaxpr, here, times)
+            yield from equations(inner.jaxpr, inner_scope, times)
         elif name == "scan":
             body, length = equation.params["jaxpr"].jaxpr, equation.params["length"]
-            yield from equations(body, here, times * length)
+            yield from equations(body, inner_scope, times * length)
         elif equation.outvars:
-            yield here, equation, times
+            yield inner_scope, equation, times
 
 
 def owner_of(paths: Sequence[Path]) -> Callable[[Path], Path | None]:
@@ -137,11 +137,11 @@ def outputs_of_modules(calls: Sequence[tuple]) -> dict[Path, tuple]:
       calls: (path or None, shape, ..) of each equation, in the order of execution.
         Those of one call follow each other; its output is their last map [N, H, W, C].
     """
-    found: dict[Path, tuple] = {}
+    outputs: dict[Path, tuple] = {}
     for path, call in itertools.groupby(calls, key=lambda output: output[0]):
         maps = [output for output in call if len(output[1]) == 4]
         if path is None or not maps:
             continue
-        if path not in found or maps[-1][1][1] > found[path][1][1]:
-            found[path] = maps[-1]
-    return found
+        if path not in outputs or maps[-1][1][1] > outputs[path][1][1]:
+            outputs[path] = maps[-1]
+    return outputs

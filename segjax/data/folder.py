@@ -248,19 +248,21 @@ def median_weights(pixels: np.ndarray, totals: np.ndarray) -> np.ndarray:
     return weights
 
 
-def report(found: Scan) -> str:
+def report(scanned: Scan) -> str:
     """The text a program prints before training: sizes, class shares, weights."""
-    counts = {name: len(at) for name, at in found.splits.items()}
+    counts = {name: len(at) for name, at in scanned.splits.items()}
     number = f"{counts['train']} training and {counts['validation']} validation images"
     if "test" in counts:
         number += f", {counts['test']} for testing"
-    low, high = (tuple(f(side) for side in zip(*found.sizes)) for f in (min, max))
+    low, high = (tuple(f(side) for side in zip(*scanned.sizes)) for f in (min, max))
     size = f"{low[0]}x{low[1]}"
     if low != high:
         size += f" to {high[0]}x{high[1]}"
-    shares = {name: count / max(count.sum(), 1) for name, count in found.pixels.items()}
-    labeled = int(found.pixels["train"].sum())
-    void = found.void["train"] / max(labeled + found.void["train"], 1)
+    shares = {
+        name: count / max(count.sum(), 1) for name, count in scanned.pixels.items()
+    }
+    labeled = int(scanned.pixels["train"].sum())
+    void = scanned.void["train"] / max(labeled + scanned.void["train"], 1)
     rows = [("id", "class", "train", "validation", "images", "weight")]
     rows += [
         (
@@ -268,20 +270,20 @@ def report(found: Scan) -> str:
             name,
             f"{shares['train'][k]:.5f}",
             f"{shares['validation'][k]:.5f}",
-            str(found.occurs[k]),
-            f"{found.weights[k]:.4f}",
+            str(scanned.occurs[k]),
+            f"{scanned.weights[k]:.4f}",
         )
-        for k, name in enumerate(found.classes)
+        for k, name in enumerate(scanned.classes)
     ]
     lines = [
-        f"{found.root}: {number}, {size} (height x width), "
-        f"{'gray' if found.channels == 1 else 'RGB'}",
-        f"{len(found.classes)} classes, {labeled} labeled training pixels, "
+        f"{scanned.root}: {number}, {size} (height x width), "
+        f"{'gray' if scanned.channels == 1 else 'RGB'}",
+        f"{len(scanned.classes)} classes, {labeled} labeled training pixels, "
         f"{void:.2%} of all void",
         tables.text_table(rows),
     ]
-    weights = ", ".join(f"{weight:.4g}" for weight in found.weights)
-    lines += [f"note: {note}" for note in found.notes]
+    weights = ", ".join(f"{weight:.4g}" for weight in scanned.weights)
+    lines += [f"note: {note}" for note in scanned.notes]
     lines.append(f"median-frequency weights: ({weights})")
     return "\n".join(lines)
 
@@ -289,12 +291,14 @@ def report(found: Scan) -> str:
 class FolderSource:
     """One split of a scanned folder: ``{"image", "label", "id"}`` by position."""
 
-    def __init__(self, found: Scan, split: str):
-        at = found.splits[split]
-        self._root, self._split = found.root, split
-        self._files = [(found.stems[i], found.images[i], found.masks[i]) for i in at]
-        self.sizes = [found.sizes[i] for i in at]
-        self._channels, self._rule = found.channels, found.rule
+    def __init__(self, scanned: Scan, split: str):
+        at = scanned.splits[split]
+        self._root, self._split = scanned.root, split
+        self._files = [
+            (scanned.stems[i], scanned.images[i], scanned.masks[i]) for i in at
+        ]
+        self.sizes = [scanned.sizes[i] for i in at]
+        self._channels, self._rule = scanned.channels, scanned.rule
 
     def __len__(self) -> int:
         return len(self._files)

@@ -103,8 +103,8 @@ def read(data_dir: str, key: str, number: int) -> list[Examined] | None:
         values, shown, counts = arrays
         if not values.shape == shown.shape == counts.shape or values.min() < 0:
             return None
-        given = Values(values, row["kind"], row["bits"], shown, row["ramp"])
-        examined.append(Examined(tuple(row["size"]), row["gray"], given, counts))
+        mask_values = Values(values, row["kind"], row["bits"], shown, row["ramp"])
+        examined.append(Examined(tuple(row["size"]), row["gray"], mask_values, counts))
     return examined
 
 

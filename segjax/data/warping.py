@@ -54,8 +54,8 @@ def input_from_output(
     sides = np.array(image_size)
     scaled = np.maximum(np.rint(sides * scale), 1).astype(int)
     turned = scaled[::-1] if turns % 2 else scaled
-    room = turned - size + 2 * margin
-    start = np.where(room < 0, -(-room // 2), np.floor(np.multiply(place, room + 1)))
+    slack = turned - size + 2 * margin
+    start = np.where(slack < 0, -(-slack // 2), np.floor(np.multiply(place, slack + 1)))
     start = start - margin
 
     # From here on in (x, y). Everything linear happens about the centers.

@@ -24,7 +24,7 @@ def dense_crf(
 
     A pure function that can be jitted; the capacities of the lattices must therefore be
     known beforehand. 0 is the bound, which always suffices; a smaller one takes less
-    time and memory, and an image that needs more gets NaN. Programs use ``refine``,
+    time and memory, and an image that needs more gets NaN. Commands use ``refine``,
     which counts the vertices first.
 
     Args:

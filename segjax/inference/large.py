@@ -1,4 +1,4 @@
-"""Images too large for one program: windows in, finished rows out.
+"""Images too large for one compiled call: windows in, finished rows out.
 
 The host cuts windows from an image that need not be in memory, the device predicts
 them, and the host averages what they predict of each pixel. Only one row of windows is

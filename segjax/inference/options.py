@@ -1,7 +1,7 @@
 """How images are predicted: in one piece, in windows or tiles, at scales, mirrored.
 
 A new transformation of the image whose probabilities are averaged is a function in
-predictors.py, and here a field, its help and a line in :func:`averaged`. The programs
+predictors.py, and here a field, its help and a line in :func:`averaged`. The commands
 make their flags from the fields.
 """
 

@@ -1,6 +1,6 @@
 """Where windows lie on an image, and the mean of what they predict of each pixel.
 
-The same layouts serve images that are predicted in one program
+The same layouts serve images that are predicted by a single compiled function
 (:func:`predict_windows`) and images whose windows are cut on the host (large.py).
 """
 

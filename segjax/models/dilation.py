@@ -2,7 +2,7 @@
 
 Where the paper and the authors' networks differ, or their networks among themselves:
 
-* Labels and upsampling. The VOC, CamVid and KITTI programs put location i of the
+* Labels and upsampling. The VOC, CamVid and KITTI scripts put location i of the
   stride-8 map on pixel 8i and interpolate probabilities; the Cityscapes network
   upsamples scores by a fixed transposed convolution, which puts it on pixel 8i + 3.5,
   the center of its receptive field. Field `upsampling`; the default is the one that is
@@ -199,7 +199,7 @@ class Dilation(nn.Module):
     def coarse_scores(self) -> network.CoarseScores:
         """With "deconv" the labels at or behind the centers of the receptive fields.
 
-        The authors' programs that interpolate ("interp") put location i on pixel 8i,
+        The authors' scripts that interpolate ("interp") put location i on pixel 8i,
         whatever its receptive field.
         """
         centered = self.upsampling == "deconv"

@@ -41,7 +41,7 @@ def embed(features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     # Sums over all coordinates k for all j at once: XLA would fuse the sums written
     # out one by one into a single loop that repeats them for every use.
     near = jnp.round(e / (d + 1))
-    rest = e - (d + 1) * near
+    remainder = e - (d + 1) * near
     total = functools.reduce(operator.add, near).astype(jnp.int32)
     index = jnp.arange(d + 1, dtype=jnp.int32)
 
@@ -49,14 +49,16 @@ def embed(features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     def ranks(j):
         result = total
         for k in range(d + 1):
-            above = (rest[k] > rest[j]) | ((rest[k] == rest[j]) & (k < j))
+            above = (remainder[k] > remainder[j]) | (
+                (remainder[k] == remainder[j]) & (k < j)
+            )
             result = result + above.astype(jnp.int32)
         return result
 
     rank = lax.map(ranks, index)
     wrap = (rank < 0).astype(jnp.int32) - (rank > d).astype(jnp.int32)
     rank = rank + (d + 1) * wrap
-    v = rest / (d + 1) - wrap.astype(e.dtype)
+    v = remainder / (d + 1) - wrap.astype(e.dtype)
 
     def weights(r):
         result = (r == 0).astype(e.dtype)
@@ -105,11 +107,11 @@ def packing(features: jax.Array, quotient: jax.Array) -> Packing:
     # The last digits fill the first word, the others the second.
     def place(state, count):
         size, full, fits = state
-        room = count.astype(jnp.float32)  # int32 products would wrap around
-        full |= size[0].astype(jnp.float32) * room > limit
+        extent = count.astype(jnp.float32)  # int32 products would wrap around
+        full |= size[0].astype(jnp.float32) * extent > limit
         at = jnp.stack([~full, full])
         stride = jnp.where(at, size, 0)
-        fits &= (stride.sum().astype(jnp.float32) * room < limit) & (room < 2.0**30)
+        fits &= (stride.sum().astype(jnp.float32) * extent < limit) & (extent < 2.0**30)
         return (jnp.where(at, size * count, size), full, fits), stride
 
     limit = 2.0**31 * (1 - 1e-6)  # floats are good to 1e-7
@@ -187,8 +189,8 @@ def search(
         middle = (low + high) // 2
         less = jnp.zeros(middle.shape, bool)
         for t, q in zip(table, query, strict=True):
-            found = take(t, jnp.minimum(middle, t.shape[0] - 1))
-            less = (found < q) | ((found == q) & less)
+            middle_key = take(t, jnp.minimum(middle, t.shape[0] - 1))
+            less = (middle_key < q) | ((middle_key == q) & less)
         less &= low < high
         return jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
 

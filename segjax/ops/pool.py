@@ -145,7 +145,7 @@ def adaptive_bins(side: int, bins: int) -> list[tuple[int, int]]:
 
 
 def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
-    """Mean of `x` [N, H, W, C] over bins x bins bins: [N, bins, bins, C], any H, W."""
+    """Mean of `x` [N, H, W, C] over bins x bins parts: [N, bins, bins, C], any H, W."""
     matrices = []
     for side in x.shape[1:3]:
         matrix = np.zeros((bins, side))
@@ -156,7 +156,7 @@ def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
 
 
 def adaptive_max_pool(x: jax.Array, bins: int) -> jax.Array:
-    """Maximum of `x` [N, H, W, C] over bins x bins bins: [N, bins, bins, C]."""
+    """Maximum of `x` [N, H, W, C] over bins x bins parts: [N, bins, bins, C]."""
     for axis in (1, 2):
         parts = [
             max_over_axis(jax.lax.slice_in_dim(x, low, high, axis=axis), axis)

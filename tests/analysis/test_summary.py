@@ -718,7 +718,7 @@ def test_picture_of_the_effective_receptive_field(tmp_path):
     # Scores that start at zero would hide everything.
     variables = summarize.random_variables(model, image)
     summarize.draw_influence(
-        model, variables, found=found, count=2, path=tmp_path / "erf.png"
+        model, variables, numbers=found, count=2, path=tmp_path / "erf.png"
     )
     picture = cv2.imread(str(tmp_path / "erf.png"))
     scale = 480 // 21

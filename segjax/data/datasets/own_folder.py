@@ -11,14 +11,14 @@ _IMAGENET_MEAN = IMAGE_STATS["caffe"][1]
 
 def describe(data: DataConfig) -> Dataset:
     """Scans the folder; everything follows from what is in it."""
-    found = scan(data)
-    sizes = set(found.sizes)
+    scanned = scan(data)
+    sizes = set(scanned.sizes)
     return Dataset(
         name="folder",
-        classes=found.classes,
-        palette=found.palette,
-        mean=_IMAGENET_MEAN if found.channels == 3 else (127.5,),
-        channels=found.channels,
+        classes=scanned.classes,
+        palette=scanned.palette,
+        mean=_IMAGENET_MEAN if scanned.channels == 3 else (127.5,),
+        channels=scanned.channels,
         size=sizes.pop() if len(sizes) == 1 else (0, 0),
         build=build,
     )
@@ -30,9 +30,9 @@ def build(data: DataConfig, split: str) -> Source:
     Raises:
       UserError: as of ``folder.scan``, or there is no such split.
     """
-    found = scan(data)
-    check_split("folder", split, found.splits)
-    return folder.FolderSource(found, split)
+    scanned = scan(data)
+    check_split("folder", split, scanned.splits)
+    return folder.FolderSource(scanned, split)
 
 
 def scan(data: DataConfig) -> folder.Scan:
