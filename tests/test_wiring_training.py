@@ -16,9 +16,10 @@ import pytest
 import scipy.special
 
 from experiments import train
-from experiments.shared import training_run
+from experiments.shared import evaluation, training_run
 from segjax import config, evaluators, optim, sharding, training
 from segjax import workdir as workdir_lib
+from segjax.errors import UserError
 from segjax.inference import trained
 from segjax.models import deeplab, dilation, layers
 from segjax.ops import geometry
@@ -558,6 +559,37 @@ def test_type_of_gradient_sums_and_precision_reach_the_step():
     assert str(convolutions(precision="float32")).count("HIGHEST") == 4  # two factors
 
 
+def test_the_state_is_donated_and_the_batch_is_not():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    options = config.make(batch_size=4)
+    how = dict(image_shape=(3, 5, 3), mesh=mesh)
+    state = jax.eval_shape(training_run.make_init(options, Half(), **how))
+    step = training_run.make_train_step(options, Half(), params=state.params, mesh=mesh)
+    (of_state, of_batch), _ = step.lower(state, random_batch()).args_info
+    assert all(leaf.donated for leaf in jax.tree.leaves(of_state))
+    assert not any(leaf.donated for leaf in jax.tree.leaves(of_batch))
+
+
+def test_precision_and_tile_reach_the_evaluation_of_training():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    image = jax.ShapeDtypeStruct((4, 3, 5, 3), np.uint8)
+    label = jax.ShapeDtypeStruct((4, 3, 5), np.uint8)
+    variables = jax.eval_shape(
+        lambda x: Half().init(jax.random.key(0), x, train=True), image
+    )
+
+    def convolution(**fields):
+        step = evaluation.make_eval_step(config.make(**fields), Half(), 4, mesh)
+        text = step.lower(variables, {"image": image, "label": label}).as_text()
+        (line,) = [x for x in text.splitlines() if "stablehlo.convolution" in x]
+        return line
+
+    assert "HIGHEST" not in convolution()
+    assert convolution(precision="float32").count("HIGHEST") == 2  # two factors
+    with pytest.raises(UserError, match="--tile"):  # Half has no margin
+        convolution(tile=36)
+
+
 # --- the choice of checkpoints --------------------------------------------------------
 
 # Confusion matrices (rows: truth) of validations. By mIoU the second is best, by
@@ -586,7 +618,7 @@ def test_best_is_the_highest_miou_and_remembered_on_resume(tmp_path, monkeypatch
     assert miou(BY_STEP[3]) < miou(BY_STEP[4]) < miou(BY_STEP[2])
     evaluations = iter(BY_STEP.values())
     monkeypatch.setattr(
-        evaluators, "evaluate", lambda *_: (np.array(next(evaluations)), [])
+        evaluators, "evaluate", lambda *_, **__: (np.array(next(evaluations)), [])
     )
 
     def options(total_steps):
@@ -611,11 +643,9 @@ def test_best_is_the_highest_miou_and_remembered_on_resume(tmp_path, monkeypatch
 
     run = tmp_path / "run"
     assert train.train(options(3), run) == 0
-    assert saved_steps(run / "best") == [2]
-    assert saved_steps(run / "checkpoints") == [3]
+    assert saved_steps(run / "checkpoints") == [2, 3]  # the best and the latest
     assert train.train(options(4), run) == 0
-    assert saved_steps(run / "best") == [2]
-    assert saved_steps(run / "checkpoints") == [4]
+    assert saved_steps(run / "checkpoints") == [2, 4]
     rows = [
         json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
     ]

@@ -200,6 +200,15 @@ def test_the_same_command_again_does_only_what_is_missing(same, photos, tmp_path
         predict.predict(same[1], same[0], paths=[str(other)], output=output, padding=0)
 
 
+def test_other_weights_of_the_same_step_are_refused(same, photos, tmp_path):
+    other = tmp_path / "other"
+    config, *_ = make_run(other, "unet", SAME, seed=5)
+    options = {"paths": [str(photos[0] / "rgb4.png")], "outputs": ("labels",)}
+    predict.predict(same[1], same[0], output=tmp_path / "out", **options)
+    with pytest.raises(UserError, match='--output=.* with checkpoints = .*"step": 7'):
+        predict.predict(config, other, output=tmp_path / "out", **options)
+
+
 def test_interrupted_it_loses_only_what_is_in_flight(
     same, photos, segmented, tmp_path, monkeypatch
 ):

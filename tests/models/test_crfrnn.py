@@ -317,6 +317,41 @@ def test_network_is_base_then_layer():
     assert np.isnan(logits[1]).all()
 
 
+def test_the_loss_on_the_base_is_optional():
+    for wanted in (False, True):
+        model = CRFRNN(num_classes=3, unary_loss=wanted, **UNET)
+        images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8)
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+        (_, endpoints), _ = jax.eval_shape(
+            lambda x, model=model: model.init_with_output(keys, x, train=True), images
+        )
+        assert ("aux_logits_unary" in endpoints) == wanted
+
+
+def test_each_theta_reaches_its_kernel():
+    thetas = dict(alpha=7.0, beta=40.0, gamma=1.5)
+    exact = dict(spatial_filter="exact", bilateral_filter="exact")
+    model = CRFRNN(
+        num_classes=3,
+        iterations_test=2,
+        **{f"theta_{name}": value for name, value in thetas.items()},
+        **(exact | UNET),
+    )
+    variables, images = variables_of(model), images_of(1, 8, 12, 3)
+    logits, endpoints = jax.jit(lambda v, x: model.apply(v, x, False))(
+        variables, images
+    )
+    crf, unary = {"params": variables["params"]["crfrnn"]}, endpoints["unary"]
+
+    def expected(**changes):
+        spatial, bilateral = exact_filters(images, **(thetas | changes))
+        return LAYER.apply(crf, unary, spatial, bilateral=bilateral, iterations=2)
+
+    np.testing.assert_allclose(logits, expected(), atol=1e-4)
+    for changes in ({"alpha": 40.0}, {"beta": 7.0}, {"gamma": 40.0}):
+        assert np.abs(logits - expected(**changes)).max() > 1e-2
+
+
 def test_any_base_by_options():
     model = CRFRNN(
         num_classes=2,

@@ -518,6 +518,28 @@ def test_pspnet_sizes_and_pyramid():
         assert ends["pyramid"].shape == (1, 3, 3, channels)
 
 
+@pytest.mark.parametrize("kind, reduced", [("avg", np.mean), ("max", np.max)])
+def test_pspnet_levels_without_reduction(kind, reduced):
+    model = PSPNet(2, bins=(1, 3), pool=kind, reduce=False, **TINY_PSP)
+    shape = (2, 41, 41, 3)
+    ends = quick_predict(model)(random_variables(model, shape), images(*shape))[1]
+    features = np.asarray(ends["block4"])
+    assert features.shape == (2, 6, 6, 64)  # bins of 6 x 6 and of 2 x 2 cells
+    whole = reduced(features, (1, 2), keepdims=True)
+    thirds = reduced(features.reshape(2, 3, 2, 3, 2, 64), (2, 4))
+    pyramid = np.asarray(ends["pyramid"])
+    assert pyramid.shape == (2, 6, 6, 3 * 64)
+    np.testing.assert_array_equal(pyramid[..., :64], features)
+    np.testing.assert_allclose(
+        pyramid[..., 64:128], np.broadcast_to(whole, features.shape), rtol=1e-4
+    )
+    # Aligned corners: those of the level are those of the map.
+    np.testing.assert_allclose(
+        pyramid[:, ::5, ::5, 128:], thirds[:, ::2, ::2], rtol=1e-4, atol=1e-6
+    )
+    assert np.abs(thirds - whole).max() > 0.01
+
+
 def test_pspnet_constant_map_and_single_image():
     model = PSPNet(2, bins=(1, 3), **TINY_PSP)
     shape = (1, 60, 75, 3)
