@@ -318,13 +318,12 @@ def test_network_is_base_then_layer():
 
 
 def test_the_loss_on_the_base_is_optional():
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8)
     for wanted in (False, True):
         model = CRFRNN(num_classes=3, unary_loss=wanted, **UNET)
-        images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8)
-        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        (_, endpoints), _ = jax.eval_shape(
-            lambda x, model=model: model.init_with_output(keys, x, train=True), images
-        )
+        run = functools.partial(model.init_with_output, keys, train=True)
+        (_, endpoints), _ = jax.eval_shape(run, images)
         assert ("aux_logits_unary" in endpoints) == wanted
 
 
