@@ -208,8 +208,8 @@ class ResNet(nn.Module):
             x = unit(x, name, features, size, norm_name=norm_name, **window)
             padding = None
         endpoints = {"conv1": x}
-        window = dict(stride=2, padding=1, ceil=self.ceil_pool)
-        x = endpoints["pool1"] = pool.max_pool(x, 3, **window)
+        x = pool.max_pool(x, 3, stride=2, padding=1, ceil=self.ceil_pool)
+        endpoints["pool1"] = x
 
         for number, (stage, blocks) in enumerate(
             zip(stage_plan(self.output_stride), self.stage_sizes, strict=True), start=1
