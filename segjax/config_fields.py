@@ -24,7 +24,7 @@ class Range(NamedTuple):
     """Which values a field may have, besides having the type of its default."""
 
     expected: str
-    """In words, for messages and documents."""
+    """The range in words, for messages and the documentation."""
     accepts: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
     """All values, if these are names."""

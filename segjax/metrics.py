@@ -111,7 +111,7 @@ class Counts(NamedTuple):
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
-    """NaN where nothing is there to divide by."""
+    """The quotient; 0 / 0 is NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(numerator, np.float64) / denominator
 
@@ -144,7 +144,7 @@ class Score(NamedTuple):
     """One number for a confusion matrix."""
 
     title: str
-    """What tables call it."""
+    """The title of the metric in tables."""
     of: Callable[[Counts], float]
 
 

@@ -18,7 +18,7 @@ class Range(NamedTuple):
     """Which values an option may have."""
 
     expected: str
-    """In words, for messages and documents."""
+    """The range in words, for messages and the documentation."""
     accepts: Callable[[Any], bool]
 
 

@@ -64,7 +64,7 @@ class Scan(NamedTuple):
     weights: np.ndarray
     """Median-frequency class weights of the training split, see ``median_weights``."""
     notes: tuple[str, ...]
-    """What is left out."""
+    """Notes for the user, such as files that are not used."""
 
 
 def scan(

@@ -13,7 +13,7 @@ from segjax.errors import UserError
 from segjax.labels import VOID
 
 UNKNOWN = -1
-"""The id of values that mean nothing."""
+"""The id of mask values that stand for no class."""
 _VALUES = 2**16
 _CVAT = re.compile(r"([^:]+):(\d+),(\d+),(\d+):[^:]*:[^:]*")
 """A line of the labelmap.txt of CVAT: label:color_rgb:parts:actions."""
@@ -32,7 +32,7 @@ class Classes(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How raw mask values become train ids; -1 where a value means nothing."""
+    """How raw mask values become train ids; -1 for values of no class."""
 
     palette_index: np.ndarray
     """Id of each palette index, int16 [65536]."""
@@ -54,7 +54,7 @@ class Values(NamedTuple):
     values: np.ndarray
     """Gray values, indices, or colors as ``color_codes``; integers [M]."""
     kind: str
-    """As of ``Mask``."""
+    """The kind of mask, see ``Mask.kind``."""
     bits: int
     shown: np.ndarray
     """Colors (as ``color_codes``) that a palette gives them, -1 outside of it; [M]."""

@@ -40,7 +40,7 @@ class Files(NamedTuple):
     splits: dict[str, tuple[int, ...]]
     """Positions in ``pairs`` by split: "train", "validation", perhaps "test"."""
     notes: tuple[str, ...]
-    """What is left out."""
+    """Notes for the user, such as files that are not used."""
 
 
 def find(folder: Path) -> Files:

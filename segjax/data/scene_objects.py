@@ -36,7 +36,7 @@ class Placed(NamedTuple):
 
 
 def plan_objects(rng: np.random.Generator, canvas: Canvas) -> list[Placed]:
-    """What stands where."""
+    """Positions of the objects in the scene."""
     height, width = canvas.label.shape
     unit = canvas.unit
     wide = width / unit

@@ -41,11 +41,11 @@ class Plan(NamedTuple):
     sizes: dict[int, Size]
     """(height, width) of every readable image."""
     errors: dict[int, UserError]
-    """What is wrong with the others."""
+    """The error of every image that cannot be read."""
     groups: list[batching.BatchGroup]
     """Batches of one compiled shape each."""
     large: list[int]
-    """Images of more than ``max_pixels``, which are predicted in parts."""
+    """Images of more than ``max_pixels``, which are predicted in windows or tiles."""
     max_pixels: float
 
 
@@ -102,7 +102,7 @@ def plan(
         which ones are left.
 
     Raises:
-      UserError: ``padding`` or ``max_pixels`` cannot be.
+      UserError: ``padding`` or ``max_pixels`` is out of range.
     """
     check_limits(padding, max_pixels)
     sizes, errors = {}, {}
@@ -132,7 +132,7 @@ def plan(
 
 
 def check_limits(padding: float, max_pixels: float) -> None:
-    """Raises UserError unless both are numbers that can be meant."""
+    """Raises UserError unless both numbers are in range."""
     if not 0 <= padding < math.inf:
         raise UserError(f"--padding={padding}: expected a number of 0 or more")
     if not max_pixels >= 1:

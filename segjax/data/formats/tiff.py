@@ -34,9 +34,9 @@ class Layout(NamedTuple):
     height: int
     width: int
     samples: int
-    """Per pixel, with alpha."""
+    """Samples per pixel, alpha included."""
     bits: int
-    """Per sample."""
+    """Bits per sample."""
     photometric: int
     planes: bool
     """Whether every sample has segments of its own."""
