@@ -205,7 +205,7 @@ CONFIG = """
 from segjax.config import make
 def get_config():
     return make(model={"padding": "same", "widths": (4,)}, batch_size=4,
-                data={"scenes_size": (16, 16), "data_dir": "OUT/data"})
+                data={"scenes_size": (32, 32), "data_dir": "OUT/data"})
 def sweep():
     yield {"optim.lr": 0.1}
     yield {"optim.lr": 0.2}
