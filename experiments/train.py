@@ -40,7 +40,14 @@ from experiments.shared import (
 from experiments.shared.peers import Peers
 from experiments.shared.stop_signal import StopSignal
 from experiments.shared.training_log import TrainingLog
-from segjax import checkpoint, compilation, evaluators, metrics, sharding
+from segjax import (
+    checkpoint,
+    checkpoint_scores,
+    compilation,
+    evaluators,
+    metrics,
+    sharding,
+)
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
@@ -104,7 +111,7 @@ def _train(
         run_description.check_same_run(config, info, splits, workdir=workdir)
         checkpoint.check_space(workdir, abstract, copies=config.keep + 2)
         run_description.write_description(config, info, splits, workdir=workdir)
-        checkpoint.tidy(workdir)
+        checkpoint_scores.tidy(workdir)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("workdir")
     manager = checkpoint.open_folder(workdir / workdir_lib.CHECKPOINTS, config.keep)
@@ -119,7 +126,7 @@ def _train(
                 state, config, classes=info.classes, mesh=mesh
             )
     start = int(state.step)
-    evaluated = start in checkpoint.scores(manager.directory)
+    evaluated = start in checkpoint_scores.scores(manager.directory)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     cli.log(
         f"{config.model_name}: {count:,} parameters; {info.name}: {len(source)} "
@@ -218,7 +225,7 @@ def _train(
     if code == STOPPED:
         cli.log(f"stopped and saved at step {step}; start again to continue")
     elif code == 0:
-        _, best_step, miou = checkpoint.best(workdir)
+        _, best_step, miou = checkpoint_scores.best(workdir)
         cli.log(
             f"done: best validation mIoU {miou:.4f} at step {best_step}; "
             f"{compilation.count()} programs compiled; results in {workdir}"

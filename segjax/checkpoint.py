@@ -9,7 +9,7 @@ leaves the previous ones; the CRCs find damage that the file format would not.
 A checkpoint is saved before it is evaluated.  Its validation mIoU is added afterwards
 as orbax's own item ``metrics``, from which orbax knows which checkpoint to preserve as
 the best one.  Earlier versions kept the best checkpoint in a second folder, ``best``;
-:func:`find` reads it, and :func:`tidy` moves it to the others.
+:mod:`segjax.checkpoint_scores` reads it, and moves it to the others.
 """
 
 import json
@@ -27,20 +27,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from segjax import files
-from segjax import workdir as workdir_lib
+from segjax import checkpoint_scores, files
 from segjax.errors import UserError
 from segjax.training import TrainState
 
 log = logging.getLogger(__name__)
-
-
-_SCORE = "metrics/metrics"  # inside a checkpoint: where orbax looks for its metrics
-_SCORE_SCHEMA = {
-    "type": "object",
-    "required": ["miou"],
-    "properties": {"miou": {"type": "number"}},
-}
 
 
 class _Manager(ocp.CheckpointManager):
@@ -78,48 +69,6 @@ def _miou(metrics: dict) -> float:
     return metrics["miou"]
 
 
-def scores(folder: str | Path) -> dict[int, float]:
-    """Validation mIoU of the checkpoints in ``folder`` that have been evaluated."""
-    rows = {path: _read_score(path) for path in Path(folder).glob(f"*/{_SCORE}")}
-    named = {path.parent.parent.name: score for path, score in rows.items()}
-    return {
-        int(name): score
-        for name, score in named.items()
-        if name.isdigit() and score is not None
-    }
-
-
-def _read_score(path: Path) -> float | None:
-    """A validation mIoU; None if the file is damaged."""
-    what = "the validation mIoU of a checkpoint"
-    try:
-        return float(files.read_json(path, what, _SCORE_SCHEMA)["miou"])
-    except UserError as error:
-        log.warning("%s", error)
-        return None
-
-
-def tidy(workdir: Path) -> None:
-    """Makes the checkpoints of a run ready for :func:`open_folder`.
-
-    The best checkpoint of an earlier version moves to the others, with its score; what
-    orbax could not read is removed: scores that are damaged.
-    """
-    folder = workdir / workdir_lib.CHECKPOINTS
-    for path in folder.glob(f"*/{_SCORE}"):
-        if _read_score(path) is None:
-            path.unlink()
-    if earlier := _earlier_best(workdir):
-        miou, step, best_folder = earlier
-        target = folder / str(step)
-        if not target.exists():
-            folder.mkdir(exist_ok=True)
-            (best_folder / str(step)).rename(target)
-        (target / _SCORE).parent.mkdir(exist_ok=True)
-        files.write_json(target / _SCORE, {"miou": miou}, indent=None)
-        shutil.rmtree(best_folder)
-
-
 def add_score(manager: ocp.CheckpointManager, step: int, miou: float) -> None:
     """Notes the validation mIoU of a checkpoint, once it is on the disk.
 
@@ -128,7 +77,7 @@ def add_score(manager: ocp.CheckpointManager, step: int, miou: float) -> None:
     """
     finish(manager)
     if jax.process_index() == 0:
-        path = Path(manager.directory) / str(step) / _SCORE
+        path = Path(manager.directory) / str(step) / checkpoint_scores.SCORE
         path.parent.mkdir(exist_ok=True)
         # Without a valid pixel there is no mIoU: any other checkpoint is better.
         value = miou if np.isfinite(miou) else -1.0
@@ -136,65 +85,6 @@ def add_score(manager: ocp.CheckpointManager, step: int, miou: float) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"score {step}")
     manager.reload()
-
-
-def best(workdir: Path) -> tuple[Path, int, float] | None:
-    """Folder, step and validation mIoU of the best checkpoint of a run; None: none.
-
-    Among equal ones it is the newest, as for orbax.
-    """
-    folder = workdir / workdir_lib.CHECKPOINTS
-    rows = [(miou, step, folder) for step, miou in scores(folder).items()]
-    if earlier := _earlier_best(workdir):
-        rows.append(earlier)
-    if not rows:
-        return None
-    miou, step, folder = max(rows)
-    return folder, step, miou
-
-
-def _earlier_best(workdir: Path) -> tuple[float, int, Path] | None:
-    """mIoU, step and folder of the best checkpoint as earlier versions kept it."""
-    folder = workdir / workdir_lib.BEST
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not steps:
-        return None
-    step = max(steps)
-    try:
-        meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
-        miou = float(meta["extra"]["miou"])
-    except (OSError, ValueError, LookupError, TypeError):
-        miou = -1.0  # it is read, and found damaged, if there is no other
-    return miou, step, folder
-
-
-def find(workdir: Path, which: str) -> tuple[Path, int]:
-    """Folder and step of a checkpoint of a run.
-
-    Args:
-      workdir: of experiments.train.
-      which: "best" (the latest if the run has not evaluated yet), "latest" or a step.
-
-    Raises:
-      UserError: no such checkpoint.
-    """
-    if which not in ("best", "latest") and not which.isdigit():
-        raise UserError(f"--checkpoint={which}: expected 'best', 'latest' or a step")
-    folder = workdir / workdir_lib.CHECKPOINTS
-    if which == "best":
-        if row := best(workdir):
-            return row[0], row[1]
-        log.warning("no best checkpoint in %s yet: taking the latest", workdir)
-    earlier = _earlier_best(workdir)
-    only_earlier = which.isdigit() and not (folder / which).is_dir()
-    if only_earlier and earlier and earlier[1] == int(which):
-        return earlier[2], earlier[1]
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-    if not steps:
-        raise UserError(f"no checkpoint in {folder} yet: train first")
-    if which.isdigit() and int(which) not in steps:
-        raise UserError(f"no checkpoint of step {which} in {folder}; it has {steps}")
-    return folder, int(which) if which.isdigit() else steps[-1]
 
 
 def _items(state: TrainState) -> dict:

@@ -42,13 +42,15 @@ ALLOWED = {
     "segjax/optim.py": (),
     "segjax/sharding.py": (),
     "segjax/compilation.py": (),
-    "segjax/checkpoint.py": ("segjax.training", "segjax.workdir"),
+    "segjax/checkpoint_scores.py": ("segjax.workdir",),
+    "segjax/checkpoint.py": ("segjax.training", "segjax.checkpoint_scores"),
     "segjax/writer.py": ("segjax.workdir",),
     "segjax/viz.py": (),
     "segjax/training.py": ("segjax.ops", "segjax.models", "segjax.losses"),
     "segjax/inference": (
         *("segjax.ops", "segjax.models", "segjax.data", "segjax.config"),
-        *("segjax.checkpoint", "segjax.sharding", "segjax.workdir"),
+        *("segjax.checkpoint", "segjax.checkpoint_scores"),
+        *("segjax.sharding", "segjax.workdir"),
         *("segjax.config_fields", "segjax.compilation"),
     ),
     "segjax/evaluators.py": (

@@ -3,8 +3,6 @@
 An array's *reach* is an int64 array [*shape, 2]: for each element the first image row
 it depends on, and *minus* the last one, so that the reach of a union is the minimum.
 Axes along which it does not change have length 1. No row at all is NOTHING.
-
-There is a rule for each operation that the models use: see the end of the file.
 """
 
 import functools

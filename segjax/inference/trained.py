@@ -12,8 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import checkpoint as checkpoints
+from segjax import checkpoint_scores, models, sharding
 from segjax import config as config_lib
-from segjax import models, sharding
 from segjax import workdir as workdir_lib
 from segjax.data import batching, datasets, windows
 from segjax.errors import UserError
@@ -265,7 +265,7 @@ def load_model(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         abstract_variables(model, info.channels),
     )
-    folder, step = checkpoints.find(workdir, which)
+    folder, step = checkpoint_scores.find(workdir, which)
     variables, _ = checkpoints.restore_model(folder, step, abstract)
     return model, variables, step
 

@@ -1,18 +1,26 @@
-"""Nested dicts of arrays, flat by name: ``params/backbone/conv1_1/kernel``."""
+"""Nested dicts of arrays, flat by name: ``params/backbone/conv1_1/kernel``.
+
+Not with flax's functions, which would import jax: weights are read without it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 Tree = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by name, joined by "/"."""
-    return flatten_dict(tree, sep="/")
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def replace(tree: Tree, arrays: Mapping[str, np.ndarray], prefix: str = "") -> dict:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from experiments import evaluate, predict, train
 from experiments.shared import initialization, prediction_files
-from segjax import checkpoint, sharding, weights
+from segjax import checkpoint_scores, sharding, weights
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
@@ -173,7 +173,7 @@ def test_the_workdir_describes_the_run(config, trained):
         for row in read_metrics(trained)
         if "val_miou" in row
     }
-    assert checkpoint.scores(trained / "checkpoints") == pytest.approx(scores)
+    assert checkpoint_scores.scores(trained / "checkpoints") == pytest.approx(scores)
     splits = json.loads((trained / "splits.json").read_text())
     assert {name: row["images"] for name, row in splits.items()} == {
         "train": 10,

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import train
 from experiments.shared import training_run
-from segjax import checkpoint, training
+from segjax import checkpoint, checkpoint_scores, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data.workers import WorkerDied
@@ -109,13 +109,13 @@ def test_the_latest_and_the_best_checkpoint_stay(config, tmp_path, monkeypatch, 
     options = changed(config, eval_every=1, keep=1, total_steps=5)
     assert train.train(options, tmp_path) == 0
     assert saved_steps(tmp_path) == [2, 5]
-    assert checkpoint.scores(tmp_path / "checkpoints") == {2: 0.5, 5: 0.2}
-    assert checkpoint.find(tmp_path, "best") == (tmp_path / "checkpoints", 2)
-    assert checkpoint.find(tmp_path, "latest") == (tmp_path / "checkpoints", 5)
+    assert checkpoint_scores.scores(tmp_path / "checkpoints") == {2: 0.5, 5: 0.2}
+    assert checkpoint_scores.find(tmp_path, "best") == (tmp_path / "checkpoints", 2)
+    assert checkpoint_scores.find(tmp_path, "latest") == (tmp_path / "checkpoints", 5)
     assert "best validation mIoU 0.5000 at step 2" in capsys.readouterr().err
     # The best score so far is known to a run that continues.
     assert train.train(changed(options, total_steps=6), tmp_path) == 0
-    assert checkpoint.find(tmp_path, "best")[1] == 6
+    assert checkpoint_scores.find(tmp_path, "best")[1] == 6
     assert "best validation mIoU 0.6000 at step 6" in capsys.readouterr().err
 
 
@@ -134,17 +134,19 @@ def to_earlier_version(run, miou):
 
 def test_the_best_checkpoint_of_an_earlier_version_is_found_and_adopted(config, run):
     to_earlier_version(run, 0.9)
-    assert checkpoint.find(run, "best") == (run / "best", 2)
-    assert checkpoint.find(run, "2") == (run / "best", 2)
-    assert checkpoint.find(run, "4") == (run / "checkpoints", 4)
+    assert checkpoint_scores.find(run, "best") == (run / "best", 2)
+    assert checkpoint_scores.find(run, "2") == (run / "best", 2)
+    assert checkpoint_scores.find(run, "4") == (run / "checkpoints", 4)
     assert train.train(changed(config, total_steps=6, keep=1), run) == 0
     assert not (run / "best").exists() and saved_steps(run) == [2, 6]
-    assert checkpoint.find(run, "best") == (run / "checkpoints", 2)
+    assert checkpoint_scores.find(run, "best") == (run / "checkpoints", 2)
     # One that is there already only gets its score.
     (run / "best").mkdir()
     shutil.copytree(run / "checkpoints/2", run / "best/2")
-    checkpoint.tidy(run)
-    assert not (run / "best").exists() and 2 in checkpoint.scores(run / "checkpoints")
+    checkpoint_scores.tidy(run)
+    assert not (run / "best").exists() and 2 in checkpoint_scores.scores(
+        run / "checkpoints"
+    )
 
 
 def test_a_damaged_score_or_description_costs_no_more_than_itself(config, run, caplog):
@@ -193,14 +195,14 @@ def test_a_stop_during_an_evaluation_saves_at_once(config, trained, tmp_path):
         assert train.train(config, run) == train.STOPPED
     assert len(batches) < 20
     assert saved_steps(run) == [2, 4]
-    assert sorted(checkpoint.scores(run / "checkpoints")) == [2]
+    assert sorted(checkpoint_scores.scores(run / "checkpoints")) == [2]
     rows = [row for row in read_metrics(run) if "val_miou" in row]
     assert [row["step"] for row in rows] == [2]
     # Started again, it evaluates what it had left out; the parameters are the same.
     assert train.train(config, run) == 0
     rows = [row for row in read_metrics(run) if "val_miou" in row]
     assert [row["step"] for row in rows] == [2, 4]
-    assert sorted(checkpoint.scores(run / "checkpoints")) == [2, 4]
+    assert sorted(checkpoint_scores.scores(run / "checkpoints")) == [2, 4]
     assert workdir_lib.read_validation(run)["step"] == 4
     expected = arrays(trained, config, 4)
     jax.tree.map(np.testing.assert_array_equal, arrays(run, config, 4), expected)
