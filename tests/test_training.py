@@ -489,11 +489,22 @@ def flip_bits(path):
         file.write_bytes(data)
 
 
-def change_checksum(path):
-    """As if an array had changed where the file format does not notice."""
+def change_array(path):
+    """As if one had changed where the file format does not notice.
+
+    Earlier versions wrote no checksum of the description.
+    """
     meta = path / "meta" / "metadata"
     values = json.loads(meta.read_text())
+    del values["crc"]
     next(iter(values["arrays"].values()))[2] ^= 1
+    meta.write_text(json.dumps(values))
+
+
+def change_description(path):
+    meta = path / "meta" / "metadata"
+    values = json.loads(meta.read_text())
+    values["extra"]["best_miou"] = 0.75
     meta.write_text(json.dumps(values))
 
 
@@ -503,7 +514,9 @@ def lose_meta(path):
 
 # Orbax leaves its other reads of the damaged files to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [truncate, flip_bits, change_checksum, lose_meta])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip_bits, change_array, change_description, lose_meta]
+)
 def test_damaged_checkpoint_falls_back_and_says_so(folder, trained, caplog, damage):
     damage(folder / "4")
     state, extra = restore(folder, trained[1])
