@@ -740,7 +740,7 @@ def test_every_flag_of_predict_reaches_it(run, tmp_path, monkeypatch):
 
 
 def test_exit_code_of_predict(run, tmp_path, monkeypatch, capsys):
-    """0 if all images are segmented, 1 if one of them cannot be read."""
+    """0 if all images are segmented, 1 if one cannot be read or is skipped."""
     monkeypatch.setattr(predict.cli, "start", lambda: None)
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.fromarray(pixels(8, 8, 3)).save(good)
@@ -759,6 +759,14 @@ def test_exit_code_of_predict(run, tmp_path, monkeypatch, capsys):
     overlay = np.asarray(Image.open(tmp_path / "out" / "overlays" / "good.jpg"))
     red, _, blue = (overlay - pixels(8, 8, 3) / 2.0).mean((0, 1))
     assert red > 45 and blue < 20
+    # Pictures of a format that is not read count, other files do not.
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.fromarray(pixels(8, 8, 3)).save(folder / "other.png")
+    (folder / "notes.txt").write_text("no picture")
+    assert predict.main(["predict", str(folder)]) == 0
+    (folder / "phone.heic").write_bytes(b"not read")
+    assert predict.main(["predict", str(folder)]) == 1
     # Another checkpoint into the same folder would mix two models.
     values = flags_of_predict(run, tmp_path, checkpoint="7")
     monkeypatch.setattr(predict.flags, "FLAGS", values)
