@@ -543,3 +543,7 @@ def test_full_disk(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="GB free"):
         checkpoint.check_space(tmp_path, trained[1], copies=4)
+    usage.free = 4 * sum(array.nbytes for array in leaves(trained[1]))
+    checkpoint.check_space(tmp_path, trained[1], copies=4)
+    with pytest.raises(UserError, match="GB free; 5 checkpoints"):
+        checkpoint.check_space(tmp_path, trained[1], copies=5)

@@ -590,6 +590,26 @@ def test_precision_and_tile_reach_the_evaluation_of_training():
         convolution(tile=36)
 
 
+def test_pictures_of_an_evaluation_are_of_real_images():
+    """Batches are filled up with examples that have no name."""
+    ids = [["a", "b", "", ""], ["c", "", "", ""]]
+    batches = [
+        {"image": np.full((4, 2, 2, 3), i, np.uint8)}
+        | {"label": np.zeros((4, 2, 2), np.uint8), "id": np.array(names)}
+        for i, names in enumerate(ids)
+    ]
+
+    def eval_step(variables, batch):
+        return np.eye(2, dtype=np.int32), jnp.asarray(batch["label"]) + 1
+
+    how = dict(batches=batches, mesh=sharding.make_mesh(), pictures=9)
+    total, shown = evaluators.evaluate(eval_step, {}, **how)
+    np.testing.assert_array_equal(total, 2 * np.eye(2))
+    assert [row["id"] for row in shown] == ["a", "b", "c"]
+    assert [row["image"][0, 0, 0] for row in shown] == [0, 0, 1]
+    assert all((row["prediction"] == 1).all() for row in shown)
+
+
 # --- the choice of checkpoints --------------------------------------------------------
 
 # Confusion matrices (rows: truth) of validations. By mIoU the second is best, by

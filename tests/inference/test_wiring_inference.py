@@ -187,6 +187,15 @@ def test_scales_and_mirror_images_of_windows_in_parts():
         np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
+def test_stride_and_window_of_images_in_parts():
+    options = PredictOptions(window=(10, 12), stride=0.5)
+    layout = large.layout((Place(),), options, (20, 24))
+    assert layout.window == (10, 12)
+    assert (layout.rows, layout.columns) == ([0, 5, 10], [0, 6, 12])
+    layout = large.layout((Place(),), PredictOptions(stride=0.25), (1280, 1024))
+    assert (layout.rows, layout.columns) == ([0, 256], [0])
+
+
 def test_images_in_parts_default_to_windows_of_1024():
     """Two thirds of a window apart; the last one ends at the border."""
     layout = large.layout((Place(),), PredictOptions(), (2000, 900))
@@ -437,6 +446,25 @@ def test_every_field_of_the_crf_reaches_refine():
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
         for other in results[:i]:
             assert np.abs(found - other).max() > 1e-4
+
+
+def test_the_color_order_reaches_refine():
+    """Blue, green, red of an image are red, green, blue of its colors reversed."""
+    mesh = one_device()
+    image = pixels(1, 8, 9, 3)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), (1, 8, 9))
+
+    def refined(image, color_order):
+        settings = mean_field.Settings(
+            2, 2.0, 1.5, 3.0, 4.0, 30.0, color_order=color_order
+        )
+        arrays = probabilities.astype(np.float32), np.ascontiguousarray(image)
+        arrays = jax.device_put(arrays, sharding.split(mesh))
+        return np.asarray(inference.refine(*arrays, settings=settings, mesh=mesh))
+
+    found = refined(image, "bgr")
+    np.testing.assert_allclose(found, refined(image[..., ::-1], "rgb"), atol=1e-6)
+    assert np.abs(found - refined(image, "rgb")).max() > 1e-4
 
 
 # Files, decoded by Pillow

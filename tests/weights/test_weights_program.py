@@ -2,6 +2,7 @@
 
 import functools
 import shlex
+import types
 
 import pytest
 from published import make_config, run_import, save_pth
@@ -43,6 +44,30 @@ def test_program_names_the_file(tmp_path):
     with pytest.raises(UserError, match=r"'.npy'; known: .caffemodel, .pth"):
         weights.read(tmp_path / "a.npy")
     assert not output.exists()
+
+
+class Captured(Exception):
+    """Instead of importing."""
+
+
+def test_every_flag_of_the_program_reaches_the_import(tmp_path, monkeypatch):
+    calls = []
+
+    def capture(file, config, **options):
+        calls.append((file, config.model_name, options))
+        raise Captured
+
+    given = {"rename": "^module.=", "ignore": "^aux", "leave": "^score"}
+    output = tmp_path / "fcn.safetensors"
+    values = {"model": "fcn", "config": None, "output": str(output)} | given
+    flags = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values))
+    monkeypatch.setattr(import_weights, "flags", flags)
+    monkeypatch.setattr(import_weights, "import_weights", capture)
+    source = tmp_path / "fcn.caffemodel"
+    with pytest.raises(Captured):
+        import_weights.main(["import_weights", str(source)])
+    expected = {"output": output, "chosen": {}} | given
+    assert calls == [(source, "fcn", expected)]
 
 
 def test_what_the_program_prints():
