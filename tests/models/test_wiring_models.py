@@ -214,6 +214,37 @@ def test_dropout_is_on_in_training_only(name):
     jax.eval_shape(lambda v: model.apply(v, images, train=False), variables)
 
 
+@pytest.mark.parametrize(
+    "model, rates",
+    [
+        (models.FCN(3, skips=32, backbone="googlenet", dropout=0.3), [0.3]),
+        (models.FCN(3, skips=16, backbone="squeezenet", dropout=0.3), [0.3]),
+        (classifier.Classifier(3, "googlenet", aux=True, dropout=0.3), [0.3, 0.7, 0.7]),
+        (classifier.Classifier(3, "squeezenet", dropout=0.3), [0.3]),
+        (classifier.Classifier(3, "vgg16", fc_channels=2, dropout=0.3), [0.3, 0.3]),
+        (classifier.Classifier(3, "resnet18", dropout=0.3), []),
+    ],
+    ids=lambda value: getattr(value, "backbone", ""),
+)
+def test_dropout_in_front_of_the_scores(model, rates):
+    """As traced: some backbones have it in their trunk, others in front of the head."""
+    found = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
+            found.append((context.module.rate, context.module.deterministic))
+        return call(*args, **kwargs)
+
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8)
+    for train in (True, False):
+        found.clear()
+        with nn.intercept_methods(record):
+            jax.eval_shape(functools.partial(model.init, keys, train=train), image)
+        assert [off for _, off in found] == [not train] * len(rates)
+        assert sorted(rate for rate, _ in found) == rates
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_statistics_keep_bn_momentum_of_the_old_value(name):
     """And the output is normalized by the batch's own."""
