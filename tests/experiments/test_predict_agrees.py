@@ -301,6 +301,42 @@ def test_programs_honor_every_field(
     assert honored(segmenter)
 
 
+@pytest.mark.parametrize("program", ["evaluate", "tune_crf"])
+def test_flags_reach_the_function_behind_the_program(
+    run, tmp_path, monkeypatch, program
+):
+    workdir, other, config = run
+    given = {"checkpoint": "7", "split": "train", "ensemble": [str(other)]}
+    own = {
+        "evaluate": {"crf": "deeplab_v1", "trimap": True},
+        "tune_crf": {"images": 5},
+    }[program]
+    values = {"config": config, "workdir": str(workdir), "output": str(tmp_path)}
+    values |= {"tile": -1, "window": [], "stride": 2 / 3, "scales": ["1"], "flip": True}
+    searched = {key: [str(v) for v in tried] for key, tried in tune_crf.GRID.items()}
+    flags = types.SimpleNamespace(
+        FLAGS=types.SimpleNamespace(**values, **given, **own, **searched)
+    )
+    calls = []
+
+    def capture(*args, **kwargs):
+        calls.append((args, kwargs))
+        raise Captured
+
+    module = PROGRAMS[program]
+    monkeypatch.setattr(module, "flags", flags)
+    monkeypatch.setattr(predict_flags, "flags", flags)
+    monkeypatch.setattr(module.cli, "start", lambda: None)
+    monkeypatch.setattr(module, program, capture)
+    with pytest.raises(Captured):
+        module.main([program])
+    expected = {"output": tmp_path, "options": PredictOptions(flip=True)}
+    expected |= given | own
+    if program == "tune_crf":
+        expected["grid"] = tune_crf.GRID
+    assert calls == [((config, workdir), expected)]
+
+
 def test_precision_reaches_every_compiled_function(run, data, tmp_path, monkeypatch):
     """Products of the lowered programs ask for it; evaluation and search enter it."""
     workdir, _, config = run
