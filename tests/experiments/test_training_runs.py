@@ -1,11 +1,13 @@
 """What a training run keeps, refuses and survives: checkpoints, locks, stops, data."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cv2
@@ -393,6 +395,24 @@ def test_a_profile_of_early_steps(config, tmp_path):
     assert train.train(changed(config, total_steps=6), tmp_path, profile=True) == 0
     (trace,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
     assert trace.stat().st_size > 1000
+
+
+def test_flags_of_the_program_reach_the_training(config, tmp_path, monkeypatch):
+    values = {"_CONFIG": config, "_WORKDIR": str(tmp_path / "run"), "_PROFILE": True}
+    for name, value in values.items():
+        flag = types.SimpleNamespace(value=value)
+        monkeypatch.setattr(train, name, flag, raising=False)
+    calls = []
+
+    def capture(*args, **kwargs):
+        calls.append((args, kwargs))
+        return train.DIVERGED
+
+    monkeypatch.setattr(train, "train", capture)
+    monkeypatch.setattr(train, "Peers", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr(train.cli, "start", lambda: None)
+    assert train.main([]) == train.DIVERGED
+    assert calls == [((config, tmp_path / "run"), {"profile": True})]
 
 
 def test_epochs_become_steps(config, tmp_path):

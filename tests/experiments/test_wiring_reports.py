@@ -403,15 +403,26 @@ def test_printed_numbers_of_summarize_plan_and_sweep(results, places):
 def test_plan_says_1_if_something_does_not_fit(monkeypatch, tmp_path, capsys):
     found = {"fits": True}
     values = {"_CONFIG": config_lib.make(), "_JSON": str(tmp_path / "p.json")}
-    values |= {"_TOPOLOGY": "gpu:1", "_SLICES": 1, "_LARGEST": False, "_SWEEP": False}
+    values |= {"_TOPOLOGY": "gpu:3", "_SLICES": 2, "_LARGEST": True, "_SWEEP": False}
     for name, value in values.items():
         flag = SimpleNamespace(value=value)
         monkeypatch.setattr(plan, name, flag, raising=False)
-    monkeypatch.setattr(plan, "network", lambda *_: None)
-    monkeypatch.setattr(plan, "target", lambda *_: SimpleNamespace(chips=1))
-    monkeypatch.setattr(plan, "report", lambda *_, **__: found)
+    asked = []
+
+    def target(*given):
+        asked.append(given)
+        return SimpleNamespace(chips=6)
+
+    def report(*_, largest, **__):
+        asked.append(largest)
+        return found
+
+    monkeypatch.setattr(plan, "target", target)
+    monkeypatch.setattr(plan, "network", lambda _, chips: asked.append(chips))
+    monkeypatch.setattr(plan, "report", report)
     monkeypatch.setattr(plan.plan_text, "lines", lambda _: ["text"])
     assert plan.main([]) == 0
+    assert asked == [("gpu:3", 2), 6, True]
     assert json.loads((tmp_path / "p.json").read_text()) == {"": {"fits": True}}
     found["fits"] = False
     assert plan.main([]) == 1
