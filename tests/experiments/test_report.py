@@ -200,9 +200,9 @@ def test_scores_of_classes_are_of_the_classes_that_were_trained(folder, tmp_path
     values = json.loads(path.read_text())
     values["classes"] = values["classes"][::-1]
     path.write_text(json.dumps(values))
-    report.report(copy, tmp_path, [], [], erf=False)
+    report.report(copy, tmp_path, classes=[], pair=[], erf=False)
     with pytest.raises(UserError, match="seed1 was trained with class 0 named"):
-        report.report(copy, tmp_path, ["wire"], [], erf=False)
+        report.report(copy, tmp_path, classes=["wire"], pair=[], erf=False)
 
 
 def test_guessing_tells_nothing_apart():

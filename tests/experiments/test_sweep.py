@@ -158,7 +158,7 @@ def test_bad_rows_are_refused_by_name(base, row, message):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"model.rates": ()}, "row row-.*DeepLab.rates"),
+        ({"model.rates": ()}, r"row row-.*--config.model.rates \(DeepLab\)"),
         ({"optim.name": "adma"}, "row row-.*--config.optim.name: unknown value 'adma'"),
         ({"loss.class_weights": (1.0, 2.0)}, "row row-.*class_weights has 2 values"),
     ],

@@ -433,11 +433,11 @@ def test_fcn_takes_the_trunk_of_the_classifier(backbone):
         ),
         (
             lambda: abstract_outputs(tiny("alexnet"), (1, 12, 12, 3)),
-            "pool1 gets a map of 1 x 1 cells",
+            "pool1 gets a map of 1 x 1 locations",
         ),
         (
             lambda: abstract_outputs(tiny_fcn("googlenet", pad=3), (1, 8, 40, 3)),
-            "pool3 gets a map of 1 x 5 cells",
+            "pool3 gets a map of 1 x 5 locations",
         ),
         (
             lambda: abstract_outputs(tiny_fcn("alexnet", pad=81), (1, 300, 300, 3)),

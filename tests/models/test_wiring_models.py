@@ -479,6 +479,7 @@ def test_atrous_branches_see_as_far_as_their_rates(rates, kernel, channels):
         dropout=0.5,
         norm="none",
         bn_momentum=0.9,
+        bn_unbiased=False,
         dtype="float32",
     )
     rng = np.random.default_rng(0)
