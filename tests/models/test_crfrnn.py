@@ -351,6 +351,27 @@ def test_each_theta_reaches_its_kernel():
         assert np.abs(logits - expected(**changes)).max() > 1e-2
 
 
+def test_fields_reach_the_parameters_of_the_layer():
+    model = CRFRNN(
+        num_classes=3,
+        iterations_train=2,
+        iterations_test=2,
+        spatial_weight=2.0,
+        bilateral_weight=4.0,
+        kernel_weights="diagonal",
+        compatibility="potts",
+        untied=True,
+        **UNET,
+    )
+    crf = variables_of(model, (1, 8, 8, 3))["params"]["crfrnn"]
+    assert {name: array.shape for name, array in crf.items()} == {
+        "spatial_ker_weights": (2, 3),
+        "bilateral_ker_weights": (2, 3),
+    }
+    assert (crf["spatial_ker_weights"] == 2).all()
+    assert (crf["bilateral_ker_weights"] == 4).all()
+
+
 def test_any_base_by_options():
     model = CRFRNN(
         num_classes=2,
