@@ -70,6 +70,7 @@ def manifests():
         *("--engine=gke", *JOB, "--image=registry/segjax", "--queue=tpus"),
         *("--queue_quota=64", "--service_account=trainer", "--spot"),
         *("--namespace=research", "--priority=high", "--ttl_hours=2"),
+        "--max_restarts=13",
         *("--env=LIBTPU_INIT_ARGS=--xla_a=1 --xla_b=2", "--env=A=b"),
     )
     return list(yaml.safe_load_all(out))
@@ -165,7 +166,7 @@ def test_jobset_restarts_on_the_exit_code_of_a_preemption_but_not_on_bad_input(
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert rule["action"] == "FailJobSet"
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
-    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 10
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 13
     # A rule on exit codes needs pods that are not restarted in place.
     assert workers["template"]["spec"]["restartPolicy"] == "Never"
     assert workers["backoffLimit"] == 0
