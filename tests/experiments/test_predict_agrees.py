@@ -306,7 +306,7 @@ def test_flags_reach_the_function_behind_the_program(
     run, tmp_path, monkeypatch, program
 ):
     workdir, other, config = run
-    given = {"checkpoint": "7", "split": "train", "ensemble": [str(other)]}
+    given = {"checkpoint": "7", "split": "other", "ensemble": [str(other)]}
     own = {
         "evaluate": {"crf": "deeplab_v1", "trimap": True},
         "tune_crf": {"images": 5},

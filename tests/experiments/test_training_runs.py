@@ -415,6 +415,20 @@ def test_flags_of_the_program_reach_the_training(config, tmp_path, monkeypatch):
     assert calls == [((config, tmp_path / "run"), {"profile": True})]
 
 
+def test_fields_reach_the_input_pipeline(config, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        training_run.pipeline,
+        "train_batches",
+        lambda *args, **kwargs: calls.append((args, kwargs)),
+    )
+    options = changed(config, workers=3, threads=5, batch_size=8, seed=6)
+    training_run.train_batches(options, "source", augment="augment", start=7)
+    expected = {"batch_size": 8, "seed": 6, "start": 7, "process": (0, 1)}
+    expected |= {"workers": 3, "threads": 5}
+    assert calls == [(("source", "augment"), expected)]
+
+
 def test_epochs_become_steps(config, tmp_path):
     """Four training images in batches of four: an epoch is a step."""
     assert train.train(changed(config, total_epochs=3.0), tmp_path) == 0
