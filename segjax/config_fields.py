@@ -38,9 +38,14 @@ class Field(NamedTuple):
     meaning: str
 
 
+FLOAT32_MAX = float.fromhex("0x1.fffffep+127")
+
+
 def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value) and low <= value <= high
+    # Computed with in float32, where larger numbers are infinite.
+    finite = real and abs(value) <= FLOAT32_MAX
+    return finite and low <= value <= high
 
 
 def _is_integer(value: Any, low: int, high: int) -> bool:
@@ -56,12 +61,16 @@ def _integer(low: int, high: int = LARGEST) -> Range:
 
 
 def _number(low: float, high: float = math.inf) -> Range:
-    expected = f"{low} to {high}" if high < math.inf else f"{low} or more, and finite"
+    expected = (
+        f"{low} to {high}"
+        if high < math.inf
+        else f"{low} or more, and finite in float32"
+    )
     return Range(expected, lambda value: _is_number(value, low, high))
 
 
 def _above(low: float, high: float = math.inf) -> Range:
-    most = f"at most {high}" if high < math.inf else "finite"
+    most = f"at most {high}" if high < math.inf else "finite in float32"
     return Range(
         f"above {low}, {most}", lambda value: _is_number(value, low, high) and value > 0
     )

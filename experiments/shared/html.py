@@ -43,6 +43,7 @@ code, pre { font: 12.5px/1.6 ui-monospace, monospace; }
 pre { background: #f4f6f8; border-radius: 6px; padding: .8em 1em; overflow-x: auto; }
 img { max-width: 100%; height: auto; vertical-align: top; }
 .pictures { display: flex; flex-wrap: wrap; gap: 10px; margin: .8em 0; }
+@media (max-width: 1270px) { .pictures:has(.pixels) { max-width: 600px; } }
 figure { margin: 0; }
 img.pixels { image-rendering: pixelated; max-width: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .3em 1.2em; margin: .8em 0; }

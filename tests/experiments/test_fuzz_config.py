@@ -120,6 +120,7 @@ def test_the_runs_are_right_before_they_are_changed(folder):
     "field, value",
     [
         ("init_from", "é" * 300),
+        ("optim.lr", 1e39),
         ("augment.crop", (2**31, 2**31)),
         ("model.width", 2**63),
         ("model.stage_sizes", (1, 1, 1, 2**40)),
