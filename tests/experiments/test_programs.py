@@ -647,7 +647,10 @@ def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_help(commands, program):
     code, out, err = commands[0][program, "--help"]
-    assert "--config.optim.lr=0.01  learning rate (0 or more, and finite in float32)" in out
+    assert (
+        "--config.optim.lr=0.01  learning rate (0 or more, and finite in float32)"
+        in out
+    )
     assert (code, err) == (0, "")
     assert f"python -m experiments.{program}" in out
     assert {"--workdir:", "--compilation_cache:", "--distributed:"} <= set(out.split())
