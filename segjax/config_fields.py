@@ -38,14 +38,12 @@ class Field(NamedTuple):
     meaning: str
 
 
-FLOAT32_MAX = float.fromhex("0x1.fffffep+127")
+FLOAT32_MAX = float.fromhex("0x1.fffffep+127")  # larger numbers are infinite
 
 
 def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    # Computed with in float32, where larger numbers are infinite.
-    finite = real and abs(value) <= FLOAT32_MAX
-    return finite and low <= value <= high
+    return real and abs(value) <= FLOAT32_MAX and low <= value <= high
 
 
 def _is_integer(value: Any, low: int, high: int) -> bool:
