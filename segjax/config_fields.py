@@ -142,6 +142,9 @@ _DATA = {
     "resize": Field(
         (0, 0), _SIZE, "(h, w) that images are resized to on reading; (0, 0): not"
     ),
+    "instances": Field(
+        False, _SWITCH, "read the instance map of each image; not all data sets have it"
+    ),
     "train_split": Field("train", _TEXT, "the split that is trained on"),
     "eval_split": Field("validation", _TEXT, "the split that is evaluated"),
     "scenes_size": Field((96, 96), _SCENES, "scenes: (h, w) of the drawn images"),

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from segjax.data.prepare import Format, Read
+from segjax.data.layout import Format
+from segjax.data.prepare import Read
 
 
 @dataclasses.dataclass

@@ -164,7 +164,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 [H, W] to [h, w] by nearest neighbor between pixel centers.
+    """Resizes integers [H, W] of 8 or 16 bits to [h, w] by nearest neighbor.
 
     ``INTER_NEAREST_EXACT``: plain ``INTER_NEAREST`` takes the pixel left above the
     center, half a pixel off from the areas of ``resize_image``.

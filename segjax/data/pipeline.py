@@ -7,7 +7,7 @@ them changes what batch k holds.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import cv2
 import grain
@@ -35,6 +35,8 @@ class Batch(TypedDict):
     """uint8 [n, h, w], 255 = void."""
     id: np.ndarray
     """[n] of str."""
+    instance: NotRequired[np.ndarray]
+    """uint16 [n, h, w], 0 = no instance, if the source has instance maps."""
 
 
 def train_batches(
@@ -99,15 +101,18 @@ def _read_options(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(threads, prefetch_buffer_size=max(READ_AHEAD, threads))
 
 
+_KEYS = ("image", "label", "id", "instance")
+
+
 class _Augment:
     """``augment`` with its options bound; a class because workers pickle it."""
 
     def __init__(self, options: transforms.Options):
         self.options = options
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict:
         out = transforms.augment(example, rng, self.options)
-        return {"image": out["image"], "label": out["label"], "id": out["id"]}
+        return {key: out[key] for key in _KEYS if key in out}
 
 
 def eval_plan(sizes: Sequence[Size], batch_size: int) -> list[tuple[Size, list[int]]]:
@@ -168,12 +173,18 @@ def eval_batches(
         image = np.zeros((local_size, *shape, channels), np.uint8)
         label = np.full((local_size, *shape), VOID, np.uint8)
         ids = [""] * local_size
+        instance: np.ndarray | None = None
         for position, example in enumerate(source[i] for i in local):
             h, w = example["label"].shape
             image[position] = mirror_to(example["image"], shape)
             label[position, :h, :w] = example["label"]
             ids[position] = str(example["id"])
-        return {"image": image, "label": label, "id": np.array(ids)}
+            if "instance" in example:
+                if instance is None:
+                    instance = np.zeros((local_size, *shape), np.uint16)
+                instance[position, :h, :w] = example["instance"]
+        batch: Batch = {"image": image, "label": label, "id": np.array(ids)}
+        return batch if instance is None else {**batch, "instance": instance}
 
     return iter(
         grain.MapDataset.source(plan).map(read).to_iter_dataset(_read_options(threads))

@@ -11,10 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from segjax import files
-from segjax.data.source import DataConfig
+from segjax.data.layout import DataConfig, Format
 from segjax.errors import UserError
 
 Record = dict[str, str | bytes]
@@ -24,23 +23,12 @@ Read = Callable[[], Mapping[str, Iterable[Record]]]
 """Checks all raw files, then returns the records of each split in order."""
 
 
-class Format(NamedTuple):
-    """Name and features of records.
+def key_of(root: Path, paths: Iterable[Path], order: str = "") -> str:
+    """12 hex digits from the relative names, sizes and modification times of files.
 
-    Features: ``image`` uint8 [H, W, channels]; ``label`` uint8 [H, W, 1] train ids,
-    255 = void; ``id`` text; ``maps`` uint16 [H, W, 1].
+    ``order`` is more text that the records depend on, such as the images of each split.
     """
-
-    name: str
-    version: str
-    """To be raised whenever the records of the same raw files change."""
-    channels: int = 3
-    maps: tuple[str, ...] = ()
-
-
-def key_of(root: Path, paths: Iterable[Path]) -> str:
-    """12 hex digits from the relative names, sizes and modification times of files."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(order.encode())
     for path in sorted(paths):
         stat = path.stat()
         entry = f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
@@ -69,14 +57,8 @@ def prepare(form: Format, *, key: str, read: Read, data: DataConfig) -> str:
     root = _root(data)
     folder = root / form.name / key / form.version
     try:
-        if _is_complete(folder):
+        if prepared(form, key, data):
             return str(folder)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder}: the prepared records are incomplete (there is no "
-                "dataset_info.json); remove this folder: the next start prepares them "
-                "again"
-            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as own:
             # Imported on demand: TFDS takes a second.
@@ -95,6 +77,42 @@ def prepare(form: Format, *, key: str, read: Read, data: DataConfig) -> str:
     return str(folder)
 
 
+def prepared(form: Format, key: str, data: DataConfig) -> str:
+    """The folder of the records of ``key``; "" if there are none.
+
+    Raises:
+      UserError: the records are not complete.
+    """
+    folder = _root(data) / form.name / key / form.version
+    try:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return ""
+    except OSError:  # such as a name that is too long, or no permission
+        return ""
+    if not _is_complete(folder):
+        raise UserError(
+            f"{folder}: the prepared records are incomplete (there is no "
+            "dataset_info.json); remove this folder: the next start prepares them again"
+        )
+    return str(folder)
+
+
+def only_prepared(form: Format, data: DataConfig) -> str:
+    """The folder of the only records of a form in ``data_dir``; "" if there are none.
+
+    Raises:
+      UserError: there are records of several keys.
+    """
+    found = sorted(_root(data).glob(f"{form.name}/*/{form.version}/dataset_info.json"))
+    if len(found) > 1:
+        keys = ", ".join(path.parent.parent.name for path in found)
+        raise UserError(
+            f"--config.data.root is empty, and {_root(data) / form.name} holds records "
+            f"of several folders ({keys}); set root, or remove those that are old"
+        )
+    return str(found[0].parent) if found else ""
+
+
 def _root(data: DataConfig) -> Path:
     """The folder of all prepared data."""
     given = data.get("data_dir") or "~/.cache/segjax"
@@ -106,7 +124,7 @@ def _is_complete(folder: Path) -> bool:
     return os.path.isfile(folder / "dataset_info.json")
 
 
-def check_each(check: Callable[..., None], items: Iterable[tuple]) -> None:
+def check_each(check: Callable[..., object], items: Iterable[tuple]) -> None:
     """Calls ``check(*item)`` in threads; the first error in the order of items wins."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for done in [pool.submit(check, *item) for item in items]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from segjax.data import decoding
 from segjax.data.images import decode_image
 from segjax.data.source import Example, Size, check_split
 from segjax.errors import UserError
@@ -28,29 +29,33 @@ class RecordSource:
     again, with its log messages, in every worker).
     """
 
-    def __init__(self, directory: str, split: str, channels: int):
+    def __init__(
+        self, directory: str, split: str, channels: int, *, instances: bool = False
+    ):
         """Opens a split.
 
         Args:
           directory: of the records: DATA_DIR/NAME/KEY/VERSION.
           split: its name.
           channels: 3 (RGB) or 1 (gray).
+          instances: whether examples hold the instance maps of the records.
 
         Raises:
           UserError: there is no such split, or the records are damaged.
         """
-        self._state = (str(directory), split, channels)
+        self._state = (str(directory), split, channels, instances)
         self._open()
 
     def _open(self) -> None:
         # Imported on demand: TFDS takes a second.
         import tensorflow_datasets as tfds
 
-        directory, split, self._channels = self._state
+        directory, split, self._channels, instances = self._state
         with self._reading():
             builder = tfds.builder_from_directory(directory)
             features = builder.info.features
         check_split(builder.name, split, builder.info.splits)
+        self._instances = instances and "instance" in features
         images = [k for k in features if isinstance(features[k], tfds.features.Image)]
         with self._reading():
             self._records = builder.as_data_source(
@@ -84,11 +89,14 @@ class RecordSource:
     def __getitem__(self, index: int) -> Example:
         record = self._record(index)
         name = record["id"].decode()
-        return {
+        example: Example = {
             "image": decode_image(record["image"], self._channels, name),
             "label": decode_image(record["label"], 1, name)[:, :, 0],
             "id": name,
         }
+        if self._instances:  # 16 bits, which decode_image would reduce to 8
+            example["instance"] = decoding.decode(record["instance"], name)
+        return example
 
     @functools.cached_property
     def _heads(self) -> list[_Head]:
@@ -116,10 +124,10 @@ class RecordSource:
         """See ``Source``: id, size and a checksum of the labels."""
         return [json.dumps(head) for head in self._heads]
 
-    def __getstate__(self) -> tuple[str, str, int]:
+    def __getstate__(self) -> tuple[str, str, int, bool]:
         return self._state
 
-    def __setstate__(self, state: tuple[str, str, int]) -> None:
+    def __setstate__(self, state: tuple[str, str, int, bool]) -> None:
         self._state = state
         self._open()
 

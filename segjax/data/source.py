@@ -3,15 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol, TypedDict
+from types import MappingProxyType
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from segjax.data.images import resize_image, resize_label
+from segjax.data.layout import DataConfig, Layout
 from segjax.errors import UserError
-
-DataConfig = Mapping[str, Any]
-"""The ``data`` section of a config; docs/data.md explains its fields."""
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -25,6 +24,9 @@ class Example(TypedDict):
     label: np.ndarray
     """uint8 [H, W], train ids 0..K-1, 255 = void."""
     id: str
+    instance: NotRequired[np.ndarray]
+    """uint16 [H, W], 0 = no instance.  Of the sources of data sets that have instances,
+    where the config asks for them (``data.instances``)."""
 
 
 class Source(Protocol):
@@ -68,8 +70,14 @@ class Dataset(NamedTuple):
     size: Size = (0, 0)
     """(H, W) of all its images; (0, 0) if they differ or are not known."""
     build: Callable[[DataConfig, str], Source] | None = None
-    """Opens a split, which is prepared on first use; None for descriptions that were
-    read from a workdir."""
+    """Opens a split; None for descriptions that were read from a workdir, and where
+    ``layout`` says how."""
+    layout: Layout | None = None
+    """The files of a published data set."""
+    counts: Mapping[str, int] = MappingProxyType({})
+    """Published number of images of each split."""
+    instances: bool = False
+    """Whether there is an instance map of each image."""
 
 
 def check_split(name: str, split: str, splits: Iterable[str]) -> None:
@@ -91,11 +99,14 @@ class Resized:
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
-        return {
+        resized: Example = {
             "image": resize_image(example["image"], self._size),
             "label": resize_label(example["label"], self._size),
             "id": example["id"],
         }
+        if "instance" in example:
+            resized["instance"] = resize_label(example["instance"], self._size)
+        return resized
 
     @property
     def sizes(self) -> list[Size]:

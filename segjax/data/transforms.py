@@ -53,13 +53,14 @@ def augment(
     image. Changes of color come last and also touch the padding.
 
     Args:
-      example: "image" uint8 [H, W, C] with C <= 4, "label" uint8 [H, W]; other entries
-        are passed on.
+      example: "image" uint8 [H, W, C] with C <= 4, "label" uint8 [H, W], perhaps
+        "instance" uint16 [H, W]; other entries are passed on.
       rng: one generator per example; see ``streams`` for what is derived from it.
       options: see ``Options``.
 
     Returns:
-      The example with "image" uint8 [h, w, C] and "label" uint8 [h, w].
+      The example with "image" uint8 [h, w, C], "label" uint8 [h, w], and "instance"
+      uint16 [h, w] if it has one.
 
     Raises:
       UserError: the label map is not of the size of the image.
@@ -72,7 +73,7 @@ def augment(
         )
     stream = streams(rng)
     size = options.crop if any(options.crop) else label.shape
-    image, label = warp(
+    image, label, instance = warp(
         image,
         label,
         matrix=_draw_geometry(stream, options, image_size=label.shape, size=size),
@@ -80,10 +81,12 @@ def augment(
         nodes=_draw_nodes(stream, options),
         border=options.border,
         fill=options.fill,
+        instance=example.get("instance"),
     )
     for change in COLOR_CHANGES:
         image = change(image, stream, options).reshape(image.shape)
-    return {**example, "image": image, "label": label}
+    augmented = {**example, "image": image, "label": label}
+    return augmented if instance is None else augmented | {"instance": instance}
 
 
 def _draw_geometry(

@@ -98,8 +98,9 @@ def warp(
     nodes: np.ndarray | None = None,
     border: str = "mean",
     fill: Sequence[float] = (0, 0, 0),
-) -> tuple[np.ndarray, np.ndarray]:
-    """Resamples an image (bilinear) and its label map (nearest) once.
+    instance: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Resamples an image (bilinear) and its label and instance maps (nearest) once.
 
     Args:
       image: uint8 [H, W, C], C <= 4.
@@ -110,20 +111,24 @@ def warp(
         none if None.
       border: "mean" (outside is ``fill``) or "reflect" (the image is mirrored).
       fill: color, 0..255 per channel.
+      instance: uint16 [H, W], or None.
 
     Returns:
-      image uint8 [h, w, C] and label uint8 [h, w], which is void outside the image.
+      image uint8 [h, w, C]; label uint8 [h, w], which is void outside the image; and
+      instance uint16 [h, w], which is 0 there, or None.
     """
     field = None
     if nodes is not None:
         # Interpolation is linear in the nodes: turning them turns the whole field.
         field = displacement(nodes @ matrix[:, :2].T, size)
-    pair = (
+    layers: list[tuple] = [
         (image, cv2.INTER_LINEAR, _BORDERS[border], tuple(fill)),
         (label, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT, (VOID,)),
-    )
+    ]
+    if instance is not None:
+        layers.append((instance, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT, (0,)))
     if max(*label.shape, *size) <= _MAX_SIDE:
-        warped, ids = (
+        warped = [
             _resample(
                 pixels,
                 matrix,
@@ -133,18 +138,20 @@ def warp(
                 border=mode,
                 outside=outside,
             )
-            for pixels, interpolation, mode, outside in pair
-        )
-        return warped.reshape(*size, image.shape[2]), ids  # OpenCV drops an axis of one
-    warped = np.empty((*size, image.shape[2]), np.uint8)
-    ids = np.empty(size, np.uint8)
+            for pixels, interpolation, mode, outside in layers
+        ]
+        # OpenCV drops an axis of one.
+        return _triple(warped[0].reshape(*size, image.shape[2]), *warped[1:])
+    warped = [
+        np.empty((*size, *pixels.shape[2:]), pixels.dtype) for pixels, *_ in layers
+    ]
     for rows, columns, box in _blocks(matrix, size, field):
         # The same map, from pixels of the block to pixels of its box.
         moved = matrix.copy()
         moved[:, 2] += matrix[:, :2] @ (columns.start, rows.start)
         moved[:, 2] -= (box[1].start, box[0].start)
         part = None if field is None else field[rows, columns]
-        for target, (pixels, interpolation, mode, outside) in zip((warped, ids), pair):
+        for target, (pixels, interpolation, mode, outside) in zip(warped, layers):
             block = target[rows, columns]
             block[:] = _resample(
                 _cut(pixels, box, reflect=mode != cv2.BORDER_CONSTANT, outside=outside),
@@ -155,7 +162,13 @@ def warp(
                 border=cv2.BORDER_REPLICATE,
                 outside=outside,
             ).reshape(block.shape)
-    return warped, ids
+    return _triple(*warped)
+
+
+def _triple(
+    image: np.ndarray, label: np.ndarray, instance: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    return image, label, instance
 
 
 def _resample(

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from image_folders import H, W, cut, error_of, rgb, write
 
-from segjax.data import datasets, images
-from segjax.data.datasets import camvid
+from segjax.data import datasets, frames, images
 from segjax.errors import UserError
 
 # PASCAL VOC development kit, ids 0..21.
@@ -155,7 +154,10 @@ def test_camvid(tmp_path, capsys, caplog):
     assert source.sizes == [(H, W)] * 3
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""  # TFDS would print and draw bars
-    assert not caplog.records
+    assert {record.message for record in caplog.records} == {
+        "note: camvid/train has 3 images, the published split 367",
+        "note: camvid/validation has 2 images, the published split 101",
+    }
 
 
 def test_camvid_test_split_is_optional(tmp_path):
@@ -242,7 +244,7 @@ def break_camvid(home: Path, how: str) -> None:
         ("not UTF-8", ["val.txt: byte 5 is not UTF-8"]),
         ("value", ["valannot/y.png holds the value 12", "0..10"]),
         ("color", ["valannot/y.png is a color image"]),
-        ("size", ["valannot/y.png 6x9", "6x8", "val/y.png"]),
+        ("size", ["valannot/y.png: label map of y is 6x9", "val/y.png 6x8"]),
         ("image cut", ["train/a.jpg: cannot be decoded"]),
         ("annotation cut", ["valannot/y.png: cannot be decoded"]),
         ("nothing there", ["train.txt is missing", "CamVid/{"]),
@@ -268,7 +270,7 @@ def test_preparing_once_per_content(tmp_path, monkeypatch):
     data = camvid_data(tmp_path, tmp_path)
     datasets.load(data, "train")
     with monkeypatch.context() as patch:
-        patch.setattr(camvid, "check_each", None)  # calling it would raise
+        patch.setattr(frames, "prepare_records", None)  # calling it would raise
         datasets.load(data, "validation")
     # Another content of the same length under the same name, only newer.
     image = home / "val" / "z.png"
@@ -287,21 +289,22 @@ def test_preparing_once_per_content(tmp_path, monkeypatch):
 def test_killed_and_overtaken_preparations(tmp_path, monkeypatch):
     make_camvid(tmp_path)
     data = camvid_data(tmp_path, tmp_path)
-    original = camvid._records
+    original = frames.record_of
 
-    def killed(frames):
-        yield next(original(frames))
-        raise KeyboardInterrupt
+    def killed(layout, frame):
+        if frame.id == "a":
+            raise KeyboardInterrupt
+        return original(layout, frame)
 
-    def overtaken(frames):
-        monkeypatch.setattr(camvid, "_records", original)
+    def overtaken(layout, frame):
+        monkeypatch.setattr(frames, "record_of", original)
         datasets.load(data, "train")  # another process, faster
-        return original(frames)
+        return original(layout, frame)
 
-    monkeypatch.setattr(camvid, "_records", killed)
+    monkeypatch.setattr(frames, "record_of", killed)
     with pytest.raises(KeyboardInterrupt):
         datasets.load(data, "train")
-    monkeypatch.setattr(camvid, "_records", overtaken)
+    monkeypatch.setattr(frames, "record_of", overtaken)
     source, _ = datasets.load(data, "train")
     assert [source[i]["id"] for i in range(3)] == ["c", "a", "b"]
     (key,) = (tmp_path / "d" / "camvid").iterdir()

@@ -51,7 +51,7 @@ def augmented(example, config, seed=0):
 def warped(example, size=None, nodes=None, border="mean", **where):
     size = size or example["label"].shape
     matrix = warping.input_from_output(example["label"].shape, size, **where)
-    return warping.warp(
+    image, label, instance = warping.warp(
         example["image"],
         example["label"],
         matrix=matrix,
@@ -59,7 +59,13 @@ def warped(example, size=None, nodes=None, border="mean", **where):
         nodes=nodes,
         border=border,
         fill=MEAN,
+        # Of 16 bits; 0 outside where the label is void.
+        instance=257 * example["label"].astype(np.uint16) + 1,
     )
+    np.testing.assert_array_equal(
+        instance, np.where(label == 255, 0, 257 * label.astype(np.uint16) + 1)
+    )
+    return image, label
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -513,9 +519,9 @@ def drawn(monkeypatch, config, seed):
         calls.update(arguments)
         return np.eye(2, 3)
 
-    def warp(image, label, *, size, nodes, **more):
+    def warp(image, label, *, size, nodes, instance, **more):
         calls["nodes"] = None if nodes is None else nodes.tolist()
-        return np.full((*size, 3), 128, np.uint8), np.zeros(size, np.uint8)
+        return np.full((*size, 3), 128, np.uint8), np.zeros(size, np.uint8), instance
 
     monkeypatch.setattr(transforms, "input_from_output", matrix)
     monkeypatch.setattr(transforms, "warp", warp)

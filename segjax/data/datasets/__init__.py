@@ -1,13 +1,14 @@
 """The data sets: a file each, and a line each in ``DATASETS``."""
 
+import logging
 from collections.abc import Callable
 
 from segjax import errors
-from segjax.data import folder
+from segjax.data import folder, frames
 from segjax.data.datasets import camvid, isbi2012, own_folder, scenes
 from segjax.data.images import voc_palette
+from segjax.data.layout import DataConfig
 from segjax.data.source import (
-    DataConfig,
     Dataset,
     Example,
     Resized,
@@ -17,6 +18,8 @@ from segjax.data.source import (
 )
 from segjax.errors import UserError
 from segjax.labels import VOID
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "DATASETS",
@@ -82,15 +85,30 @@ def load(data: DataConfig, split: str) -> tuple[Source, Dataset]:
     Raises:
       UserError: unknown name or split, or anything wrong with the raw files.
     """
-    dataset = describe(data)
-    assert dataset.build is not None
-    source, size = dataset.build(data, split), _resize(data)
+    dataset, size = describe(data), _resize(data)
+    source: Source
+    if dataset.layout is not None:
+        source = frames.open_split(dataset.layout, data, split)
+    else:
+        assert dataset.build is not None
+        source = dataset.build(data, split)
+    expected = dataset.counts.get(split, len(source))
+    if len(source) != expected:
+        _log.warning(
+            "note: %s/%s has %d images, the published split %d",
+            *(dataset.name, split, len(source), expected),
+        )
     return (Resized(source, size) if any(size) else source), dataset
 
 
 def _check_used(data: DataConfig) -> None:
     """Raises UserError for files of a data set that would not be read."""
     name, own = data["name"], "own data are --config.data.name=folder"
+    if data.get("instances") and not DATASETS[name](data).instances:
+        raise UserError(
+            f"--config.data.instances is True, but {name} has no instance maps; "
+            "expected False"
+        )
     if name == "scenes" and data.get("root"):
         raise UserError(
             f"--config.data.root is {data['root']!r}, but --config.data.name=scenes "

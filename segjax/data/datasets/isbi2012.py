@@ -17,9 +17,10 @@ import numpy as np
 
 from segjax import files
 from segjax.data.images import decode_image, encode_png
-from segjax.data.prepare import Format, Record, key_of, prepare
+from segjax.data.layout import DataConfig, Format
+from segjax.data.prepare import Record, key_of, prepare
 from segjax.data.records import RecordSource
-from segjax.data.source import DataConfig, Dataset, Source
+from segjax.data.source import Dataset, Source
 from segjax.errors import UserError
 from segjax.labels import VOID
 

@@ -1,7 +1,8 @@
 """The user's own images and masks as a data set; see ``segjax.data.folder``."""
 
 from segjax.data import folder
-from segjax.data.source import DataConfig, Dataset, Source, check_split
+from segjax.data.layout import DataConfig
+from segjax.data.source import Dataset, Source, check_split
 from segjax.image_stats import IMAGE_STATS
 from segjax.labels import VOID
 

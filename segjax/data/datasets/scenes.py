@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 
 from segjax.data.images import encode_png
-from segjax.data.prepare import Format, Record, prepare
+from segjax.data.layout import DataConfig, Format
+from segjax.data.prepare import Record, prepare
 from segjax.data.records import RecordSource
 from segjax.data.scenes import CLASSES, PALETTE, scene
-from segjax.data.source import DataConfig, Dataset, Source
+from segjax.data.source import Dataset, Source
 from segjax.errors import UserError
 
 STREAMS = {"train": 0, "validation": 1}
@@ -33,6 +34,7 @@ def describe(data: DataConfig) -> Dataset:
         channels=3,
         size=tuple(data.get("scenes_size", (0, 0))),
         build=build,
+        instances=True,
     )
 
 
@@ -48,7 +50,7 @@ def build(data: DataConfig, split: str) -> Source:
     Raises:
       UserError: a size, count or seed out of range; no such split.
     """
-    return RecordSource(draw(data), split, 3)
+    return RecordSource(draw(data), split, 3, instances=bool(data.get("instances")))
 
 
 def draw(data: DataConfig) -> str:
