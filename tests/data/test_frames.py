@@ -77,17 +77,15 @@ def data(tmp_path, monkeypatch):
 
 
 def test_records_hold_what_is_read_in_place(data):
-    for split, ids in (("train", ["b", "a"]), ("validation", ["c"]), ("test", ["t"])):
-        in_place, _ = datasets.load(data, split)
-        assert isinstance(in_place, frames.FrameSource)
-        in_place = pickle.loads(pickle.dumps(in_place))
+    expected = {"train": ["b", "a"], "validation": ["c"], "test": ["t"]}
+    sources = {split: datasets.load(data, split)[0] for split in expected}
+    root, splits = LAYOUT.find(data)
+    frames.prepare_records(LAYOUT, splits, key=frames.key_of(root, splits), data=data)
+    for split, ids in expected.items():
+        assert isinstance(sources[split], frames.FrameSource)
+        in_place = pickle.loads(pickle.dumps(sources[split]))
         assert [in_place[i]["id"] for i in range(len(in_place))] == ids
         assert in_place.sizes == [(H, W)] * len(ids)
-        if split == "train":
-            root, splits = LAYOUT.find(data)
-            key = frames.key_of(root, splits)
-            frames.prepare_records(LAYOUT, splits, key=key, data=data)
-            datasets.load(data, split)
         for root in (data["root"], ""):  # an empty root: the only records there
             records, _ = datasets.load(data | {"root": root}, split)
             assert not isinstance(records, frames.FrameSource)
