@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from segjax import files, inference
 from segjax.errors import UserError
-from segjax.inference.options import HELP, from_config
+from segjax.inference.options import HELP, RULES, from_config
 from segjax.ops import mean_field
 
 CRF_HELP = (
@@ -25,7 +25,7 @@ def define(*, crf: bool = True) -> None:
         "ensemble",
         [],
         "More workdirs, or checkpoints such as RUN/checkpoints/1000, of the same "
-        "classes; probabilities are averaged.",
+        "classes; --ensemble_rule says how they are fused.",
     )
     for name, default in inference.PredictOptions()._asdict().items():
         if name == "tile":
@@ -34,6 +34,10 @@ def define(*, crf: bool = True) -> None:
             flags.DEFINE_bool(name, default, HELP[name])
         elif isinstance(default, tuple):
             flags.DEFINE_list(name, [f"{value:g}" for value in default], HELP[name])
+        elif isinstance(default, str):
+            flags.DEFINE_enum(name, default, RULES[name], HELP[name])
+        elif isinstance(default, int):
+            flags.DEFINE_integer(name, default, HELP[name])
         else:
             flags.DEFINE_float(name, default, HELP[name])
     if crf:

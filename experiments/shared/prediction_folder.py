@@ -26,7 +26,7 @@ from experiments.shared.prediction_files import (
 from segjax import files
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.inference import collection, predictors
+from segjax.inference import PredictOptions, collection, predictors
 
 OVERLAY_SIDE = 2048
 """Overlays of images that are predicted in parts are reduced to about this side."""
@@ -104,6 +104,9 @@ def open_folder(
 
 def _check_same(folder: Path, before: dict, now: dict) -> None:
     before = _ADDED | {_RENAMED.get(key, key): value for key, value in before.items()}
+    if isinstance(before.get("options"), dict):  # the same of single options
+        defaults = json.loads(json.dumps(PredictOptions()._asdict()))
+        before["options"] = defaults | before["options"]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise UserError(

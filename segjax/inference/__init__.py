@@ -10,6 +10,7 @@ from segjax.inference.predictors import (
     multi_scale,
     overlap_tile,
     predict_labels,
+    rotate,
     sliding,
     whole,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "overlap_tile",
     "predict_labels",
     "refine",
+    "rotate",
     "sliding",
     "whole",
     "window_starts",

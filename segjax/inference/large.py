@@ -58,7 +58,7 @@ def window_predictor(models: Sequence[nn.Module], options: PredictOptions) -> Pr
     if not models[0].tiling.margin:
         return compose(models, options._replace(window=(), tile=0))
     parts = [predictors.without_margin(model) for model in models]
-    return averaged(predictors.ensemble(parts), options)
+    return averaged(predictors.ensemble(parts, options.ensemble_rule), options)
 
 
 def stream(

@@ -24,7 +24,14 @@ class PredictOptions(NamedTuple):
     window: tuple[int, ...] = ()
     stride: float = 2 / 3
     scales: tuple[float, ...] = (1.0,)
+    scale_rule: str = "mean"
     flip: bool = False
+    rotations: int = 1
+    ensemble_rule: str = "mean"
+
+
+RULES = {"scale_rule": ("mean", "max"), "ensemble_rule": ("mean", "product")}
+"""The values of the fields that choose one of several rules."""
 
 
 HELP = {
@@ -35,7 +42,14 @@ HELP = {
     "stride": "Windows advance by this fraction of a window.",
     "scales": "Factors of the image size whose probabilities are averaged, such as "
     "0.5,0.75,1,1.25,1.5.",
+    "scale_rule": "How scales are fused: the mean of the probabilities, or the maximum "
+    "of the scores before the softmax (DeepLab v2).",
     "flip": "Average with the prediction of the left-right mirror image.",
+    "rotations": "Average over the first N of these versions of the image (U-Net: 7): "
+    "as it is, turned counterclockwise by 90, 180 and 270 degrees, then its left-right "
+    "mirror image turned by 0, 90, 180 and 270 degrees.",
+    "ensemble_rule": "How the models of an ensemble are fused: the mean of their "
+    "probabilities, or their product, as a geometric mean that is normalized.",
 }
 """What each field means: the help of the flag of that name."""
 
@@ -46,9 +60,9 @@ def from_config(config: ConfigDict) -> PredictOptions:
 
 
 def compose(models: Sequence[nn.Module], options: PredictOptions) -> Predictor:
-    """The predictor of these options: the mean of the probabilities of all models.
+    """The predictor of these options.
 
-    From the inside out: models, ensemble, windows, mirror image, scales.
+    From the inside out: models, ensemble, windows, mirror image, rotations, scales.
 
     Returns:
       A predictor whose variables are a tuple, one per model.
@@ -57,11 +71,13 @@ def compose(models: Sequence[nn.Module], options: PredictOptions) -> Predictor:
       UserError: options that cannot be combined, or a wrong value.
     """
     check(models, options)
+    if options.scale_rule == "max":
+        return predictors.max_scale(models[0], options.scales)
     if options.tile:
         parts = [predictors.overlap_tile(model, options.tile) for model in models]
     else:
         parts = [predictors.whole(model) for model in models]
-    predictor = predictors.ensemble(parts)
+    predictor = predictors.ensemble(parts, options.ensemble_rule)
     if options.window:
         predictor = predictors.sliding(predictor, options.window, stride=options.stride)
     return averaged(predictor, options)
@@ -75,6 +91,8 @@ def averaged(predictor: Predictor, options: PredictOptions) -> Predictor:
     """
     if options.flip:
         predictor = predictors.flip(predictor)
+    if options.rotations > 1:
+        predictor = predictors.rotate(predictor, options.rotations)
     if tuple(options.scales) != (1.0,):
         predictor = predictors.multi_scale(predictor, options.scales)
     return predictor
@@ -94,6 +112,21 @@ def check(models: Sequence[nn.Module], options: PredictOptions) -> None:
     scales = options.scales
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise UserError(f"--scales: found {scales}, expected positive factors")
+    for name, known in RULES.items():
+        if (rule := getattr(options, name)) not in known:
+            raise UserError(f"--{name}: found {rule!r}, expected {' or '.join(known)}")
+    if not 1 <= options.rotations <= predictors.ROTATIONS:
+        raise UserError(
+            f"--rotations: found {options.rotations}, expected 1 (none) to "
+            f"{predictors.ROTATIONS}"
+        )
+    if options.flip and options.rotations > 4:
+        raise UserError(
+            f"--rotations={options.rotations} has mirror images already: leave --flip "
+            "out"
+        )
+    if options.scale_rule == "max":
+        _check_max(models, options)
     for model in models:
         name = type(model).__name__
         if options.tile:
@@ -104,6 +137,18 @@ def check(models: Sequence[nn.Module], options: PredictOptions) -> None:
                 "input, and windows would cut off the surroundings it needs; give "
                 "--tile, whose tiles overlap by the margin"
             )
+
+
+def _check_max(models: Sequence[nn.Module], options: PredictOptions) -> None:
+    """Raises UserError where probabilities are averaged, but scores are fused."""
+    others = [f for f in ("tile", "window", "flip") if getattr(options, f)]
+    others += ["rotations"] if options.rotations > 1 else []
+    others += ["ensemble"] if len(models) > 1 else []
+    if others:
+        raise UserError(
+            f"--scale_rule=max cannot be combined with --{others[0]}, which averages "
+            "probabilities: the maximum is of the scores of one model"
+        )
 
 
 def _joined(values: Sequence[float]) -> str:

@@ -32,12 +32,17 @@ def whole(model: nn.Module) -> Predictor:
     """
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
-        height, width = images.shape[1:3]
-        rows, columns = (_extension(model.tiling, side) for side in (height, width))
-        extended = windows.mirror(images, rows, columns)
-        return _softmax(model, variables, extended)[:, :height, :width]
+        return jax.nn.softmax(_whole_scores(model, variables, images), axis=-1)
 
     return predict
+
+
+def _whole_scores(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    """The class scores of ``whole`` before the softmax."""
+    height, width = images.shape[1:3]
+    rows, columns = (_extension(model.tiling, side) for side in (height, width))
+    extended = windows.mirror(images, rows, columns)
+    return _scores(model, variables, extended)[:, :height, :width]
 
 
 def without_margin(model: nn.Module) -> Predictor:
@@ -127,6 +132,41 @@ def flip(predictor: Predictor) -> Predictor:
     return predict
 
 
+ROTATIONS = 8
+"""How many versions ``rotate`` knows: the symmetries of the square."""
+
+
+def rotate(predictor: Predictor, count: int) -> Predictor:
+    """Averages the probabilities of rotated and mirrored versions of the image.
+
+    U-Net's results are means over "7 rotated versions" (section 4), and the paper does
+    not say which. These are exact, without resampling, in this order: quarter turns
+    counterclockwise by 0, 1, 2 and 3, then the left-right mirror image turned by 0, 1,
+    2 and 3. Every result is turned and mirrored back. An odd number of quarter turns
+    exchanges height and width.
+
+    Args:
+      predictor: applied to each version.
+      count: how many, 1 to ``ROTATIONS``: 4 are the quarter turns, 8 are all.
+
+    Raises:
+      UserError: the count is out of range.
+    """
+    if not 1 <= count <= ROTATIONS:
+        raise UserError(f"--rotations: found {count}, expected 1 to {ROTATIONS}")
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        parts = []
+        for mirrored, turns in [divmod(index, 4) for index in range(count)]:
+            version = images[:, :, ::-1] if mirrored else images
+            version = jnp.rot90(version, turns, axes=(1, 2))
+            part = jnp.rot90(predictor(variables, version), -turns, axes=(1, 2))
+            parts.append(part[:, :, ::-1] if mirrored else part)
+        return functools.reduce(jnp.add, parts) / count
+
+    return predict
+
+
 def multi_scale(predictor: Predictor, scales: Sequence[float]) -> Predictor:
     """Averages the probabilities of the image at several scales.
 
@@ -136,35 +176,78 @@ def multi_scale(predictor: Predictor, scales: Sequence[float]) -> Predictor:
     Raises:
       UserError: no scale, or one that is not positive.
     """
-    if not scales or not min(scales) > 0:
-        raise UserError(
-            f"--scales: found {scales!r}, expected one or more positive factors"
-        )
+    _check_scales(scales)
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
-        size, parts = geometry.sides(images), []
-        for scale in scales:
-            height, width = (max(round(length * scale), 1) for length in size)
-            resized = images.astype(jnp.float32)
-            resized = resize.resize_bilinear(
-                resized, (height, width), align_corners=False
-            )
-            probabilities = predictor(variables, resized)
-            parts.append(
-                resize.resize_bilinear(probabilities, size, align_corners=False)
-            )
+        parts = _at_scales(predictor, variables, images, scales)
         return functools.reduce(jnp.add, parts) / len(scales)
 
     return predict
 
 
-def ensemble(predictors: Sequence[Predictor]) -> Predictor:
-    """Averages the probabilities of several predictors, given a tuple of variables."""
+def max_scale(model: nn.Module, scales: Sequence[float]) -> Predictor:
+    """Fuses the scores of the image at several scales by their maximum (DeepLab v2).
+
+    The maximum of every class is taken before the softmax, at the size of the image.
+    DeepLab v2 takes it in the network, at the size of its map (``models.deeplab``, the
+    field ``scales``), which is not quite the same: interpolation comes after it there.
+
+    Raises:
+      UserError: no scale, or one that is not positive.
+    """
+    _check_scales(scales)
+    run = functools.partial(_whole_scores, model)
+
+    def predict(variables: Sequence[Any], images: jax.Array) -> jax.Array:
+        (own,) = variables
+        parts = _at_scales(run, own, images, scales)
+        return jax.nn.softmax(functools.reduce(jnp.maximum, parts), axis=-1)
+
+    return predict
+
+
+def _check_scales(scales: Sequence[float]) -> None:
+    if not scales or not min(scales) > 0:
+        raise UserError(
+            f"--scales: found {scales!r}, expected one or more positive factors"
+        )
+
+
+def _at_scales(
+    run: Predictor, variables: Any, images: jax.Array, scales: Sequence[float]
+) -> list[jax.Array]:
+    """What ``run`` says of the image at each scale, at the size of the image."""
+    size, parts = geometry.sides(images), []
+    for scale in scales:
+        height, width = (max(round(length * scale), 1) for length in size)
+        resized = resize.resize_bilinear(
+            images.astype(jnp.float32), (height, width), align_corners=False
+        )
+        part = run(variables, resized)
+        parts.append(resize.resize_bilinear(part, size, align_corners=False))
+    return parts
+
+
+def ensemble(predictors: Sequence[Predictor], rule: str = "mean") -> Predictor:
+    """Fuses the probabilities of several predictors, given a tuple of variables.
+
+    Args:
+      predictors: of the same classes.
+      rule: "mean" (the paper of DeconvNet), or "product": the geometric mean, divided
+        by its sum over the classes. Its most probable class is that of the product,
+        whose idea is that of DeconvNet's released code; that multiplies scores of two
+        networks, not probabilities. A probability of 0 counts as the smallest normal
+        number of float32.
+    """
 
     def predict(variables: Sequence[Any], images: jax.Array) -> jax.Array:
         members = zip(predictors, variables, strict=True)
-        parts = (predictor(own, images) for predictor, own in members)
-        return functools.reduce(jnp.add, parts) / len(predictors)
+        parts = [predictor(own, images) for predictor, own in members]
+        if rule == "product":
+            least = jnp.finfo(jnp.float32).tiny
+            parts = [jnp.log(jnp.maximum(part, least)) for part in parts]
+        mean = functools.reduce(jnp.add, parts) / len(predictors)
+        return jax.nn.softmax(mean, axis=-1) if rule == "product" else mean
 
     return predict
 
@@ -192,9 +275,13 @@ def label_type(classes: int) -> type:
     return np.uint8 if classes <= 255 else np.uint16
 
 
-def _softmax(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+def _scores(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
     logits, _ = model.apply(variables, images, train=False)
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return logits.astype(jnp.float32)
+
+
+def _softmax(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(_scores(model, variables, images), axis=-1)
 
 
 def _extension(tiling: geometry.Tiling, side: int) -> tuple[int, int]:

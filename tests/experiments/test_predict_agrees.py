@@ -219,7 +219,10 @@ FLAGS = {
     "window": (["9", "8"], lambda s: s.options.window == (9, 8)),
     "stride": (0.25, lambda s: s.options.stride == 0.25),
     "scales": (["0.5", "2"], lambda s: s.options.scales == (0.5, 2.0)),
+    "scale_rule": ("max", lambda s: s.options.scale_rule == "max"),
     "flip": (True, lambda s: s.options.flip is True),
+    "rotations": (7, lambda s: s.options.rotations == 7),
+    "ensemble_rule": ("product", lambda s: s.options.ensemble_rule == "product"),
     "tile": (36, lambda s: s.options.tile == 36),
     "ensemble": (["OTHER"], lambda s: len(s.models) == 2 and s.steps == (7, 7)),
     "checkpoint": ("7", lambda s: s.steps == (7,)),
@@ -312,7 +315,8 @@ def test_flags_reach_the_function_behind_the_program(
         "tune_crf": {"images": 5},
     }[program]
     values = {"config": config, "workdir": str(workdir), "output": str(tmp_path)}
-    values |= {"tile": -1, "window": [], "stride": 2 / 3, "scales": ["1"], "flip": True}
+    values |= PredictOptions()._asdict() | {"tile": -1, "window": [], "scales": ["1"]}
+    values["flip"] = True
     searched = {key: [str(v) for v in tried] for key, tried in tune_crf.GRID.items()}
     flags = types.SimpleNamespace(
         FLAGS=types.SimpleNamespace(**values, **given, **own, **searched)
@@ -500,6 +504,7 @@ def test_damaged_records_of_a_folder(run, data, tmp_path):
     segment(run, images_of(data[0]), output, overwrite=True)
     settings = json.loads((output / "settings.json").read_text())
     settings["method"] = settings.pop("options")
+    del settings["method"]["rotations"]  # nor had they all of them
     del settings["resize"], settings["precision"]
     (output / "settings.json").write_text(json.dumps(settings))
     assert segment(run, images_of(data[0]), output)["already_done"] == 3
