@@ -26,7 +26,8 @@ import numpy as np
 from segjax import tables
 from segjax.data import folder_cache, folder_classes
 from segjax.data.folder_classes import UNKNOWN, Rule
-from segjax.data.folder_files import LAYOUT, LISTS, Pair, find
+from segjax.data.folder_files import Pair, find
+from segjax.data.folder_layout import EXPECTED, LISTS, recognize
 from segjax.data.images import decode_image, voc_palette
 from segjax.data.masks import read_mask
 from segjax.data.source import Example
@@ -92,7 +93,7 @@ def scan(
       UserError: missing or superfluous files, unequal sizes, undecodable files, mask
         values that are no class, fewer than 2 or more than 255 classes.
     """
-    folder = find_folder("--config.data.root", root, LAYOUT)
+    folder = find_folder("--config.data.root", root, EXPECTED)
     for value in void_values:
         if not isinstance(value, int) or not 0 <= value < 2**16:
             raise UserError(
@@ -108,8 +109,9 @@ def scan(
     if not source.is_file() and (folder / "labelmap.txt").is_file():
         source = folder / "labelmap.txt"
     files = find(folder)
-    lists = [folder / name for names in LISTS.values() for name in names]
-    used = [path for pair in files.pairs for path in pair[1:]]
+    where = recognize(folder).lists
+    lists = [where / name for names in LISTS.values() for name in names]
+    used = [path for pair in files.pairs for path in pair.paths]
     return _scan(
         folder,
         source,
@@ -141,7 +143,7 @@ def _scan(
 ) -> Scan:
     del stamp  # part of the key only
     pairs, splits, notes = find(folder)
-    stems, images, masks = zip(*pairs)
+    stems, images, masks, _ = zip(*pairs)
     examined = _examine(pairs, data_dir)
     values = [each.values for each in examined]
     if source.is_file():
@@ -214,7 +216,7 @@ def _absent(
 
 def _examine(pairs: Sequence[Pair], data_dir: str) -> list[folder_cache.Examined]:
     """Examines all pairs, or takes what was found in them before."""
-    key = _stamp([os.path.abspath(path) for pair in pairs for path in pair[1:]])
+    key = _stamp([os.path.abspath(path) for pair in pairs for path in pair.paths])
     kept = folder_cache.read(data_dir, key, len(pairs))
     if kept is not None:
         return kept

@@ -59,8 +59,8 @@ def test_images_to_test_may_have_no_mask(tmp_path):
     (tmp_path / "masks" / "a.png").unlink()
     found = folder.scan(str(tmp_path))
     assert [found.stems[i] for i in found.splits["test"]] == ["b"]
-    assert "1 images of test.txt have no mask, first a: left out" in found.notes
-    assert "note: 1 images of test.txt" in folder.report(found)
+    assert "1 images of the test split have no mask, first a: left out" in found.notes
+    assert "note: 1 images of the test split" in folder.report(found)
     (tmp_path / "masks" / "b.png").unlink()
     assert folder.scan(str(tmp_path)).splits.keys() == {"train", "validation"}
 
@@ -76,12 +76,18 @@ def test_lists_of_a_subset_need_no_other_masks(tmp_path):
     found = folder.scan(str(tmp_path))
     assert found.stems == ("a", "b", "c")
     assert "2 images are in no list, first d: left out" in found.notes
-    (tmp_path / "val.txt").unlink()  # the rest validates, and needs masks
-    assert "images/e.png" in error_of(folder.scan, str(tmp_path))
+    (tmp_path / "val.txt").unlink()  # the rest that has masks validates
+    message = error_of(folder.scan, str(tmp_path))  # a mask may be misspelled
+    assert "1 of 5 masks have no image, first masks/f.png" in message
+    (tmp_path / "masks" / "f.png").unlink()
+    found = folder.scan(str(tmp_path))
+    assert [found.stems[i] for i in found.splits["validation"]] == ["c", "d"]
+    assert "1 images are in no list, first e: left out" in found.notes
 
 
 @pytest.mark.parametrize(
-    "count, expected", [(2, 1), (5, 1), (10, 2), (20, 4), (99, 20)]
+    "count, expected",
+    [(2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (8, 2), (10, 2), (20, 4), (99, 20)],
 )
 def test_small_sets_are_divided_by_number(tmp_path, count, expected):
     make_folder(tmp_path, {f"i{i}": ids(i) for i in range(count)})
@@ -100,20 +106,20 @@ def test_layouts_of_other_programs_are_refused_with_advice(tmp_path):
     message = error_of(folder.scan, str(tmp_path))
     assert "JPEGImages is there: rename or link it as images" in message
     (tmp_path / "JPEGImages").rmdir()
-    (tmp_path / "train" / "images").mkdir(parents=True)
+    (tmp_path / "day1" / "images").mkdir(parents=True)
     message = error_of(folder.scan, str(tmp_path))
-    assert "train/images is there: set --config.data.root" in message
+    assert "day1/images is there: set --config.data.root" in message
 
     root = tmp_path / "b"
-    write(root / "images" / "train" / "a.png", rgb(0))
-    write(root / "masks" / "train" / "a.png", ids(0))
+    write(root / "images" / "day1" / "a.png", rgb(0))
+    write(root / "masks" / "day1" / "a.png", ids(0))
     message = error_of(folder.scan, str(root))
-    assert "images holds no images but folders, first train" in message
+    assert "images holds no images but folders, first day1" in message
     assert "list the stems of each split in train.txt and val.txt" in message
     write(root / "images" / "a.png", rgb(0))
     write(root / "images" / "b.png", rgb(0))
     message = error_of(folder.scan, str(root))
-    assert "masks/train is a folder: put its files into masks/" in message
+    assert "masks/day1 is a folder: put its files into masks/" in message
     Image.fromarray(ids(0)).save(root / "masks" / "a.tif")
     assert "masks/a.tif is there: masks are PNGs" in error_of(folder.scan, str(root))
 
@@ -121,7 +127,7 @@ def test_layouts_of_other_programs_are_refused_with_advice(tmp_path):
     make_folder(root, two_masks())
     (root / "images" / "c.heic").write_bytes(b"")
     (root / "images" / "Thumbs.db").write_bytes(b"")
-    note = "1 files of images/ are of a format that is not read, first c.heic: left out"
+    note = "1 files are of a format that is not read, first images/c.heic: left out"
     assert note in folder.scan(str(root)).notes
 
 
