@@ -35,7 +35,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.launch import plan_text, tpus
-from experiments.shared import cli, training_run
+from experiments.shared import arguments, cli, training_run
 from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
 from segjax import files, models, sharding
@@ -339,14 +339,13 @@ def costs(compiled: Any, to: Target, model_flops: int) -> dict:
 
 
 def plan_rows(
-    config_file: str, config: ConfigDict, *, to: Target, largest: bool = False
+    rows: Sequence[sweep_rows.Row], *, to: Target, largest: bool = False
 ) -> dict[str, dict]:
-    """``report`` of every row of a config file's ``sweep()``, by the row's name.
+    """``report`` of every row of a sweep, by the row's name.
 
     Raises:
       UserError: a row is wrong, before any is compiled.
     """
-    rows, _ = sweep_rows.read(config_file, config)
     nets = []
     for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2):
         try:
@@ -373,7 +372,8 @@ def main(argv) -> int:
     to = target(_TOPOLOGY.value, _SLICES.value)
     if _SWEEP.value:
         file = cli.flag_value("config")
-        reports = plan_rows(file, config, to=to, largest=_LARGEST.value)
+        rows, _ = sweep_rows.read(file, config, arguments.given_fields())
+        reports = plan_rows(rows, to=to, largest=_LARGEST.value)
         print(plan_text.sweep_table(reports))
     else:
         net = network(config, to.chips)

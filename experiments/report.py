@@ -19,7 +19,7 @@ Exit codes: 0; 1 if a run failed, is missing or has not finished; 2 bad input.
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,13 +226,18 @@ def _problem(run: Run) -> str:
 
 def _facts(sweep: sweep_runs.Sweep, results: list[Result]) -> str:
     """One line over the table."""
-    config = results[0].row.config
-    height, width, _ = results[0].numbers.image
+
+    def each(values: Iterable[Any]) -> str:
+        return ", ".join(dict.fromkeys(map(str, values)))
+
+    configs = [result.row.config for result in results]
     return (
         f"{sweep.config_file}: {len(results)} rows x {sweep.seeds} seeds, "
-        f"{config.model_name} on {config.data.name}, examples of {height}x{width}, "
-        f"scores on {config.data.eval_split}: mean ± sample standard deviation over "
-        "seeds"
+        f"{each(config.model_name for config in configs)} on "
+        f"{each(config.data.name for config in configs)}, examples of "
+        f"{each('{}x{}'.format(*result.numbers.image) for result in results)}, "
+        f"scores on {each(config.data.eval_split for config in configs)}: mean ± "
+        "sample standard deviation over seeds"
     )
 
 

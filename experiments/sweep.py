@@ -5,7 +5,11 @@
     python -m experiments.report runs/bins
 
 A config file may define sweep(), or sweep(arg) for FILE:ARG, which yields the rows:
-dicts of fields that differ from get_config(), such as {"model.rates": (6, 12)}.
+dicts of fields that differ from get_config(), such as {"model.rates": (6, 12)}.  A row
+may be another network, {"model_name": "fcn", "model.skips": 8}: fields of the model
+that it does not name have their defaults.  It may be another config file,
+{"config": "configs/fcn_camvid.py:fcn8s"}, and differ from that.  experiments.compare
+shows networks side by side.
 --config.FIELD=VALUE changes a field of all rows.
 
 Before anything runs, every row is resolved, checked and its training step traced.  A
@@ -30,6 +34,7 @@ import collections
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +44,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import cli
+from experiments.shared import arguments, cli
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps import worker as sweep_worker
@@ -67,6 +72,7 @@ def sweep(
     jobs: int,
     slurm: dict,
     options: list[str],
+    given: Iterable[str] = (),
 ) -> int:
     """Runs the sweep of a config file; returns the exit code.
 
@@ -79,8 +85,9 @@ def sweep(
       jobs: runs at the same time; 0: 1 of "local", and all of "slurm".
       slurm: parameters of submitit's SlurmExecutor.
       options: flags that experiments.train gets besides the config's.
+      given: see ``rows.read``.
     """
-    rows, overrides = sweep_rows.read(config_file, config)
+    rows, overrides = sweep_rows.read(config_file, config, given)
     rows = [
         sweep_rows.check_row(row, data=engine != "print")
         for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2)
@@ -277,6 +284,7 @@ def main(argv) -> int:
         jobs=values.jobs,
         slurm=_slurm_parameters(values.slurm),
         options=[f"--compilation_cache={cache.value}"] if cache.present else [],
+        given=arguments.given_fields(),
     )
 
 

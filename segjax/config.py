@@ -126,6 +126,21 @@ def make(**overrides) -> ConfigDict:
     return ConfigDict(values)
 
 
+def set_model(config: ConfigDict, name: str) -> None:
+    """Puts another network into a config, in place; its fields get their defaults.
+
+    All else stays as it is, and so do the fields of a network that is there already.
+
+    Raises:
+      UserError: no model of that name.
+    """
+    fields = models.model_fields(name)
+    if name != config.model_name:
+        with config.unlocked():
+            config.model_name = name
+            config.model = ConfigDict(fields)
+
+
 def _merge(values: dict, overrides: Any, address: str) -> None:
     """Puts overrides into nested values, checking names and types."""
     if not isinstance(overrides, Mapping):
@@ -180,8 +195,8 @@ def check(config: ConfigDict) -> None:
     if set(config.model) != set(models.model_fields(config.model_name)):
         raise UserError(
             f"--config.model_name is {config.model_name!r}, but config.model has the "
-            "fields of another network: they come from the config file, so take one "
-            "of that network, or a copy with another model_name"
+            "fields of another network: expected --config.model_name together with "
+            "--config FILE; a run keeps the network that it was trained with"
         )
     values = flatten(config)
     for name, field in config_fields.flatten().items():

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
+from segjax import config as config_lib
 from segjax import config_fields, errors
 from segjax.errors import UserError
 
@@ -36,7 +37,11 @@ def parse(argv: Sequence[str], *, positional: bool, common_flags: str) -> list[s
             print(config_fields.help_text())
         sys.exit(0)
     if path := flag_value("config"):
-        check_overrides(_run_config_file(path))
+        config = run_config_file(path)
+        if model_name := flag_value("config.model_name"):
+            config_lib.set_model(config, model_name)
+            _set_model_of_file(model_name)
+        check_overrides(config)
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -52,6 +57,22 @@ def parse(argv: Sequence[str], *, positional: bool, common_flags: str) -> list[s
             "several numbers are joined by commas without spaces"
         )
     return rest
+
+
+def _set_model_of_file(model_name: str) -> None:
+    """Makes --config give a config of this network, before its fields are overridden.
+
+    ml_collections knows the fields only of what the file returns.
+    """
+    parser = flags.FLAGS["config"].parser
+    parse_file = parser.parse
+
+    def parse(path: str) -> ConfigDict:
+        config = parse_file(path)
+        config_lib.set_model(config, model_name)
+        return config
+
+    parser.parse = parse
 
 
 def config_first(argv: Sequence[str]) -> list[str]:
@@ -76,6 +97,11 @@ def config_first(argv: Sequence[str]) -> list[str]:
 def wants_help(argv: Sequence[str]) -> bool:
     """Whether the command line asks for the flags instead of a run."""
     return not {"-h", "--help", "--helpshort"}.isdisjoint(argv)
+
+
+def given_fields() -> list[str]:
+    """The fields of the config that the command line, parsed, overrides."""
+    return list(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def flag_value(name: str) -> str:
@@ -142,11 +168,14 @@ def _fields(config: ConfigDict, prefix: str = "config") -> Iterator[str]:
             yield f"{prefix}.{key}"
 
 
-def _run_config_file(argument: str) -> ConfigDict:
+def run_config_file(argument: str) -> ConfigDict:
     """The config of ``FILE[:ARG]``; whatever is wrong with the file is a UserError.
 
-    ml_collections runs the file again, and would report its errors in many lines or
-    only when the config is used.
+    ml_collections runs the file of ``--config`` again, and would report its errors in
+    many lines or only when the config is used.
+
+    Raises:
+      UserError: no such file, or one that does not return a config.
     """
     path, _, arg = argument.partition(":")
     if not Path(path).is_file():

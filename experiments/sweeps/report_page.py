@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.shared import html, tables
 from experiments.sweeps import rows as sweep_rows
-from experiments.sweeps.report_rows import Result
+from experiments.sweeps.report_rows import Numbers, Result
 from segjax import viz
 from segjax import workdir as workdir_lib
 
@@ -42,11 +42,12 @@ def page(
         parts += [html.heading("Scores over costs"), html.image(plots)]
     finished = [result for result in results if result.finished]
     if finished:
-        info = workdir_lib.read_dataset(finished[0].finished[0].folder)
         parts.append(html.heading("Validation: image, truth, prediction"))
-        parts.append(html.legend(info.classes, info.palette))
+        legend = ""
         for result in finished:
-            parts += _pictures(result)
+            info = workdir_lib.read_dataset(result.finished[0].folder)
+            before, legend = legend, html.legend(info.classes, info.palette)
+            parts += ([legend] if legend != before else []) + _pictures(result)
     parts.append(html.heading("Commands of the first seeds"))
     for name, command in commands.items():
         parts += [html.paragraph(name), html.commands(command)]
@@ -67,7 +68,7 @@ def plot(results: Sequence[Result], scores: Sequence[Any]) -> bytes:
     numbers = [result.numbers for result in results]
     costs = {
         "GFLOPs per image": [n.flops / 1e9 for n in numbers],
-        f"rows seen of {numbers[0].image[0]}, in theory": [n.seen for n in numbers],
+        _seen_title(numbers): [n.seen for n in numbers],
         "effective receptive field, px": [result.erf for result in results],
     }
     known = {
@@ -85,6 +86,11 @@ def plot(results: Sequence[Result], scores: Sequence[Any]) -> bytes:
             for score in scores
         },
     )
+
+
+def _seen_title(numbers: Sequence[Numbers]) -> str:
+    heights = {n.image[0] for n in numbers}
+    return "rows seen" + f" of {max(heights)}" * (len(heights) == 1) + ", in theory"
 
 
 def _table(rows: tables.Rows, results: Sequence[Result], scores: int) -> html.Markup:

@@ -1,6 +1,8 @@
 """The rows of a sweep: their configs, names and checks.
 
-A row is a dict of overrides such as {"model.rates": (6, 12)}.
+A row is a dict of overrides such as {"model.rates": (6, 12)}. It may be another
+network, {"model_name": "fcn", "model.skips": 8}, or another config file,
+{"config": "configs/fcn_camvid.py:fcn8s", "batch_size": 4}.
 """
 
 import hashlib
@@ -8,14 +10,15 @@ import inspect
 import json
 import re
 import runpy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.shared import run_description, training_run
+from experiments.shared import arguments, run_description, training_run
 from segjax import config as config_lib
 from segjax import models, optim, training
 from segjax.data import datasets
@@ -37,12 +40,16 @@ class Row(NamedTuple):
 # Rows
 
 
-def read(config_file: str, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]:
+def read(
+    config_file: str, config: ConfigDict, given: Iterable[str] = ()
+) -> tuple[list[Row], dict[str, Any]]:
     """The rows of a config file's sweep(), and the overrides that all of them have.
 
     Args:
       config_file: FILE or FILE:ARG.
       config: of that file, with overrides for all rows.
+      given: names of the fields that the command line sets: they hold for rows of
+        other config files, too, even where they change nothing in this one.
 
     Raises:
       UserError: there is no sweep(), it fails, or it sets a field that is overridden;
@@ -52,59 +59,95 @@ def read(config_file: str, config: ConfigDict) -> tuple[list[Row], dict[str, Any
     module = runpy.run_path(path)
     if "sweep" not in module:
         raise UserError(f"--config {path} defines no sweep(); configs/sweeps/ has some")
-    given = [arg] if arg else []
-    file_values = config_lib.flatten(module["get_config"](*given))
-    overrides = {
+    arguments_of_file = [arg] if arg else []
+    file_config = module["get_config"](*arguments_of_file)
+    same_network = file_config.model_name == config.model_name
+    config_lib.set_model(file_config, config.model_name)
+    file_values = config_lib.flatten(file_config)
+    overrides = {} if same_network else {"model_name": config.model_name}
+    overrides |= {
         key: value
         for key, value in config_lib.flatten(config).items()
-        if value != file_values[key]
+        if value != file_values[key] or key in given
     }
     takes_arg = inspect.signature(module["sweep"]).parameters
     try:
-        chosen = [_by_name(row) for row in module["sweep"](*given if takes_arg else ())]
+        yielded = module["sweep"](*arguments_of_file if takes_arg else ())
+        chosen = [_by_name(row) for row in yielded]
     except Exception as error:  # the file is code: anything
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"--config {path}: sweep() raises {reason}") from error
     for key in overrides:
         if any(key in row for row in chosen):
             raise UserError(f"--config.{key}: the sweep chooses this field in its rows")
-    return make_rows(config, chosen), overrides
+    return make_rows(config, chosen, overrides), overrides
 
 
-def make_rows(base: ConfigDict, overrides: Iterable[Mapping[str, Any]]) -> list[Row]:
+def make_rows(
+    base: ConfigDict,
+    chosen: Iterable[Mapping[str, Any]],
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Row]:
     """Resolves and names the rows of a sweep.
+
+    Args:
+      base: the config that rows differ from, unless they have one of their own.
+      chosen: the fields of each row. "model_name" is another network, whose fields get
+        their defaults; "config" is the FILE or FILE:ARG that takes the place of `base`.
+      overrides: fields of all rows, which `base` has already.
 
     Raises:
       UserError: names the row, the wrong key with the nearest right one, or the wrong
         value; or two rows that are the same.
     """
-    chosen = [_by_name(row) for row in overrides]
-    if base.total_epochs:  # a number of steps alone takes their place
-        chosen = [
-            row | {"total_epochs": 0.0}
-            if "total_steps" in row and "total_epochs" not in row
-            else row
-            for row in chosen
-        ]
+    chosen = [_by_name(row) for row in chosen]
     if not chosen:
         raise UserError("sweep() yields no rows")
-    configs = [_resolve(base, row, number) for number, row in enumerate(chosen, 1)]
-    flats = [config_lib.flatten(config) for config in configs]
-    keys = dict.fromkeys(key for row in chosen for key in row)
-    varying = [key for key in keys if len({repr(f[key]) for f in flats}) > 1]
+    resolved = [
+        _resolve(base, row, overrides=overrides or {}, number=number)
+        for number, row in enumerate(chosen, 1)
+    ]
+    flats = [
+        config_lib.flatten(config)
+        | ({"config": row["config"]} if "config" in row else {})
+        for row, config in resolved
+    ]
+    keys = dict.fromkeys(key for row, _ in resolved for key in row)
+    varying = [key for key in keys if _varies(key, flats)]
     rows, seen = [], {}
-    for number, (row, config, values) in enumerate(zip(chosen, configs, flats), 1):
-        code = _hash(values)
+    for number, ((row, config), values) in enumerate(zip(resolved, flats), 1):
+        code = hash_of(config)
         if code in seen:
             raise UserError(
                 f"rows {seen[code]} and {number} of sweep() give the same config"
             )
         seen[code] = number
         name = ",".join(
-            f"{_short(key, varying)}={_file_safe(values[key])}" for key in varying
+            _name_of_value(key, values[key], varying)
+            for key in varying
+            if key in values
         )
         rows.append(Row(f"{name[:100] or 'row'}-{code}", code, row, config))
     return rows
+
+
+def _varies(key: str, flats: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rows differ in a field; one of a model, rows of the same network."""
+    groups: dict[str, set[str]] = {}
+    for values in flats:
+        group = values["model_name"] if key.startswith("model.") else ""
+        groups.setdefault(group, set()).add(repr(values.get(key)))
+    return any(len(group) > 1 for group in groups.values())
+
+
+def _name_of_value(key: str, value: Any, keys: Iterable[str]) -> str:
+    """What a name of a row says of a field: "rates=6,12"; of a network its name."""
+    if key == "model_name":
+        return _file_safe(value)
+    if key == "config":
+        path, _, arg = value.partition(":")
+        return _file_safe("_".join([Path(path).stem, *[arg] * bool(arg)]))
+    return f"{_short(key, keys)}={_file_safe(value)}"
 
 
 def _by_name(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,37 +158,59 @@ def _by_name(row: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _resolve(base: ConfigDict, overrides: Mapping[str, Any], number: int) -> ConfigDict:
-    values = config_lib.json_like(base)
+def _resolve(
+    base: ConfigDict,
+    row: Mapping[str, Any],
+    *,
+    overrides: Mapping[str, Any],
+    number: int,
+) -> tuple[dict[str, Any], ConfigDict]:
+    """A row as its command line has it, and its config."""
     try:
-        for path, value in overrides.items():
-            if not isinstance(path, str):
-                raise UserError(
-                    f"the key {path!r} is no name of a field, such as 'model.rates'"
-                )
-            *groups, key = path.split(".")
-            group = values
-            for name in groups:
-                # What is not there, or no group, is told by make.
-                if not isinstance(group.get(name), dict):
-                    group[name] = {}
-                group = group[name]
-            if isinstance(group.get(key), dict):
-                raise UserError(f"config.{path} is a group of fields; set one of them")
-            group[key] = value
-        return config_lib.make(**values)
+        config = _config_file(row["config"]) if "config" in row else base
+        fields = {**overrides, **row}
+        fields.pop("config", None)
+        row = dict(row)
+        # A number of steps alone takes the place of epochs, as on the command line.
+        steps_alone = "total_steps" in fields and "total_epochs" not in fields
+        if config.total_epochs and steps_alone:
+            row["total_epochs"] = fields["total_epochs"] = 0.0
+        values = config_lib.json_like(config)
+        if fields.get("model_name", config.model_name) != config.model_name:
+            values["model"] = {}  # its defaults
+        for path, value in fields.items():
+            _set(values, path, value)
+        return row, config_lib.make(**values)
     except UserError as error:
+        raise UserError(f"row {number} of sweep(), {dict(row)}: {error}") from error
+
+
+def _config_file(argument: Any) -> ConfigDict:
+    if not isinstance(argument, str):
+        raise UserError(f"config is {argument!r}; expected 'FILE' or 'FILE:ARG'")
+    return arguments.run_config_file(argument)
+
+
+def _set(values: dict, path: Any, value: Any) -> None:
+    """Sets a field of nested values by its name with dots."""
+    if not isinstance(path, str):
         raise UserError(
-            f"row {number} of sweep(), {dict(overrides)}: {error}"
-        ) from error
+            f"the key {path!r} is no name of a field, such as 'model.rates'"
+        )
+    *groups, key = path.split(".")
+    for name in groups:
+        # What is not there, or no group, is told by make.
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    if isinstance(values.get(key), dict):
+        raise UserError(f"config.{path} is a group of fields; set one of them")
+    values[key] = value
 
 
 def hash_of(config: Mapping[str, Any]) -> str:
     """The same for configs that differ only in what makes no other experiment."""
-    return _hash(config_lib.flatten(config))
-
-
-def _hash(values: Mapping[str, Any]) -> str:
+    values = config_lib.flatten(config)
     kept = {key: value for key, value in values.items() if key not in _FREE}
     if values["tile"]:  # trains the same, but is scored otherwise
         kept["tile"] = values["tile"]

@@ -145,8 +145,9 @@ def command(sweep: Sweep, run: Run, python: str) -> list[str]:
     """What trains one row with one seed, on every engine."""
     fields = sweep.overrides | run.row.overrides
     fields.pop("seed", None)
+    config_file = fields.pop("config", sweep.config_file)
     return [
-        *(python, "-m", "experiments.train", "--config", sweep.config_file),
+        *(python, "-m", "experiments.train", "--config", config_file),
         *("--workdir", str(run.folder), *sweep.options),
         *(config_lib.flag(key, value) for key, value in fields.items()),
         f"--config.seed={run.seed}",

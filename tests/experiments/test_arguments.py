@@ -73,14 +73,14 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, text, message):
     path = tmp_path / "c.py"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        arguments._run_config_file(str(path))
+        arguments.run_config_file(str(path))
     assert str(caught.value).startswith(f"--config {path}: ")
 
 
 def test_a_missing_config_file_lists_those_beside_it(tmp_path):
     (tmp_path / "one.py").touch()
     with pytest.raises(UserError, match=r"no such file; .* holds one.py"):
-        arguments._run_config_file(f"{tmp_path}/two.py:arg")
+        arguments.run_config_file(f"{tmp_path}/two.py:arg")
 
 
 @pytest.fixture

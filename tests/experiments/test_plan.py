@@ -9,6 +9,7 @@ import pytest
 
 from experiments import plan
 from experiments.launch import plan_text, tpus
+from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
 from segjax.analysis import hlo
 from segjax.analysis.summary import Layer
@@ -248,7 +249,7 @@ def test_rows_are_all_checked_before_one_compiles(tmp_path, monkeypatch):
     path.write_text(ROWS.replace("SIZES", "(4, 3)"))
     base = runpy.run_path(str(path))["get_config"]()
     with pytest.raises(UserError, match="row batch_size=3-.*over 2 devices"):
-        plan.plan_rows(str(path), base, to=to)
+        plan.plan_rows(sweep_rows.read(str(path), base)[0], to=to)
 
 
 def test_a_row_that_cannot_compile_leaves_the_others_in_the_table(
@@ -264,7 +265,9 @@ def test_a_row_that_cannot_compile_leaves_the_others_in_the_table(
     path = tmp_path / "sweep.py"
     path.write_text(ROWS.replace("SIZES", "(4, 8)"))
     base = runpy.run_path(str(path))["get_config"]()
-    table = plan_text.sweep_table(plan.plan_rows(str(path), base, to=to))
+    table = plan_text.sweep_table(
+        plan.plan_rows(sweep_rows.read(str(path), base)[0], to=to)
+    )
     _, broken, other = table.splitlines()
     assert broken.startswith("batch_size=4-") and " error " in broken
     assert other.startswith("batch_size=8-") and " NO " in other

@@ -466,6 +466,7 @@ def test_sweep_passes_its_flags_and_returns_the_code(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(sweep, "flags", SimpleNamespace(FLAGS=values))
     monkeypatch.setattr(sweep.cli, "flag_value", lambda name: f"the {name}")
+    monkeypatch.setattr(sweep.arguments, "given_fields", lambda: ["batch_size"])
     monkeypatch.setattr(sweep, "sweep", run)
     monkeypatch.setattr(sweep.jax.config, "update", lambda *_: None)
     monkeypatch.setattr(sweep.absl.logging, "set_verbosity", lambda *_: None)
@@ -473,6 +474,7 @@ def test_sweep_passes_its_flags_and_returns_the_code(monkeypatch, tmp_path):
     options = {"workdir": tmp_path, "engine": "slurm", "seeds": 4, "jobs": 5}
     options["slurm"] = {"time": 600, "partition": "gpu"}
     options["options"] = ["--compilation_cache=/cache"]
+    options["given"] = ["batch_size"]
     assert calls == [("the config", "CONFIG", options)]
 
 
