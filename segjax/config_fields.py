@@ -133,6 +133,10 @@ _MASK_VALUES = Range(
     lambda value: all(_is_integer(v, 0, 2**16 - 1) for v in value),
 )
 
+_NAMES = Range(
+    "names of classes, or ()", lambda value: all(isinstance(v, str) for v in value)
+)
+
 _DATA = {
     "name": Field(
         "scenes", _one_of(*datasets.NAMES), "the data set; folder: own images and masks"
@@ -144,6 +148,11 @@ _DATA = {
     ),
     "instances": Field(
         False, _SWITCH, "read the instance map of each image; not all data sets have it"
+    ),
+    "keep_classes": Field(
+        (),
+        _NAMES,
+        "names of classes, which become 0, 1, ..; all others are void; (): all",
     ),
     "train_split": Field("train", _TEXT, "the split that is trained on"),
     "eval_split": Field("validation", _TEXT, "the split that is evaluated"),

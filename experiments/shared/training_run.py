@@ -85,6 +85,9 @@ def load_data(config: ConfigDict) -> tuple[datasets.Source, datasets.Dataset]:
     source, info = datasets.load(config.data, config.data.train_split)
     if config.data.name == "folder":
         cli.log(folder.report(datasets.scan_folder(config.data)))
+        if config.data.keep_classes:
+            kept = ", ".join(info.classes)
+            cli.log(f"note: only {kept} are kept, the other classes are void")
     return source, info
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
@@ -11,6 +11,7 @@ import numpy as np
 from segjax.data.images import resize_image, resize_label
 from segjax.data.layout import DataConfig, Layout
 from segjax.errors import UserError
+from segjax.labels import VOID
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -120,6 +121,49 @@ class Resized:
 
     def __repr__(self) -> str:
         return f"Resized({self._source!r}, {self._size})"
+
+
+class KeptClasses:
+    """A source with some classes of another one; the pixels of all others are void."""
+
+    def __init__(self, source: Source, ids: Sequence[int]):
+        """Wraps a source.
+
+        Args:
+          source: of all classes.
+          ids: class k is the class ``ids[k]`` of the source.
+        """
+        self._source, self._ids = source, tuple(ids)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        table = np.full(256, VOID, np.uint8)
+        table[list(self._ids)] = np.arange(len(self._ids))
+        kept: Example = {
+            "image": example["image"],
+            "label": table[example["label"]],
+            "id": example["id"],
+        }
+        if "instance" in example:
+            dropped = (kept["label"] == VOID) & (example["label"] != VOID)
+            kept["instance"] = np.where(dropped, np.uint16(0), example["instance"])
+        return kept
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(H, W) of every example."""
+        return self._source.sizes
+
+    @property
+    def identities(self) -> list[str]:
+        """See ``Source``; with the classes that are kept."""
+        return [f"{text} {self._ids}" for text in self._source.identities]
+
+    def __repr__(self) -> str:
+        return f"KeptClasses({self._source!r}, {self._ids})"
 
 
 def fingerprint(source: Source) -> str:

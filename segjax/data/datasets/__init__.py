@@ -11,6 +11,7 @@ from segjax.data.layout import DataConfig
 from segjax.data.source import (
     Dataset,
     Example,
+    KeptClasses,
     Resized,
     Size,
     Source,
@@ -52,17 +53,23 @@ def describe(data: DataConfig) -> Dataset:
 
     Args:
       data: the ``data`` section of a config: ``name`` (one of ``NAMES``), ``root``,
-        ``data_dir``, ``resize``; for "scenes" also ``scenes_size``, ``scenes_train``,
-        ``scenes_validation``, ``scenes_seed``; for "folder" ``classes`` and
-        ``void_values``.  docs/data.md says what they mean.
+        ``data_dir``, ``resize``, ``keep_classes``; for "scenes" also ``scenes_size``,
+        ``scenes_train``, ``scenes_validation``, ``scenes_seed``; for "folder"
+        ``classes`` and ``void_values``.  docs/data.md says what they mean.
 
     Returns:
       The description, with ``size`` after resizing.  Published data sets need no files
       for it; the user's own folder is scanned.
 
     Raises:
-      UserError: an unknown name, a bad ``resize``, or anything wrong with the folder.
+      UserError: an unknown name or class, a bad ``resize``, or anything wrong with
+        the folder.
     """
+    return _kept(data, _describe(data))
+
+
+def _describe(data: DataConfig) -> Dataset:
+    """With all classes."""
     if data["name"] not in DATASETS:
         raise errors.unknown("--config.data.name", data["name"], NAMES)
     size = _resize(data)
@@ -80,12 +87,13 @@ def load(data: DataConfig, split: str) -> tuple[Source, Dataset]:
 
     Returns:
       The source, with images and labels resized to ``data.resize`` unless that is
-      (0, 0), and the description of the data set.
+      (0, 0) and only the classes ``data.keep_classes`` unless that is (), and the
+      description of what it holds.
 
     Raises:
       UserError: unknown name or split, or anything wrong with the raw files.
     """
-    dataset, size = describe(data), _resize(data)
+    dataset, size = _describe(data), _resize(data)
     source: Source
     if dataset.layout is not None:
         source = frames.open_split(dataset.layout, data, split)
@@ -98,7 +106,32 @@ def load(data: DataConfig, split: str) -> tuple[Source, Dataset]:
             "note: %s/%s has %d images, the published split %d",
             *(dataset.name, split, len(source), expected),
         )
-    return (Resized(source, size) if any(size) else source), dataset
+    if ids := _kept_ids(data, dataset):
+        source = KeptClasses(source, ids)
+    return (Resized(source, size) if any(size) else source), _kept(data, dataset)
+
+
+def _kept_ids(data: DataConfig, dataset: Dataset) -> list[int]:
+    """Ids of ``data.keep_classes`` in a data set of all its classes; [] keeps all."""
+    names, address = tuple(data.get("keep_classes", ())), "--config.data.keep_classes"
+    for name in names:
+        if name not in dataset.classes:
+            raise errors.unknown(address, name, dataset.classes)
+    if names and (len(names) < 2 or len(set(names)) < len(names)):
+        raise UserError(
+            f"{address}: found {', '.join(names)}; expected two or more classes of "
+            f"{dataset.name}, each once, or () for all"
+        )
+    return [dataset.classes.index(name) for name in names]
+
+
+def _kept(data: DataConfig, dataset: Dataset) -> Dataset:
+    """The description of a data set with the classes of ``data.keep_classes``."""
+    ids = _kept_ids(data, dataset)
+    return dataset._replace(
+        classes=tuple(dataset.classes[k] for k in ids) or dataset.classes,
+        palette=dataset.palette[ids] if ids else dataset.palette,
+    )
 
 
 def _check_used(data: DataConfig) -> None:
