@@ -43,6 +43,7 @@ setup(
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "scikit-image>=0.25",  # what segjax.scoring is compared with
             "scipy>=1.14",
             "h5py>=3.11",
             "hypothesis>=6.100",

@@ -1,4 +1,4 @@
-"""IoU of each image, averaged over the images."""
+"""Scores of the confusion matrices of single images."""
 
 from collections.abc import Sequence
 
@@ -43,3 +43,20 @@ def _combine(images: Sequence[np.ndarray]) -> dict[str, float]:
 
 
 IMAGE_IOU = ImageMetric("mIoU per image", frozenset(), iou, _combine)
+
+
+def _counts(scored: Scored) -> np.ndarray:
+    """[3 K]: right, true and predicted pixels of every class."""
+    h = confusion(scored)
+    return np.concatenate([np.diag(h), h.sum(1), h.sum(0)]).astype(np.float64)
+
+
+def _ade20k(images: Sequence[np.ndarray]) -> dict[str, float]:
+    right, truth, predicted = np.sum(images, axis=0).reshape(3, -1)
+    accuracy = float(ratio(right.sum(), truth.sum()))
+    miou = nanmean(ratio(right, truth + predicted - right))
+    return {"ade20k_score": (accuracy + miou) / 2}
+
+
+ADE20K = ImageMetric("ADE20K", frozenset(), _counts, _ade20k)
+"""The mean of pixel accuracy and mIoU of the whole set, as the benchmark ranks."""
