@@ -1,6 +1,5 @@
 """Which files of the user's own data belong together, and to which split."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,11 +8,9 @@ from typing import NamedTuple
 from segjax import files
 from segjax.data.folder_layout import LISTS, FolderLayout, Part, recognize
 from segjax.data.listing import IMAGE_SUFFIXES, split_folder
+from segjax.data.splits import by_hash
 from segjax.errors import UserError
 
-VALIDATION_SHARE = 0.2
-_SMALL = 100
-"""Below this number of images, the share of validation is exact."""
 _MASK_SUFFIX = "_mask"
 """Some programs add it to the stem of the image."""
 
@@ -283,7 +280,7 @@ def _by_list(
 
     With only one list of train and validation, the other split is all the rest that
     have a mask.  Nothing in test.txt ever trains or validates.  Without lists, images
-    are divided by the hash of their stem: see ``_by_hash``.
+    are divided by the hash of their stem: see ``splits.by_hash``.
     """
     lists: dict[str, Path] = {}
     for split, names in LISTS.items():
@@ -310,7 +307,7 @@ def _by_list(
     if "train" in splits or "validation" in splits:
         rest = tuple(stem for stem in rest if stem in masks)
         return {"train": rest, "validation": rest} | splits
-    return splits | _by_hash(rest)
+    return splits | by_hash(rest)
 
 
 def _by_part(
@@ -322,33 +319,8 @@ def _by_part(
         stems = [stem for stem in images if stem.startswith(f"{part.name}/")]
         splits[part.split] = tuple(sorted(stems))
     if "validation" not in splits:
-        splits |= _by_hash(splits["train"])
+        splits |= by_hash(splits["train"])
     return splits
-
-
-def _by_hash(stems: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Training and validation without lists.
-
-    The images whose stems have the lowest hashes validate: from ``_SMALL`` images on
-    those below ``VALIDATION_SHARE``, so that adding images moves no others; below, so
-    many that the share is right, as the hashes of few images may fall anywhere.
-    """
-    hashes = {stem: _hash(stem) for stem in stems}
-    if len(stems) < _SMALL:
-        count = max(int(VALIDATION_SHARE * len(stems) + 0.5), 1)
-        validation = set(sorted(stems, key=hashes.__getitem__)[:count])
-    else:
-        validation = {stem for stem in stems if hashes[stem] < VALIDATION_SHARE}
-    return {
-        "train": tuple(stem for stem in stems if stem not in validation),
-        "validation": tuple(stem for stem in stems if stem in validation),
-    }
-
-
-def _hash(stem: str) -> float:
-    """Uniform in [0, 1)."""
-    digest = hashlib.sha256(os.fsencode(stem)).digest()
-    return int.from_bytes(digest[:6]) / 2**48
 
 
 def _listed(path: Path, images: Mapping[str, str]) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def key_of(root: Path, splits: Mapping[str, Sequence[Frame]]) -> str:
         path
         for frames in splits.values()
         for frame in frames
-        for path in (frame.image, frame.label, frame.instance)
+        for path in (frame.image, frame.label, frame.instance, *frame.parts)
         if path is not None
     }
     order = {name: [frame.id for frame in frames] for name, frames in splits.items()}
@@ -97,29 +97,38 @@ def read_frame(layout: Layout, frame: Frame, *, instances: bool = False) -> Exam
     if frame.label is None:
         label = np.full(size, VOID, np.uint8)
     else:
-        label = _checked(layout.read_label, frame, size, "label map")
+        label = _checked(layout.read_label, frame, size)
     example: Example = {"image": image, "label": label, "id": frame.id}
     if instances and layout.read_instance:
         if frame.label is None:
             example["instance"] = np.zeros(size, np.uint16)
         else:
-            example["instance"] = _checked(
-                layout.read_instance, frame, size, "instance map"
-            )
+            instance = _checked(layout.read_instance, frame, size, instances=True)
+            example["instance"] = instance
     return example
 
 
 def _checked(
-    read: Callable[[Frame], np.ndarray], frame: Frame, size: Size, what: str
+    read: Callable[[Frame], np.ndarray],
+    frame: Frame,
+    size: Size,
+    *,
+    instances: bool = False,
 ) -> np.ndarray:
     pixels = read(frame)
     if pixels.shape != size:
+        what = "instance map" if instances else "label map"
+        path = (frame.instance if instances else None) or frame.label
         raise UserError(
-            f"{frame.label}: {what} of {frame.id} is {pixels.shape[0]}x"
+            f"{path}: {what} of {frame.id} is {pixels.shape[0]}x"
             f"{pixels.shape[1]}, its image {frame.image} {size[0]}x{size[1]} (height x "
             "width); expected equal sizes"
         )
     return pixels
+
+
+def _labels(frame: Frame) -> tuple[Path, ...]:
+    return (frame.label, *frame.parts) if frame.label else ()
 
 
 def record_of(layout: Layout, frame: Frame) -> prepare.Record:
@@ -170,7 +179,7 @@ class FrameSource:
         """See ``Source``: id, size, and the bytes that the files take."""
         return [
             f"{frame.id} {size} {os.path.getsize(frame.image)} "
-            f"{os.path.getsize(frame.label) if frame.label else 0}"
+            f"{sum(map(os.path.getsize, _labels(frame)))}"
             for frame, size in zip(self._frames, self.sizes)
         ]
 

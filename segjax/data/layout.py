@@ -35,6 +35,8 @@ class Frame(NamedTuple):
     """None: its labels were never released, and all its pixels are void."""
     instance: Path | None = None
     """None: it has no instance map, or the label file holds it."""
+    parts: tuple[Path, ...] = ()
+    """Further files that hold its labels, such as one mask per object."""
     detail: Any = None
     """What else its readers need, such as the page of a volume; picklable."""
 

@@ -1,6 +1,7 @@
 """Label masks: the raw values of PNGs, before any of them means a class."""
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -63,3 +64,32 @@ def read_mask(path: str | os.PathLike) -> Mask:
     kind = "index" if header.palette else "gray" if header.gray else "color"
     values = decoding.orient(values, header.orientation)
     return Mask(values, kind, header.bits, palette)
+
+
+def read_train_ids(
+    path: str | os.PathLike, table: Mapping[int, int], *, name: str, expected: str
+) -> np.ndarray:
+    """Reads a mask of raw ids as train ids.
+
+    Args:
+      path: of a gray or palette PNG.
+      table: train id, or 255 = void, of every raw id that may occur.
+      name: of the data set.
+      expected: the raw ids in words, for messages.
+
+    Returns:
+      uint8 [H, W].
+
+    Raises:
+      UserError: the file is damaged, is a color image, or holds another value.
+    """
+    values, kind = decode_mask(path)
+    if kind == "color":
+        raise UserError(f"{name}: {path} is a color image; expected {expected}")
+    ids = np.full(max(int(values.max()), *table) + 1, -1, np.int16)
+    ids[list(table)] = list(table.values())
+    mapped = ids[values]
+    if mapped.min() < 0:
+        odd = values[mapped < 0][0]
+        raise UserError(f"{name}: {path} holds the value {odd}; expected {expected}")
+    return mapped.astype(np.uint8)

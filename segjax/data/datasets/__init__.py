@@ -5,7 +5,18 @@ from collections.abc import Callable
 
 from segjax import errors
 from segjax.data import folder, frames
-from segjax.data.datasets import camvid, isbi2012, own_folder, scenes
+from segjax.data.datasets import (
+    ade20k,
+    camvid,
+    camvid_original,
+    cell_tracking,
+    cityscapes,
+    dsb2018,
+    isbi2012,
+    kitti_semantic,
+    own_folder,
+    scenes,
+)
 from segjax.data.images import voc_palette
 from segjax.data.layout import DataConfig
 from segjax.data.source import (
@@ -40,7 +51,14 @@ __all__ = [
 DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
     "scenes": scenes.describe,
     "camvid": camvid.describe,
+    "camvid720": camvid_original.describe,
+    "camvid32": camvid_original.describe32,
+    "cityscapes": cityscapes.describe,
+    "kitti_semantic": kitti_semantic.describe,
+    "ade20k": ade20k.describe,
     "isbi2012": isbi2012.describe,
+    "dsb2018": dsb2018.describe,
+    "cell_tracking": cell_tracking.describe,
     "folder": own_folder.describe,
 }
 """Each function gets the ``data`` section of a config and describes the data set."""

@@ -70,6 +70,12 @@ def find(data: DataConfig) -> tuple[Path, dict[str, list[Frame]]]:
     folder = files.find_folder("--config.data.root", data.get("root", ""), EXPECTED)
     if (folder / "CamVid").is_dir():
         folder = folder / "CamVid"
+    if (folder / "701_StillsRaw_full").is_dir():
+        raise UserError(
+            f"camvid: {folder} holds the original frames of 720x960; expected "
+            f"{EXPECTED}; the original ones are --config.data.name=camvid720 (11 "
+            "classes) and camvid32 (all)"
+        )
     splits = {}
     for split, name in FOLDERS.items():
         path = folder / f"{name}.txt"
