@@ -233,6 +233,12 @@ NUMBERS: dict[str, tuple[Number, ...]] = {
         Number("field of pooling5", "584", LAYERS),
         Number("stride of pooling5", "32", LAYERS),
     ),
+    "hypercolumn": (
+        Number("parameters", "134,360,021", LAYERS),
+        Number("parameters of score", "99,477", LAYERS),
+        Number("field of fc7", "404", LAYERS),
+        Number("stride of score_pool2", "4", LAYERS),
+    ),
     "pspnet50-ade20k": (
         Number("parameters without aux", "46,782,550", LAYERS),
         Number("parameters", "49,180,908", LAYERS),

@@ -18,6 +18,7 @@ from segjax.models.dilation import Dilation
 from segjax.models.fcn import FCN
 from segjax.models.frrn import FRRN
 from segjax.models.fusionnet import FusionNet
+from segjax.models.hypercolumn import Hypercolumn
 from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
 
@@ -30,6 +31,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "fcn": FCN,
     "frrn": FRRN,
     "fusionnet": FusionNet,
+    "hypercolumn": Hypercolumn,
     "pspnet": PSPNet,
     "unet": UNet,
 }

@@ -22,18 +22,31 @@ STAGES = (2, 2, 3, 3, 3)
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def grids(pad_first: int) -> dict[str, geometry.Grid]:
-    """Where the locations of pool1 .. pool5, fc6 and fc7 of VGG16 lie in the image."""
+# The names of the 13 convolutions, in their order.
+CONVOLUTIONS = tuple(
+    f"conv{stage}_{i}"
+    for stage, count in enumerate(STAGES, start=1)
+    for i in range(1, count + 1)
+)
+
+
+def grids(pad_first: int, fc6_padding: int = 0) -> dict[str, geometry.Grid]:
+    """Where the locations of the convolutions, poolings, fc6 and fc7 lie in the image.
+
+    Args:
+      pad_first, fc6_padding: see :class:`VGG16`.
+    """
     grid = geometry.Grid()
     named = {}
     padding = pad_first
     for stage, count in enumerate(STAGES, start=1):
-        for _ in range(count):
+        for i in range(1, count + 1):
             grid = geometry.conv(grid, kernel=3, padding=padding)
+            named[f"conv{stage}_{i}"] = grid
             padding = 1
         grid = geometry.conv(grid, kernel=2, stride=2)
         named[f"pool{stage}"] = grid
-    named["fc6"] = named["fc7"] = geometry.conv(grid, kernel=7)
+    named["fc6"] = named["fc7"] = geometry.conv(grid, kernel=7, padding=fc6_padding)
     return named
 
 
@@ -42,6 +55,8 @@ class VGG16(nn.Module):
 
     Attributes:
       pad_first: padding of conv1_1: 1 in the classifier, 100 in FCN.
+      fc6_padding: of fc6: 0 in both; with 3 its map is as large as pool5.
+      convolutions: conv1_1 .. conv5_3, rectified, are endpoints as well.
       widths: channels of the five stages.
       fc_channels: channels of fc6 and fc7.
       dropout: rate after fc6 and fc7.
@@ -52,6 +67,8 @@ class VGG16(nn.Module):
     """
 
     pad_first: int = 1
+    fc6_padding: int = 0
+    convolutions: bool = False
     widths: tuple[int, ...] = WIDTHS
     fc_channels: int = 4096
     dropout: float = 0.5
@@ -68,11 +85,14 @@ class VGG16(nn.Module):
         stages = zip(STAGES, self.widths, strict=True)
         for stage, (count, width) in enumerate(stages, start=1):
             for i in range(1, count + 1):
-                x = conv_bn_relu(x, f"conv{stage}_{i}", width, padding=padding)
+                name = f"conv{stage}_{i}"
+                x = conv_bn_relu(x, name, width, padding=padding)
                 padding = 1
+                if self.convolutions:
+                    endpoints[name] = x
             x = endpoints[f"pool{stage}"] = pool.max_pool(x, 2, stride=2, ceil=True)
-        for name, size in (("fc6", 7), ("fc7", 1)):
-            x = conv_bn_relu(x, name, self.fc_channels, size)
+        for name, size, padding in (("fc6", 7, self.fc6_padding), ("fc7", 1, 0)):
+            x = conv_bn_relu(x, name, self.fc_channels, size, padding=padding)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             endpoints[name] = x
         return endpoints

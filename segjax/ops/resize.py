@@ -57,6 +57,20 @@ def resize_bilinear(
     return separable_product(x, rows, columns)
 
 
+def interpolation_matrix(
+    source: geometry.Grid, side: int, *, target: geometry.Grid, count: int
+) -> np.ndarray:
+    """Weights [count, side] of 1-D linear interpolation between grids.
+
+    From `side` locations of `source` to the first `count` of `target`. Beyond the
+    border the outermost location is repeated; every row sums to 1.
+    """
+    start = float((target.start - source.start) / source.step)
+    position = start + np.arange(count) * float(target.step / source.step)
+    distance = np.clip(position, 0, side - 1)[:, None] - np.arange(side)
+    return np.maximum(1 - np.abs(distance), 0)
+
+
 def interpolate(
     x: jax.Array, source: geometry.Grid, *, target: geometry.Grid, size: tuple[int, int]
 ) -> jax.Array:
@@ -65,13 +79,11 @@ def interpolate(
     The result holds the first `size` (h, w) locations of `target`. Beyond the border
     of `x` its outermost values are repeated. Returns [N, h, w, C] in the type of `x`.
     """
-    matrices = []
-    for side, count in zip(x.shape[1:3], size, strict=True):
-        start = float((target.start - source.start) / source.step)
-        position = start + np.arange(count) * float(target.step / source.step)
-        distance = np.clip(position, 0, side - 1)[:, None] - np.arange(side)
-        matrices.append(np.maximum(1 - np.abs(distance), 0))
-    return separable_product(x, *matrices)
+    rows, columns = (
+        interpolation_matrix(source, side, target=target, count=count)
+        for side, count in zip(x.shape[1:3], size, strict=True)
+    )
+    return separable_product(x, rows, columns)
 
 
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -19,7 +19,10 @@ DEEPLAB = Images(1.0, (122.675, 116.669, 104.008), bgr=True)
 GRAY_OR_RGB = Images(1 / 255, (0.0,), (1.0,))  # 0 to 1
 TORCHVISION = Images(*IMAGE_STATS["imagenet"])
 
-VGG_MODELS = ("classifier", "contextual", "deconvnet", "deeplab", "dilation", "fcn")
+VGG_MODELS = (
+    *("classifier", "contextual", "deconvnet", "deeplab", "dilation", "fcn"),
+    "hypercolumn",
+)
 RESNET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
 BOTTLENECKS = ("resnet50", "resnet101")
 SQUEEZENET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")

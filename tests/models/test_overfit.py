@@ -52,6 +52,13 @@ NARROW = {
         "last_units": 1,
     },
     "fusionnet": {"widths": (8, 16, 24), "residual_depth": 1},
+    "hypercolumn": {
+        "widths": (8, 16, 16, 24, 24),
+        "fc_channels": 32,
+        "norm": "batch",
+        "dropout": 0.0,
+        "grid": 2,
+    },
     "pspnet": {
         "stage_sizes": (1, 1, 1, 1),
         "width": 8,

@@ -340,6 +340,7 @@ LARGE = {
         1,
         (),
     ),
+    "hypercolumn": (models.Hypercolumn(3, **DROPOUT, **BATCH), 33, 2, ()),
     "googlenet": (
         classifier.Classifier(3, backbone="googlenet", aux=True, **DROPOUT, **BATCH),
         224,
@@ -413,6 +414,7 @@ def test_defaults_of_dropout_are_the_papers():
         "pspnet": 0.1,  # the authors' networks
         "unet": 0.5,
         "fusionnet": 0.0,
+        "hypercolumn": 0.5,  # VGG16's own
     }
     found = {name: models.model_fields(name).get("dropout") for name in models.MODELS}
     assert {name: rate for name, rate in found.items() if rate is not None} == rates
