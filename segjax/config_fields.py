@@ -179,6 +179,14 @@ _LOSS = {
         f"{' and '.join(losses.REGION_LOSSES)}), or by the images (FCN's Caffe)",
     ),
     "class_weights": Field((), _WEIGHTS, "one weight per class; (): all 1"),
+    "border_weight": Field(
+        0.0,
+        _number(0, 1e6),
+        "w0 of U-Net: border_weight * exp(-(d1 + d2)^2 / (2 border_sigma^2)) is added "
+        "to the weight of background pixels, with the distances to the two nearest "
+        "instances; needs a data set with instance maps; 0: off (U-Net: 10)",
+    ),
+    "border_sigma": Field(5.0, _above(0, 1000), "px, see border_weight"),
     "resolution": Field(
         "full",
         _one_of("full", "output_stride"),

@@ -5,8 +5,10 @@ pixels unevenly as soon as the void pixels are unevenly spread. The count of a l
 depends on the labels alone, never on the scores, so that it is known for a whole batch
 before its first micro-batch has been processed (:func:`count`).
 
-A new loss is a function of ``(logits, labels, options)`` and a line of
-:data:`PIXEL_LOSSES` or :data:`REGION_LOSSES`. A parameter of its own is a field of
+A new loss is a function of ``(logits, labels, options, added)`` and a line of
+:data:`PIXEL_LOSSES` or :data:`REGION_LOSSES`. The weight of a pixel is that of its
+class plus ``added``, if that is given: U-Net's w(x) = w_c(x) + w_border(x). A pixel of
+weight w counts as w pixels. A parameter of its own is a field of
 :class:`Options` and the field of the same name in ``config_fields.py``.
 """
 
@@ -56,13 +58,10 @@ def center_crop(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
     return labels[:, top : top + size[0], left : left + size[1]]
 
 
-def _nll(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cropped labels [N, h, w] and negative log-likelihoods [N, h, w]."""
-    _, height, width, _ = logits.shape
-    labels = center_crop(labels, (height, width))
+def _nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Negative log-likelihoods [N, h, w] of labels [N, h, w]."""
     logits = logits.astype(jnp.float32)
-    chosen = _of_label(labels, logits)
-    return labels, jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jax.nn.logsumexp(logits, axis=-1) - _of_label(labels, logits)
 
 
 def _of_label(labels: jax.Array, values: jax.Array) -> jax.Array:
@@ -72,17 +71,33 @@ def _of_label(labels: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(truth, values, 0.0), axis=-1)
 
 
-def _weight(labels: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
-    if not class_weights:
-        return (labels != VOID).astype(jnp.float32)
-    return _of_label(labels, jnp.asarray(class_weights, jnp.float32))
+def _pixels(
+    logits: jax.Array,
+    labels: jax.Array,
+    options: Options,
+    added: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Labels and weights [N, h, w], cropped to the logits; void pixels weigh 0."""
+    size = logits.shape[1], logits.shape[2]
+    labels = center_crop(labels, size)
+    if options.class_weights:
+        classes = jnp.asarray(options.class_weights, jnp.float32)
+        weights = _of_label(labels, classes)
+    else:
+        weights = (labels != VOID).astype(jnp.float32)
+    if added is not None:
+        weights += jnp.where(labels != VOID, center_crop(added, size), 0.0)
+    return labels, weights
 
 
 # --- losses that are sums over pixels -------------------------------------------------
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
+    logits: jax.Array,
+    labels: jax.Array,
+    options: Options = DEFAULT,
+    added: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax cross-entropy over the valid pixels.
 
@@ -90,19 +105,23 @@ def cross_entropy(
       logits: [N, h, w, K] float.
       labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
       options: ``class_weights``.
+      added: [N, H, W] float >= 0, added to the weights of the classes.
 
     Returns:
       The weighted sum over valid pixels, and the sum of the weights (the number of
-      valid pixels if there are no class weights); float32 scalars.
+      valid pixels if there are no weights); float32 scalars.
     """
-    labels, nll = _nll(logits, labels)
-    weight = _weight(labels, options.class_weights)
+    labels, weight = _pixels(logits, labels, options, added)
+    nll = _nll(logits, labels)
     # where, not a product: an infinite loss on a void pixel must not become NaN.
     return jnp.sum(jnp.where(weight > 0, nll * weight, 0.0)), jnp.sum(weight)
 
 
 def hard_pixels(
-    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
+    logits: jax.Array,
+    labels: jax.Array,
+    options: Options = DEFAULT,
+    added: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax cross-entropy over the hardest pixels of every image.
 
@@ -116,6 +135,8 @@ def hard_pixels(
       labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
       options: ``hard_pixels``, how many of an image's h * w pixels are kept; all of
         them if there are fewer.
+      added: [N, H, W] float >= 0: pixels are compared, and summed, by 1 + added times
+        their loss; the number of pixels that are kept stays the same.
 
     Returns:
       The sum over the kept pixels, and their number N * min(hard_pixels, h * w);
@@ -126,8 +147,10 @@ def hard_pixels(
     """
     if options.hard_pixels < 1:
         raise ValueError(f"hard_pixels is {options.hard_pixels}, expected at least 1")
-    labels, nll = _nll(logits, labels)
-    nll = jnp.where(labels != VOID, nll, 0.0).reshape(len(labels), -1)
+    alike = options._replace(class_weights=())
+    labels, weight = _pixels(logits, labels, alike, added)
+    nll = jnp.where(weight > 0, _nll(logits, labels) * weight, 0.0)
+    nll = nll.reshape(len(labels), -1)
     hardest, _ = jax.lax.top_k(nll, min(options.hard_pixels, nll.shape[1]))
     return jnp.sum(hardest), jnp.float32(hardest.size)
 
@@ -141,16 +164,25 @@ class _Regions(NamedTuple):
     probability: jax.Array  # [R, P, K] float32, sums of 1
     truth: jax.Array  # [R, P, K] bool, all False for void
     valid: jax.Array  # [R, P] bool
+    weight: jax.Array | None  # [R, P] float32, 0 for void; None: all valid ones alike
 
 
-def _regions(logits: jax.Array, labels: jax.Array, per_image: bool) -> _Regions:
-    _, height, width, classes = logits.shape
-    labels = center_crop(labels, (height, width))
+def _regions(
+    logits: jax.Array, labels: jax.Array, options: Options, added: jax.Array | None
+) -> _Regions:
+    # The weights of classes are those of the mean over classes, not of pixels.
+    alike = options._replace(class_weights=())
+    labels, weight = _pixels(logits, labels, alike, added)
     probability = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    regions = len(labels) if per_image else 1
-    labels = labels.reshape(regions, -1)
-    truth = labels[..., None] == jnp.arange(classes)
-    return _Regions(probability.reshape(*truth.shape), truth, labels != VOID)
+    regions = len(labels) if options.per_image else 1
+    labels, weight = (x.reshape(regions, -1) for x in (labels, weight))
+    truth = labels[..., None] == jnp.arange(logits.shape[-1])
+    return _Regions(
+        probability.reshape(*truth.shape),
+        truth,
+        labels != VOID,
+        None if added is None else weight,
+    )
 
 
 def _over_classes(
@@ -173,7 +205,10 @@ def _over_classes(
 
 
 def lovasz_softmax(
-    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
+    logits: jax.Array,
+    labels: jax.Array,
+    options: Options = DEFAULT,
+    added: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The Lovász-Softmax loss, a convex surrogate of 1 - IoU.
 
@@ -187,21 +222,26 @@ def lovasz_softmax(
       options: ``class_weights``, of the mean over classes; ``per_image``: a loss for
         every image, or one for the batch, where that is a micro-batch if gradients are
         accumulated.
+      added: [N, H, W] float >= 0: a pixel counts as 1 + added pixels in the Jaccard
+        loss.
 
     Returns:
       The sum of the losses of the images, and the number of images with valid pixels;
       or the loss of the batch times its number of valid pixels, and that number.
       Float32 scalars.
     """
-    regions = _regions(logits, labels, options.per_image)
+    regions = _regions(logits, labels, options, added)
     errors = jnp.abs(regions.truth - regions.probability)
     errors = jnp.where(regions.valid[..., None], errors, 0.0)
-    slopes = jax.lax.stop_gradient(_jaccard_slopes(errors, regions.truth))
+    slopes = _jaccard_slopes(errors, regions.truth, regions.weight)
+    slopes = jax.lax.stop_gradient(slopes)
     losses = jnp.sum(errors * slopes, axis=1)
     return _over_classes(losses, regions, options)
 
 
-def _jaccard_slopes(errors: jax.Array, truth: jax.Array) -> jax.Array:
+def _jaccard_slopes(
+    errors: jax.Array, truth: jax.Array, weight: jax.Array | None
+) -> jax.Array:
     """The gradient [R, P, K] of the Lovász extension of the Jaccard loss at `errors`.
 
     The increase of the Jaccard loss when a pixel joins the mispredicted ones, where
@@ -210,21 +250,30 @@ def _jaccard_slopes(errors: jax.Array, truth: jax.Array) -> jax.Array:
     """
     errors = jnp.moveaxis(jax.lax.stop_gradient(errors), 1, -1)
     places = jax.lax.broadcasted_iota(jnp.int32, errors.shape, 2)
-    keys = (-errors, places, jnp.moveaxis(truth, 1, -1))
-    _, places, truth = jax.lax.sort(keys, num_keys=1)
-    # Integers: float32 would not count beyond 2^24 pixels.
-    foreground = truth.sum(-1, keepdims=True)
-    missed = jnp.cumsum(truth, -1, dtype=jnp.int32)
-    added = jnp.cumsum(~truth, -1, dtype=jnp.int32)
+    keys = [-errors, places, jnp.moveaxis(truth, 1, -1)]
+    if weight is None:
+        _, places, truth = jax.lax.sort(keys, num_keys=1)
+        # Integers: float32 would not count beyond 2^24 pixels.
+        inside, outside = truth.astype(jnp.int32), (~truth).astype(jnp.int32)
+    else:
+        keys.append(jnp.broadcast_to(weight[:, None], errors.shape))
+        _, places, truth, sizes = jax.lax.sort(keys, num_keys=1)
+        inside, outside = jnp.where(truth, sizes, 0), jnp.where(truth, 0, sizes)
+    foreground = inside.sum(-1, keepdims=True)
+    missed, added = jnp.cumsum(inside, -1), jnp.cumsum(outside, -1)
     union = (foreground + added).astype(jnp.float32)
-    jaccard = 1.0 - (foreground - missed) / jnp.maximum(union, 1.0)
+    least = 1.0 if weight is None else jnp.finfo(jnp.float32).tiny
+    jaccard = 1.0 - (foreground - missed) / jnp.maximum(union, least)
     slopes = jnp.diff(jaccard, axis=-1, prepend=0.0)
     _, slopes = jax.lax.sort((places, slopes), num_keys=1)  # back to the pixels
     return jnp.moveaxis(slopes, -1, 1)
 
 
 def soft_dice(
-    logits: jax.Array, labels: jax.Array, options: Options = DEFAULT
+    logits: jax.Array,
+    labels: jax.Array,
+    options: Options = DEFAULT,
+    added: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """One minus the soft Dice coefficient, averaged over the classes that occur.
 
@@ -236,19 +285,24 @@ def soft_dice(
       labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
       options: ``class_weights``, of the mean over classes; ``per_image``: as in
         :func:`lovasz_softmax`.
+      added: [N, H, W] float >= 0: a pixel counts as 1 + added pixels in all sums.
 
     Returns:
       As :func:`lovasz_softmax`.
     """
-    regions = _regions(logits, labels, options.per_image)
+    regions = _regions(logits, labels, options, added)
     p = jnp.where(regions.valid[..., None], regions.probability, 0.0)
-    overlap = jnp.sum(jnp.where(regions.truth, p, 0.0), axis=1)
-    sizes = jnp.sum(p**2, axis=1) + jnp.sum(regions.truth, axis=1, dtype=jnp.float32)
+    size = 1.0 if regions.weight is None else regions.weight[..., None]
+    overlap = jnp.sum(jnp.where(regions.truth, size * p, 0.0), axis=1)
+    sizes = jnp.sum(size * p**2, axis=1)
+    sizes += jnp.sum(jnp.where(regions.truth, size, 0.0), axis=1)
     losses = 1.0 - 2.0 * overlap / jnp.where(sizes > 0, sizes, 1.0)
     return _over_classes(losses, regions, options)
 
 
-Loss = Callable[[jax.Array, jax.Array, Options], tuple[jax.Array, jax.Array]]
+Loss = Callable[
+    [jax.Array, jax.Array, Options, jax.Array | None], tuple[jax.Array, jax.Array]
+]
 PIXEL_LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "hard_pixels": hard_pixels,
@@ -262,12 +316,17 @@ LOSSES = PIXEL_LOSSES | REGION_LOSSES
 
 
 def count(
-    loss: Loss, labels: jax.Array, *, num_classes: int, options: Options = DEFAULT
+    loss: Loss,
+    labels: jax.Array,
+    *,
+    num_classes: int,
+    options: Options = DEFAULT,
+    added: jax.Array | None = None,
 ) -> jax.Array:
     """The count that a loss returns for `labels` [N, h, w], before there are logits."""
     # It does not depend on the logits, so the compiler drops the rest.
     logits = jnp.zeros((*labels.shape, num_classes), jnp.float32)
-    return loss(logits, labels, options)[1]
+    return loss(logits, labels, options, added)[1]
 
 
 def auxiliary_weight(

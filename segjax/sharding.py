@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from segjax.errors import UserError
+from segjax.labels import STEP_INPUTS
 
 
 def make_mesh(
@@ -111,11 +112,12 @@ def check_batch_size(
 
 
 def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """The arrays ``image`` and ``label`` of this process as global device arrays."""
+    """What steps take of a batch of this process, as global device arrays."""
     sharding = split(mesh)
     return {
         key: jax.make_array_from_process_local_data(sharding, batch[key])
-        for key in ("image", "label")
+        for key in STEP_INPUTS
+        if key in batch
     }
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from segjax import losses
 from segjax.errors import UserError
+from segjax.labels import STEP_INPUTS
 from segjax.models.network import CoarseScores, Network
 from segjax.ops import geometry, resize
 
@@ -161,8 +162,9 @@ def make_step(
 
     Returns:
       ``step(state, batch) -> (state, metrics)``; ``batch`` holds ``image``
-      [N, H, W, C] uint8 and ``label`` [N, H, W]; ``metrics`` are the float32 scalars
-      ``loss`` (what is minimized, without weight decay), ``main_loss`` and
+      [N, H, W, C] uint8, ``label`` [N, H, W], and perhaps ``added_weight`` [N, H, W],
+      which is added to the class weights of its pixels; ``metrics`` are the float32
+      scalars ``loss`` (what is minimized, without weight decay), ``main_loss`` and
       ``grad_norm``.
 
     Raises:
@@ -173,30 +175,39 @@ def make_step(
     loss_options = losses.options(options)
     margin, coarse = model.tiling.margin, model.coarse_scores
 
-    def targets(labels: jax.Array, stride: int) -> jax.Array:
-        """The labels that scores of this stride in pixels are compared with."""
-        height, width = geometry.sides(labels)
+    def targets(batch: dict, stride: int) -> tuple[jax.Array, jax.Array | None]:
+        """Labels and added weights for the scores of this stride in pixels."""
+        height, width = geometry.sides(batch["label"])
         inner = height - 2 * margin, width - 2 * margin
-        labels = losses.center_crop(labels, inner)
-        if stride == 1 or coarse is None:
-            return labels
-        first = coarse.label_offset
-        return labels[:, first::stride, first::stride]
 
-    def divisor(labels: jax.Array, stride: int) -> jax.Array:
+        def at_scores(pixels: jax.Array) -> jax.Array:
+            pixels = losses.center_crop(pixels, inner)
+            if stride == 1 or coarse is None:
+                return pixels
+            first = coarse.label_offset
+            return pixels[:, first::stride, first::stride]
+
+        added = batch.get("added_weight")
+        return at_scores(batch["label"]), None if added is None else at_scores(added)
+
+    def divisor(batch: dict, stride: int) -> jax.Array:
         if options.normalize == "images":
-            return jnp.float32(len(labels))
-        labels = targets(labels, stride)
+            return jnp.float32(len(batch["label"]))
+        labels, added = targets(batch, stride)
         count = losses.count(
-            loss_function, labels, num_classes=model.num_classes, options=loss_options
+            loss_function,
+            labels,
+            num_classes=model.num_classes,
+            options=loss_options,
+            added=added,
         )
         return jnp.where(count > 0, count, 1.0)  # a batch that is all void: loss 0
 
-    def mean(term: Term, labels: jax.Array, divisors: dict[int, jax.Array]):
-        labels, scores = targets(labels, term.stride), term.scores
+    def mean(term: Term, batch: dict, divisors: dict[int, jax.Array]):
+        (labels, added), scores = targets(batch, term.stride), term.scores
         if term.stride > 1:  # locations beyond the image have no labels
             scores = scores[:, : labels.shape[1], : labels.shape[2]]
-        total, _ = loss_function(scores, labels, loss_options)
+        total, _ = loss_function(scores, labels, loss_options, added)
         return total / divisors[term.stride]
 
     def loss(params, batch_stats, micro_batch, key, step, divisors):
@@ -210,7 +221,7 @@ def make_step(
             mutable=["batch_stats"],
         )
         terms = loss_terms(model, logits, endpoints, options=options, step=step)
-        means = [mean(term, micro_batch["label"], divisors) for term in terms]
+        means = [mean(term, micro_batch, divisors) for term in terms]
         total = sum(term.weight * value for term, value in zip(terms, means))
         return total, (means[0], updated.get("batch_stats", {}))
 
@@ -221,10 +232,10 @@ def make_step(
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = {name: batch[name] for name in ("image", "label")}
+        batch = {name: batch[name] for name in STEP_INPUTS if name in batch}
         # Counts of the whole batch: void pixels may be spread unevenly over the
         # micro-batches and devices.
-        divisors = {stride: divisor(batch["label"], stride) for stride in strides}
+        divisors = {stride: divisor(batch, stride) for stride in strides}
 
         def accumulate(carry, inputs):
             stats, sums = carry

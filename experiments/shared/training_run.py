@@ -82,7 +82,15 @@ def load_data(config: ConfigDict) -> tuple[datasets.Source, datasets.Dataset]:
     Raises:
       UserError: the data are not there, or something is wrong with them.
     """
-    source, info = datasets.load(config.data, config.data.train_split)
+    needed = bool(config.loss.border_weight or config.augment.separate)
+    data = dict(config.data) | {"instances": config.data.instances or needed}
+    source, info = datasets.load(data, config.data.train_split)
+    if config.augment.separate and info.classes[0] != "background":
+        raise UserError(
+            f"--config.augment.separate is {config.augment.separate}, but class 0 of "
+            f"{info.name} is {info.classes[0]!r}; expected 0, or a data set whose "
+            "class 0 is called 'background'"
+        )
     if config.data.name == "folder":
         cli.log(folder.report(datasets.scan_folder(config.data)))
         if config.data.keep_classes:
@@ -129,7 +137,12 @@ def augmentation(
     """The augmentation of a config, with the size of the images as the default crop."""
     options = transforms.options(config.augment, info.mean)
     crop = options.crop if any(options.crop) else common_size(source)
-    return options._replace(crop=crop, margin=model.tiling.margin)
+    return options._replace(
+        crop=crop,
+        margin=model.tiling.margin,
+        border_weight=config.loss.border_weight,
+        border_sigma=config.loss.border_sigma,
+    )
 
 
 def common_size(source: datasets.Source) -> tuple[int, int]:

@@ -67,6 +67,10 @@ _NODES = Range(
     "an integer from 2 to 1000",
     lambda value: _number(value, 2, 1000) and _integers(value),
 )
+_GAP = Range(
+    "an integer from 0 to 100",
+    lambda value: _number(value, 0, 100) and _integers(value),
+)
 _BORDER = Range(
     " or ".join(map(repr, BORDERS)),
     lambda value: isinstance(value, str) and value in BORDERS,
@@ -77,7 +81,7 @@ class Options(NamedTuple):
     """What ``augment`` may do: every option's default, range and meaning.
 
     The ``augment`` section of a config has the same fields and defaults, without
-    ``margin`` and ``fill``, which follow from the network and the data set.
+    those of ``_DERIVED``, which follow from the network, the data set and the loss.
     """
 
     crop: Annotated[
@@ -105,6 +109,12 @@ class Options(NamedTuple):
     border: Annotated[
         str, _BORDER, 'outside the image: its "mean" color, or "reflect"; labels: void'
     ] = "mean"
+    separate: Annotated[
+        int,
+        _GAP,
+        "px; pixels of an instance this near to another one become background (U-Net); "
+        "0: off; needs instance maps and a class 0 that is the background",
+    ] = 0
     brightness: Annotated[
         float, _FRACTION, "values times a factor in 1 +- brightness"
     ] = 0.0
@@ -131,12 +141,19 @@ class Options(NamedTuple):
     the predicted center covers all of it evenly."""
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
     """Color outside the image, 0..255 per channel."""
+    border_weight: float = 0.0
+    """``weight`` of ``border_weights``; 0: no such weights."""
+    border_sigma: float = 5.0
+    """``sigma`` of ``border_weights``, px."""
+
+
+_DERIVED = ("margin", "fill", "border_weight", "border_sigma")
 
 
 def _table() -> dict[str, Option]:
     table = {}
     for name, hint in get_type_hints(Options, include_extras=True).items():
-        if name in ("margin", "fill"):
+        if name in _DERIVED:
             continue
         allowed, meaning = hint.__metadata__
         default = Options._field_defaults[name]

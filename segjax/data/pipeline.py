@@ -37,6 +37,8 @@ class Batch(TypedDict):
     """[n] of str."""
     instance: NotRequired[np.ndarray]
     """uint16 [n, h, w], 0 = no instance, if the source has instance maps."""
+    added_weight: NotRequired[np.ndarray]
+    """float32 [n, h, w], added to the class weights in the loss."""
 
 
 def train_batches(
@@ -101,7 +103,7 @@ def _read_options(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(threads, prefetch_buffer_size=max(READ_AHEAD, threads))
 
 
-_KEYS = ("image", "label", "id", "instance")
+_KEYS = ("image", "label", "id", "instance", "added_weight")
 
 
 class _Augment:

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from segjax.data.augment_options import NO_AUGMENTATION, OPTIONS, Options, options
+from segjax.data.border_weights import border_weights, separate
 from segjax.data.warping import input_from_output, warp
 from segjax.errors import UserError
 
@@ -59,8 +60,9 @@ def augment(
       options: see ``Options``.
 
     Returns:
-      The example with "image" uint8 [h, w, C], "label" uint8 [h, w], and "instance"
-      uint16 [h, w] if it has one.
+      The example with "image" uint8 [h, w, C], "label" uint8 [h, w], and if it has
+      one "instance" uint16 [h, w], and "added_weight" float32 [h, w] with
+      ``border_weight``.
 
     Raises:
       UserError: the label map is not of the size of the image.
@@ -85,8 +87,17 @@ def augment(
     )
     for change in COLOR_CHANGES:
         image = change(image, stream, options).reshape(image.shape)
-    augmented = {**example, "image": image, "label": label}
-    return augmented if instance is None else augmented | {"instance": instance}
+    augmented = {**example, "image": image}
+    if instance is None:
+        return augmented | {"label": label}
+    if options.separate:
+        label, instance = separate(label, instance, gap=options.separate)
+    augmented |= {"label": label, "instance": instance}
+    if options.border_weight:
+        augmented["added_weight"] = border_weights(
+            instance, weight=options.border_weight, sigma=options.border_sigma
+        )
+    return augmented
 
 
 def _draw_geometry(

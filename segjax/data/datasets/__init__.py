@@ -157,8 +157,9 @@ def _check_used(data: DataConfig) -> None:
     name, own = data["name"], "own data are --config.data.name=folder"
     if data.get("instances") and not DATASETS[name](data).instances:
         raise UserError(
-            f"--config.data.instances is True, but {name} has no instance maps; "
-            "expected False"
+            "instance maps are asked for (--config.data.instances, "
+            "--config.loss.border_weight or --config.augment.separate), but --config."
+            f"data.name={name} has none"
         )
     if name == "scenes" and data.get("root"):
         raise UserError(
