@@ -81,7 +81,7 @@ class Options(NamedTuple):
     """What ``augment`` may do: every option's default, range and meaning.
 
     The ``augment`` section of a config has the same fields and defaults, without
-    those of ``_DERIVED``, which follow from the network, the data set and the loss.
+    those of :data:`DERIVED`, which follow from the network, the data set and the loss.
     """
 
     crop: Annotated[
@@ -147,13 +147,14 @@ class Options(NamedTuple):
     """``sigma`` of ``border_weights``, px."""
 
 
-_DERIVED = ("margin", "fill", "border_weight", "border_sigma")
+DERIVED = ("margin", "fill", "border_weight", "border_sigma")
+"""Options that are no fields of the ``augment`` section."""
 
 
 def _table() -> dict[str, Option]:
     table = {}
     for name, hint in get_type_hints(Options, include_extras=True).items():
-        if name in _DERIVED:
+        if name in DERIVED:
             continue
         allowed, meaning = hint.__metadata__
         default = Options._field_defaults[name]

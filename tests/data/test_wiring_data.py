@@ -9,7 +9,15 @@ from PIL import Image
 
 from experiments.shared import training_run
 from segjax import config as config_lib
-from segjax.data import batching, datasets, images, pipeline, transforms, warping
+from segjax.data import (
+    augment_options,
+    batching,
+    datasets,
+    images,
+    pipeline,
+    transforms,
+    warping,
+)
 
 HEIGHT, WIDTH = 48, 64
 MEAN = (120.0, 110.0, 100.0)
@@ -266,7 +274,7 @@ def test_saturation_mixes_with_grey():
 
 def test_every_field_of_the_config_is_an_option():
     fields = config_lib.make().augment.to_dict()
-    expected = set(transforms.Options._fields) - {"fill", "margin"}
+    expected = set(transforms.Options._fields) - set(augment_options.DERIVED)
     assert set(fields) == expected
     changed = {
         "crop": (9, 8),
@@ -279,6 +287,7 @@ def test_every_field_of_the_config_is_an_option():
         "translate": 0.2,
         "elastic_sigma": 4.0,
         "elastic_grid": 5,
+        "separate": 2,
         "border": "reflect",
         "brightness": 0.1,
         "contrast": 0.3,
@@ -289,7 +298,8 @@ def test_every_field_of_the_config_is_an_option():
     }
     assert changed.keys() == expected
     made = transforms.options(changed, MEAN)
-    assert made._asdict() == changed | {"fill": MEAN, "margin": 0}
+    derived = {"fill": MEAN, "margin": 0, "border_weight": 0.0, "border_sigma": 5.0}
+    assert made._asdict() == changed | derived
     # By default only left-right mirrors are on: nothing stands on its head.
     example = noise_example(6, 8)
     for seed in range(30):
