@@ -49,6 +49,8 @@ CLASSES = {
 """Label id and color, in the order of the train ids."""
 LABEL_IDS = tuple(label for label, _ in CLASSES.values())
 """Label id of each class, as the evaluation server takes them."""
+THINGS = tuple(label for label in LABEL_IDS if label >= 24)
+"""Label ids of people and vehicles, which have instances."""
 TRAIN_IDS = (
     dict.fromkeys((*range(34), 255), VOID)  # 255: the license plates, -1 in 8 bits
     | {label: k for k, label in enumerate(LABEL_IDS)}
@@ -169,7 +171,7 @@ def read_instance(frame: Frame) -> np.ndarray:
             f"cityscapes: {frame.instance} {found}; expected label ids 0..33, or these "
             "* 1000 + the number of an object (a file _instanceIds.png)"
         )
-    return np.where(np.isin(ids, LABEL_IDS), values, 0).astype(np.uint16)
+    return np.where(np.isin(ids, THINGS), values, 0).astype(np.uint16)
 
 
 LAYOUT = Layout(

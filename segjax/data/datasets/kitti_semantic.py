@@ -94,7 +94,8 @@ def read_instance(frame: Frame) -> np.ndarray:
     """Label id * 256 + number of the object, uint16 [H, W]; 0 = no instance.
 
     The file holds label ids in its upper 8 bits, and in the lower 8 the number of the
-    object, 0 where none is known.  Objects of classes that are void are no instances.
+    object, 0 where none is known.  As in Cityscapes, only people and vehicles are
+    instances, unless their class is void.
 
     Raises:
       UserError: a damaged file, or a value that is no label id.
@@ -108,7 +109,7 @@ def read_instance(frame: Frame) -> np.ndarray:
             f"kitti_semantic: {frame.instance} {found}; expected 16-bit values: label "
             "ids 0..33 * 256 + the number of an object"
         )
-    known = (values % 256 > 0) & np.isin(ids, cityscapes.LABEL_IDS)
+    known = (values % 256 > 0) & np.isin(ids, cityscapes.THINGS)
     return np.where(known, values, 0).astype(np.uint16)
 
 
