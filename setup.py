@@ -26,6 +26,7 @@ setup(
         "orbax-checkpoint>=0.11.25",
         "pillow>=12.0",  # masks, WebP, AVIF, and the codecs of TIFF
         "pyyaml>=6.0.1",  # manifests of experiments.launch
+        "scipy>=1.14",  # MATLAB files of data sets
         "submitit>=1.5",  # jobs of experiments.sweep, here and on SLURM
         "tensorboardX>=2.6.2.2",
         "tensorflow-datasets>=4.9.8",  # builders; TensorFlow itself is not used
@@ -37,6 +38,7 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "weights": ["h5py>=3.11", "safetensors>=0.4.3"],  # Keras files; safetensors
+        "coco": ["pycocotools>=2.0.8"],  # outlines of the objects of COCO
         # What `make test-all` compares with; PyTorch is large.
         "oracles": ["libtpu", "torch"],
         "test": [
@@ -44,10 +46,10 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scikit-image>=0.25",  # what segjax.scoring is compared with
-            "scipy>=1.14",
             "h5py>=3.11",
             "hypothesis>=6.100",
             "mypy>=1.13",
+            "pycocotools>=2.0.8",
             "safetensors>=0.4.3",
         ],
     },

@@ -57,8 +57,9 @@ def require(folder: Path, wanted: Iterable[str], *, name: str, expected: str) ->
             with os.scandir(folder / above) as entries:
                 sizes = {entry.name: entry.stat().st_size for entry in entries}
         total += len(names)
-        missing += [f"{above}/{file}" for file in names if file not in sizes]
-        empty += [f"{above}/{file}" for file in names if sizes.get(file) == 0]
+        start = f"{above}/" if above else ""
+        missing += [f"{start}{file}" for file in names if file not in sizes]
+        empty += [f"{start}{file}" for file in names if sizes.get(file) == 0]
     if missing:
         raise UserError(
             f"{name}: {folder}: {len(missing)} of {total} files are missing, first "

@@ -83,8 +83,24 @@ def read_train_ids(
     Raises:
       UserError: the file is damaged, is a color image, or holds another value.
     """
-    values, kind = decode_mask(path)
-    if kind == "color":
+    return to_train_ids(
+        decode_mask(path)[0], table, path=path, name=name, expected=expected
+    )
+
+
+def to_train_ids(
+    values: np.ndarray,
+    table: Mapping[int, int],
+    *,
+    path: str | os.PathLike,
+    name: str,
+    expected: str,
+) -> np.ndarray:
+    """Replaces the raw ids of a label map: see ``read_train_ids``.
+
+    ``values`` are integers [H, W], 0 or more; ``path`` is where they were read.
+    """
+    if values.ndim != 2:
         raise UserError(f"{name}: {path} is a color image; expected {expected}")
     ids = np.full(max(int(values.max()), *table) + 1, -1, np.int16)
     ids[list(table)] = list(table.values())

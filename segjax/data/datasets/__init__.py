@@ -11,11 +11,15 @@ from segjax.data.datasets import (
     camvid_original,
     cell_tracking,
     cityscapes,
+    coco,
     dsb2018,
     isbi2012,
     kitti_semantic,
     own_folder,
+    pascal_context,
     scenes,
+    voc2012,
+    voc2012_aug,
 )
 from segjax.data.images import voc_palette
 from segjax.data.layout import DataConfig
@@ -59,6 +63,12 @@ DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
     "isbi2012": isbi2012.describe,
     "dsb2018": dsb2018.describe,
     "cell_tracking": cell_tracking.describe,
+    "voc2012": voc2012.describe,
+    "voc2012_aug": voc2012_aug.describe,
+    "pascal_context": pascal_context.describe,
+    "pascal_context60": pascal_context.describe_60,
+    "coco": coco.describe,
+    "coco_stuff": coco.describe_stuff,
     "folder": own_folder.describe,
 }
 """Each function gets the ``data`` section of a config and describes the data set."""
