@@ -1,27 +1,29 @@
-"""The TFDS builder that writes and describes prepared records.
+"""The files of prepared records: shards as array_record, and the metadata of TFDS.
 
 TensorFlow itself is not used.  TFDS takes a second to import, so this module is
 imported only where records are written.
 """
 
-import contextlib
-import dataclasses
-import io
-from collections.abc import Iterator
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
 
-from segjax.data.layout import Format
-from segjax.data.prepare import Read
+from segjax.data.layout import Format, Record
 
 
-@dataclasses.dataclass
-class _Config(tfds.core.BuilderConfig):
-    """``name`` is the key, ``read`` the source of the records."""
+class ShardSize(NamedTuple):
+    """What a file of records holds."""
 
-    read: Read = dict
+    records: int
+    bytes: int
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -30,18 +32,8 @@ class _Info(tfds.core.DatasetInfo):
         leave an empty folder behind."""
 
 
-def write(form: Format, *, key: str, read: Read, root: str) -> tfds.core.DatasetBuilder:
-    """Writes records in ``root/NAME/KEY/VERSION``.
-
-    Args:
-      form: name, version and features of the records.
-      key: name of the config.
-      read: checks the raw files and returns the records of each split.
-      root: an empty folder.
-
-    Returns:
-      The builder, prepared.
-    """
+def features_of(form: Format) -> tfds.features.FeaturesDict:
+    """The features of a format, as TFDS describes them."""
     gray = (None, None, 1)
     features = {
         "image": tfds.features.Image(shape=(None, None, form.channels)),
@@ -52,51 +44,89 @@ def write(form: Format, *, key: str, read: Read, root: str) -> tfds.core.Dataset
         features[name] = tfds.features.Image(
             shape=gray, dtype=np.uint16, encoding_format="png"
         )
-
-    class Builder(  # type: ignore[call-arg]
-        tfds.core.GeneratorBasedBuilder, skip_registration=True
-    ):
-        name = form.name
-        VERSION = tfds.core.Version(form.version)
-
-        def _info(self):
-            return _Info(
-                builder=self,
-                features=tfds.features.FeaturesDict(features),
-                disable_shuffling=True,  # records keep the order of the lists
-            )
-
-        def _split_generators(self, dl_manager):
-            del dl_manager  # nothing is downloaded
-            return {
-                split: self._generate_examples(records)
-                for split, records in self.builder_config.read().items()
-            }
-
-        def _generate_examples(self, records):
-            # Encoded bytes, not arrays: TFDS would encode arrays with TensorFlow.
-            yield from enumerate(records)
-
-    with _quiet():
-        config = _Config(name=key, read=read)
-        builder = Builder(data_dir=root, config=config, file_format="array_record")
-        builder.download_and_prepare(file_format="array_record")
-    return builder
+    return tfds.features.FeaturesDict(features)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS silent while it prepares.
+def encoder(form: Format) -> Callable[[Record], bytes]:
+    """The function that makes the bytes of a record.
 
-    It prints banners to stdout (which a program may be using for its results), draws
-    progress bars on stderr (control characters in the log files of a cluster) and logs
-    a warning that our configs are custom, which they always are.
+    Records hold encoded images, not arrays: TFDS would encode arrays with TensorFlow.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()
+    features = features_of(form)
+    serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
+
+    def encode(record: Record) -> bytes:
+        return serializer.serialize_example(features.encode_example(record))
+
+    return encode
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[ArrayRecordWriter]:
+    """A writer of one file of records, closed at the end.
+
+    Raises:
+      OSError: the file cannot be written, such as on a full disk.
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+        # As TFDS writes them: every record is found by itself.
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+        try:
+            yield writer
+        finally:
+            writer.close()
+    except RuntimeError as error:  # the writer has no type of its own for it
+        match = re.search(r"\w+\(\) failed: ([^;]+);", str(error))
+        if match is None:
+            raise
+        known = {os.strerror(number): number for number in errno.errorcode}
+        raise OSError(known.get(match[1], errno.EIO), match[1], str(path)) from error
+
+
+def write_metadata(
+    folder: Path,
+    form: Format,
+    *,
+    key: str,
+    splits: Mapping[str, list[ShardSize]],
+) -> None:
+    """Writes ``dataset_info.json`` and ``features.json``.
+
+    Args:
+      folder: to write to.
+      form: of the records.
+      key: name of the TFDS config.
+      splits: the files of each split, in order.
+    """
+    identity = tfds.core.DatasetIdentity(
+        name=form.name,
+        version=tfds.core.Version(form.version),
+        data_dir=os.fspath(folder),
+        module_name="",  # no code is needed to read them
+        config_name=key,
+    )
+    info = _Info(
+        builder=identity,
+        features=features_of(form),
+        disable_shuffling=True,  # records keep the order of the lists
+    )
+    info.set_file_format("array_record")
+    info.set_splits(
+        tfds.core.SplitDict(
+            [
+                tfds.core.SplitInfo(
+                    name=name,
+                    shard_lengths=[shard.records for shard in shards],
+                    num_bytes=sum(shard.bytes for shard in shards),
+                    filename_template=tfds.core.ShardedFileTemplate(
+                        data_dir=tfds.core.Path(folder),
+                        dataset_name=form.name,
+                        split=name,
+                        filetype_suffix="array_record",
+                    ),
+                )
+                for name, shards in splits.items()
+            ]
+        )
+    )
+    info.write_to_directory(folder)

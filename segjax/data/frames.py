@@ -7,7 +7,7 @@ its records; both give the same examples.
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from segjax.data import prepare
 from segjax.data.images import encode_png, image_header
-from segjax.data.layout import DataConfig, Frame, Layout
+from segjax.data.layout import DataConfig, Frame, Layout, Recipe, Record
 from segjax.data.records import RecordSource
 from segjax.data.source import Example, Size, Source, check_split
 from segjax.errors import UserError
@@ -38,15 +38,30 @@ def open_split(layout: Layout, data: DataConfig, split: str) -> Source:
     form, instances = layout.form, bool(data.get("instances"))
     if not data.get("root") and (folder := prepare.only_prepared(form, data)):
         return RecordSource(folder, split, form.channels, instances=instances)
-    root, splits = layout.find(data)
-    key = key_of(root, splits)
-    folder = prepare.prepared(form, key, data)
+    made = recipe(layout, data)
+    folder = prepare.prepared(form, made.key, data)
     if layout.small and not folder:
-        folder = prepare_records(layout, splits, key=key, data=data)
+        folder = prepare.prepare(made, data)
     if folder:
         return RecordSource(folder, split, form.channels, instances=instances)
-    check_split(form.name, split, splits)
-    return FrameSource(layout, splits[split], instances=instances)
+    check_split(form.name, split, made.splits)
+    return FrameSource(layout, made.splits[split], instances=instances)
+
+
+def recipe(layout: Layout, data: DataConfig) -> Recipe:
+    """How the records of a data set on disk are made.
+
+    Raises:
+      UserError: files are missing or wrong.
+    """
+    root, splits = layout.find(data)
+    record = functools.partial(_record, layout)
+    return Recipe(layout.form, key_of(root, splits), splits, record)
+
+
+def _record(layout: Layout, split: str, frame: Frame) -> Record:
+    del split  # what there is to say of it is in the frame
+    return record_of(layout, frame)
 
 
 def key_of(root: Path, splits: Mapping[str, Sequence[Frame]]) -> str:
@@ -60,30 +75,6 @@ def key_of(root: Path, splits: Mapping[str, Sequence[Frame]]) -> str:
     }
     order = {name: [frame.id for frame in frames] for name, frames in splits.items()}
     return prepare.key_of(root, paths, json.dumps(order))
-
-
-def prepare_records(
-    layout: Layout,
-    splits: Mapping[str, Sequence[Frame]],
-    *,
-    key: str,
-    data: DataConfig,
-) -> str:
-    """Checks all frames, writes their records, and returns the folder of the records.
-
-    Raises:
-      UserError: a file is damaged, or a label map has another size than its image.
-    """
-
-    def read() -> dict[str, Iterator[prepare.Record]]:
-        frames = [(layout, frame) for some in splits.values() for frame in some]
-        prepare.check_each(read_frame, frames)
-        return {
-            name: (record_of(layout, frame) for frame in frames)
-            for name, frames in splits.items()
-        }
-
-    return prepare.prepare(layout.form, key=key, read=read, data=data)
 
 
 def read_frame(layout: Layout, frame: Frame, *, instances: bool = False) -> Example:
@@ -131,14 +122,14 @@ def _labels(frame: Frame) -> tuple[Path, ...]:
     return (frame.label, *frame.parts) if frame.label else ()
 
 
-def record_of(layout: Layout, frame: Frame) -> prepare.Record:
+def record_of(layout: Layout, frame: Frame) -> Record:
     """The record of a frame: the image file as it is where one file is one image."""
     example = read_frame(layout, frame, instances=True)
     if layout.read_image is Layout._field_defaults["read_image"]:
         image = frame.image.read_bytes()
     else:
         image = encode_png(example["image"])
-    record: prepare.Record = {
+    record: Record = {
         "image": image,
         "label": encode_png(example["label"]),
         "id": example["id"],

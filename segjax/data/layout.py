@@ -1,6 +1,6 @@
 """How a data set lies on disk: its frames, and the functions that read them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,23 @@ class Format(NamedTuple):
     """To be raised whenever the records of the same raw files change."""
     channels: int = 3
     maps: tuple[str, ...] = ()
+
+
+Record = dict[str, str | bytes]
+"""One example: ``image``, ``label`` and the maps (bytes of image files), and ``id``."""
+
+
+class Recipe(NamedTuple):
+    """How the records of a data set are made."""
+
+    form: Format
+    key: str
+    """Differs where the records differ; a name of files."""
+    splits: Mapping[str, Sequence[Any]]
+    """The items of each split, in the order of its records; picklable."""
+    record: Callable[[str, Any], Record]
+    """The record of an item, from the name of its split and the item; picklable.
+    Raises UserError for a damaged file."""
 
 
 class Frame(NamedTuple):

@@ -1,4 +1,4 @@
-"""Raw folders to array_record, once.
+"""Raw files to array_record, once.
 
 Prepared records live in ``DATA_DIR/NAME/KEY/VERSION``.  The key is a hash of the
 names, sizes and times of the raw files, so that another folder or a changed file is
@@ -6,21 +6,31 @@ another data set and stale records are never read.
 """
 
 import hashlib
+import itertools
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from segjax import files
-from segjax.data.layout import DataConfig, Format
+from segjax.data import shards
+from segjax.data.layout import DataConfig, Format, Recipe
 from segjax.errors import UserError
 
-Record = dict[str, str | bytes]
-"""One example: ``image`` and ``label`` (bytes of image files) and ``id``."""
+_METADATA = "dataset_info.json"
 
-Read = Callable[[], Mapping[str, Iterable[Record]]]
-"""Checks all raw files, then returns the records of each split in order."""
+
+class Prepared(NamedTuple):
+    """A folder of records in ``data_dir``."""
+
+    folder: Path
+    """DATA_DIR/NAME/KEY/VERSION, or the folder of what is not complete."""
+    records: dict[str, int]
+    """Number of records of each split; {} if it is not complete."""
+    bytes: int
+    stale: bool = False
+    """Whether it is not complete, and nobody is writing it."""
 
 
 def key_of(root: Path, paths: Iterable[Path], order: str = "") -> str:
@@ -29,52 +39,63 @@ def key_of(root: Path, paths: Iterable[Path], order: str = "") -> str:
     ``order`` is more text that the records depend on, such as the images of each split.
     """
     digest = hashlib.sha256(order.encode())
-    for path in sorted(paths):
-        stat = path.stat()
-        entry = f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-        digest.update(entry.encode())
+    ordered = sorted(map(os.fspath, paths), key=lambda path: path.split(os.sep))
+    parts = [ordered[i : i + 256] for i in range(0, len(ordered), 256)]
+    # In threads: on a network, every answer takes a while.
+    with ThreadPoolExecutor(16) as pool:
+        stats = pool.map(lambda part: list(map(os.stat, part)), parts)
+        for path, stat in zip(ordered, itertools.chain.from_iterable(stats)):
+            name = os.path.relpath(path, root)
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def prepare(form: Format, *, key: str, read: Read, data: DataConfig) -> str:
-    """Writes the records if ``key`` is new, and returns their folder.
+def folder_of(recipe: Recipe, data: DataConfig) -> Path:
+    """Where the records of a recipe are, or will be."""
+    return root_of(data) / recipe.form.name / recipe.key / recipe.form.version
 
-    The records are written in a temporary folder, renamed at the end: a killed
-    preparation leaves nothing that is mistaken for a data set, and of several
-    processes that prepare the same data the first one to finish wins.  (TFDS has such
-    a folder too, but names it through ``random``: processes that set the same
-    ``random.seed`` would write to the same one.)
 
-    Args:
-      form: of the records.
-      key: see ``key_of``.
-      read: called only if ``key`` is new; raises UserError for bad files.
-      data: of the config; ``data_dir`` is the root of the prepared data.
+def prepare(recipe: Recipe, data: DataConfig) -> str:
+    """Writes the records unless they are there, and returns their folder.
 
     Raises:
-      UserError: from ``read``, or nothing can be written to ``data_dir``.
+      UserError: as of ``write``.
     """
-    root = _root(data)
-    folder = root / form.name / key / form.version
-    try:
-        if prepared(form, key, data):
-            return str(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as own:
-            # Imported on demand: TFDS takes a second.
-            from segjax.data import builder
+    for _ in write(recipe, data):
+        pass
+    return str(folder_of(recipe, data))
 
-            written = builder.write(form, key=key, read=read, root=own)
-            os.rename(written.data_path, folder)
+
+def write(
+    recipe: Recipe, data: DataConfig, *, processes: int = 1
+) -> Iterator[shards.Progress]:
+    """Writes the records unless they are there: see ``shards.write``.
+
+    Args:
+      recipe: of the records.
+      data: of the config; ``data_dir`` is the root of the prepared data.
+      processes: that write; with 1, this one does.
+
+    Raises:
+      UserError: bad files, or nothing can be written to ``data_dir``.
+    """
+    form, folder = recipe.form, folder_of(recipe, data)
+    try:
+        if prepared(form, recipe.key, data):
+            return
+        yield from shards.write(recipe, folder, processes=processes)
+        # The set without a key is the one that was prepared last.
+        default = folder.parent.parent / ".config" / "metadata.json"
+        default.parent.mkdir(exist_ok=True)
+        files.write_json(default, {"default_config_name": recipe.key})
     except OSError as error:
-        # The rename fails where another process was faster.
-        if not _is_complete(folder):
-            raise UserError(
-                f"--config.data.data_dir: {str(root)[:200]}: cannot write {form.name} "
-                f"there ({error.strerror or error}); expected a folder with write "
-                "permission and space for the records"
-            ) from error
-    return str(folder)
+        if shards.is_complete(folder):
+            return
+        raise UserError(
+            f"--config.data.data_dir: {str(root_of(data))[:200]}: cannot write "
+            f"{form.name} there ({error.strerror or error}); expected a folder with "
+            "write permission and space for the records"
+        ) from error
 
 
 def prepared(form: Format, key: str, data: DataConfig) -> str:
@@ -83,13 +104,13 @@ def prepared(form: Format, key: str, data: DataConfig) -> str:
     Raises:
       UserError: the records are not complete.
     """
-    folder = _root(data) / form.name / key / form.version
+    folder = root_of(data) / form.name / key / form.version
     try:
         if not folder.is_dir() or not any(folder.iterdir()):
             return ""
     except OSError:  # such as a name that is too long, or no permission
         return ""
-    if not _is_complete(folder):
+    if not shards.is_complete(folder):
         raise UserError(
             f"{folder}: the prepared records are incomplete (there is no "
             "dataset_info.json); remove this folder: the next start prepares them again"
@@ -103,29 +124,42 @@ def only_prepared(form: Format, data: DataConfig) -> str:
     Raises:
       UserError: there are records of several keys.
     """
-    found = sorted(_root(data).glob(f"{form.name}/*/{form.version}/dataset_info.json"))
+    home = root_of(data) / form.name
+    found = sorted(home.glob(f"*/{form.version}/{_METADATA}"))
     if len(found) > 1:
         keys = ", ".join(path.parent.parent.name for path in found)
         raise UserError(
-            f"--config.data.root is empty, and {_root(data) / form.name} holds records "
-            f"of several folders ({keys}); set root, or remove those that are old"
+            f"--config.data.root is empty, and {home} holds records of several folders "
+            f"({keys}); set root, or remove those that are old"
         )
     return str(found[0].parent) if found else ""
 
 
-def _root(data: DataConfig) -> Path:
+def root_of(data: DataConfig) -> Path:
     """The folder of all prepared data."""
     given = data.get("data_dir") or "~/.cache/segjax"
     return files.user_path("--config.data.data_dir", given)
 
 
-def _is_complete(folder: Path) -> bool:
-    # The last file that TFDS writes.
-    return os.path.isfile(folder / "dataset_info.json")
+def find_all(data: DataConfig) -> list[Prepared]:
+    """All prepared records in ``data_dir``, and what is left of killed preparations."""
+    found = []
+    for path in sorted(root_of(data).glob(f"*/*/*/{_METADATA}")):
+        if path.parent.name.startswith("incomplete."):
+            continue
+        info = files.read_json(path, "the metadata of prepared records")
+        records = {
+            split["name"]: sum(map(int, split["shardLengths"]))
+            for split in info.get("splits", ())
+        }
+        found.append(Prepared(path.parent, records, _bytes(path.parent)))
+    # Also those of earlier versions, which lay at the top.
+    for pattern in ("incomplete.*", "*/*/incomplete.*"):
+        for folder in sorted(root_of(data).glob(pattern)):
+            claims = [shards.is_stale(claim) for claim in folder.glob("work/*.claim")]
+            found.append(Prepared(folder, {}, _bytes(folder), stale=all(claims)))
+    return found
 
 
-def check_each(check: Callable[..., object], items: Iterable[tuple]) -> None:
-    """Calls ``check(*item)`` in threads; the first error in the order of items wins."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for done in [pool.submit(check, *item) for item in items]:
-            done.result()
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

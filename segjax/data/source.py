@@ -9,7 +9,7 @@ from typing import NamedTuple, NotRequired, Protocol, TypedDict
 import numpy as np
 
 from segjax.data.images import resize_image, resize_label
-from segjax.data.layout import DataConfig, Layout
+from segjax.data.layout import DataConfig, Layout, Recipe
 from segjax.errors import UserError
 from segjax.labels import VOID
 
@@ -73,6 +73,8 @@ class Dataset(NamedTuple):
     build: Callable[[DataConfig, str], Source] | None = None
     """Opens a split; None for descriptions that were read from a workdir, and where
     ``layout`` says how."""
+    recipe: Callable[[DataConfig], Recipe] | None = None
+    """How its records are made; None where there are none, or ``layout`` says how."""
     layout: Layout | None = None
     """The files of a published data set."""
     counts: Mapping[str, int] = MappingProxyType({})

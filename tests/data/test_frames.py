@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from image_folders import error_of, rgb, write
 
-from segjax.data import datasets, frames, inventory, pipeline, transforms
+from segjax.data import datasets, frames, inventory, pipeline, prepare, transforms
 from segjax.data.images import decode_mask
 from segjax.data.layout import Format, Frame, Layout
 from segjax.data.source import Dataset
@@ -79,8 +79,7 @@ def data(tmp_path, monkeypatch):
 def test_records_hold_what_is_read_in_place(data):
     expected = {"train": ["b", "a"], "validation": ["c"], "test": ["t"]}
     sources = {split: datasets.load(data, split)[0] for split in expected}
-    root, splits = LAYOUT.find(data)
-    frames.prepare_records(LAYOUT, splits, key=frames.key_of(root, splits), data=data)
+    prepare.prepare(datasets.recipe(data), data)
     for split, ids in expected.items():
         assert isinstance(sources[split], frames.FrameSource)
         in_place = pickle.loads(pickle.dumps(sources[split]))
@@ -105,9 +104,7 @@ def test_records_of_two_folders_are_no_answer_to_an_empty_root(data, tmp_path):
     assert "is empty" in error_of(datasets.load, data | {"root": ""}, "train")
     for i in (0, 1):
         write(tmp_path / "raw/a.png", rgb(10 + i))
-        root, splits = LAYOUT.find(data)
-        key = frames.key_of(root, splits) + str(i)
-        frames.prepare_records(LAYOUT, splits, key=key, data=data)
+        prepare.prepare(datasets.recipe(data), data)
     message = error_of(datasets.load, data | {"root": ""}, "train")
     assert "--config.data.root is empty" in message and "several" in message
 

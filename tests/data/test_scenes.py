@@ -8,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from scipy import ndimage
 
+from segjax.data import prepare
 from segjax.data.datasets import scenes as builder
 from segjax.data.scenes import CLASSES, MIN_SIDE, PALETTE, VOID, contact_sheet, scene
 from segjax.errors import UserError
@@ -215,7 +216,7 @@ def test_builder_writes_the_scenes_in_order(tmp_path):
     # What a preparation killed half way leaves behind.
     (tmp_path / "scenes/48x64-5-2-s3/incomplete.ABCDEF_1.0.0").mkdir(parents=True)
     data = scenes_data(tmp_path, (48, 64), train=5, validation=2, seed=3)
-    made = tfds.builder_from_directory(builder.draw(data))
+    made = tfds.builder_from_directory(prepare.prepare(builder.recipe(data), data))
     written = sorted(made.data_path.iterdir())
     times = [os.stat(path).st_mtime_ns for path in written]
     for split, seed, count in (("train", 6, 5), ("validation", 7, 2)):
@@ -236,5 +237,5 @@ def test_builder_writes_the_scenes_in_order(tmp_path):
 def test_builder_rejects_bad_counts_and_sizes_before_writing(tmp_path):
     for size, train, match in (((48, 48), 0, "train"), ((48, 8), 4, "size")):
         with pytest.raises(UserError, match=match):
-            builder.draw(scenes_data(tmp_path, size, train=train))
+            builder.recipe(scenes_data(tmp_path, size, train=train))
     assert not list(tmp_path.iterdir())

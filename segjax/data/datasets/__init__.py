@@ -22,7 +22,7 @@ from segjax.data.datasets import (
     voc2012_aug,
 )
 from segjax.data.images import voc_palette
-from segjax.data.layout import DataConfig
+from segjax.data.layout import DataConfig, Recipe
 from segjax.data.source import (
     Dataset,
     Example,
@@ -48,6 +48,7 @@ __all__ = [
     "describe",
     "fingerprint",
     "load",
+    "recipe",
     "scan_folder",
     "voc_palette",
 ]
@@ -159,6 +160,23 @@ def _kept(data: DataConfig, dataset: Dataset) -> Dataset:
     return dataset._replace(
         classes=tuple(dataset.classes[k] for k in ids) or dataset.classes,
         palette=dataset.palette[ids] if ids else dataset.palette,
+    )
+
+
+def recipe(data: DataConfig) -> Recipe:
+    """How the records of a data set are made; reads no images.
+
+    Raises:
+      UserError: it has no records, or anything is wrong with the raw files.
+    """
+    dataset = describe(data)
+    if dataset.layout is not None:
+        return frames.recipe(dataset.layout, data)
+    if dataset.recipe is not None:
+        return dataset.recipe(data)
+    raise UserError(
+        f"--config.data.name is {data['name']!r}, which is read where it is and needs "
+        "no records; train with it as it is"
     )
 
 

@@ -1,13 +1,12 @@
 """Procedural scenes as array_record, so that they are read like any other data set."""
 
-from collections.abc import Iterator
+import functools
 
-import cv2
 import numpy as np
 
 from segjax.data.images import encode_png
-from segjax.data.layout import DataConfig, Format
-from segjax.data.prepare import Record, prepare
+from segjax.data.layout import DataConfig, Format, Recipe, Record
+from segjax.data.prepare import prepare
 from segjax.data.records import RecordSource
 from segjax.data.scenes import CLASSES, PALETTE, scene
 from segjax.data.source import Dataset, Source
@@ -34,6 +33,7 @@ def describe(data: DataConfig) -> Dataset:
         channels=3,
         size=tuple(data.get("scenes_size", (0, 0))),
         build=build,
+        recipe=recipe,
         instances=True,
     )
 
@@ -50,13 +50,17 @@ def build(data: DataConfig, split: str) -> Source:
     Raises:
       UserError: a size, count or seed out of range; no such split.
     """
-    return RecordSource(draw(data), split, 3, instances=bool(data.get("instances")))
+    directory = prepare(recipe(data), data)
+    return RecordSource(directory, split, 3, instances=bool(data.get("instances")))
 
 
-def draw(data: DataConfig) -> str:
-    """Draws the scenes unless they are there; returns the folder of their records.
+def recipe(data: DataConfig) -> Recipe:
+    """How the records are drawn.
 
-    Its key reads ``HEIGHTxWIDTH-TRAIN-VALIDATION-sSEED``, e.g. ``96x96-800-100-s0``.
+    Their key reads ``HEIGHTxWIDTH-TRAIN-VALIDATION-sSEED``, e.g. ``96x96-800-100-s0``.
+
+    Raises:
+      UserError: a size, count or seed out of range.
     """
     size, seed = tuple(data["scenes_size"]), data["scenes_seed"]
     counts = {split: data[f"scenes_{split}"] for split in STREAMS}
@@ -67,25 +71,19 @@ def draw(data: DataConfig) -> str:
             )
     scene(seed, 0, size=size)  # a bad seed or size is told before anything is written
     height, width = size
-    return prepare(
+    return Recipe(
         FORMAT,
         key=f"{height}x{width}-{counts['train']}-{counts['validation']}-s{seed}",
-        read=lambda: {
-            split: _records(2 * seed + STREAMS[split], size, split=split, count=count)
-            for split, count in counts.items()
-        },
-        data=data,
+        splits={split: range(count) for split, count in counts.items()},
+        record=functools.partial(_record, seed, size),
     )
 
 
-def _records(
-    seed: int, size: tuple[int, int], *, split: str, count: int
-) -> Iterator[Record]:
-    for index in range(count):
-        made = scene(seed, index, size=size)
-        yield {
-            "image": encode_png(made["image"]),
-            "label": encode_png(made["label"]),
-            "instance": cv2.imencode(".png", made["instance"])[1].tobytes(),
-            "id": f"{split}_{index:05d}",
-        }
+def _record(seed: int, size: tuple[int, int], split: str, index: int) -> Record:
+    made = scene(2 * seed + STREAMS[split], index, size=size)
+    return {
+        "image": encode_png(made["image"]),
+        "label": encode_png(made["label"]),
+        "instance": encode_png(made["instance"]),
+        "id": f"{split}_{index:05d}",
+    }
