@@ -56,7 +56,9 @@ def encoder(form: Format) -> Callable[[Record], bytes]:
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
 
     def encode(record: Record) -> bytes:
-        return serializer.serialize_example(features.encode_example(record))
+        example = serializer.get_tf_example(features.encode_example(record))
+        # The same bytes in every process: features come in an order of their own.
+        return example.SerializeToString(deterministic=True)
 
     return encode
 
