@@ -7,7 +7,7 @@ import numpy as np
 import tifffile
 from image_folders import rgb, write
 
-from segjax.data import datasets, frames, pipeline, transforms
+from segjax.data import datasets, frames, pipeline, prepare, transforms
 
 
 def write_tiff(path: Path, array: np.ndarray) -> None:
@@ -37,7 +37,7 @@ def assert_readable(data: dict, expected: dict[str, list[str]]) -> dict[str, lis
         for example in examples[split]:
             used = set(np.unique(example["label"])) - {255}
             assert used <= set(range(len(dataset.classes)))
-    frames.prepare_records(layout, splits, key=frames.key_of(root, splits), data=data)
+    prepare.prepare(datasets.recipe(data), data)
     for split, some in examples.items():
         records, _ = datasets.load(data, split)
         assert not isinstance(records, frames.FrameSource)
