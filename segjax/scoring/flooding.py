@@ -4,10 +4,9 @@ The flooding of Soille and Vincent (Determining watersheds in digital pictures v
 flooding simulations, 1990) on a binary image: the connected components of the interior
 are basins, and the border pixels are flooded from them in the order of a queue. A pixel
 that touches two basins becomes a dam. Fiji's WatershedTransform2D, with which the
-challenge was scored, starts column by column and visits the neighbors at x - 1, y - 1,
-x + 1, y + 1 in this order. This decides where the dam of a border of even width lies.
-The same order is kept here, so that the scores agree to the last pixel. Other
-watersheds (scikit-image, OpenCV) break these ties in other ways.
+challenge was scored, starts column by column, which decides where the dam of a border
+of even width lies. This is done here, too, so that the scores agree to the last pixel.
+Other watersheds (scikit-image, OpenCV) break these ties in other ways.
 """
 
 import cv2

@@ -2,8 +2,8 @@
 
 True objects are the pixels of one class with the same number in the instance map.
 Predicted objects are the 4-connected components of each class of the prediction. Both
-leave out the background and the void pixels. Objects are compared within their class;
-classes without a true object in any image do not count.
+leave out void pixels. Objects are compared within their class; classes without a true
+object in any image, such as the background, do not count.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,6 @@ from segjax.scoring.per_image import nanmean, ratio
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
 """IoU above which objects match: 0.5, 0.55, ..., 0.95."""
-BACKGROUND = ("background", "membrane")
-
-
-def background_class(classes: tuple[str, ...]) -> int:
-    """The class called "background" or "membrane", otherwise class 0."""
-    return next((i for i, name in enumerate(classes) if name in BACKGROUND), 0)
 
 
 def compare(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -77,16 +71,14 @@ def _number(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _measure(scored: Scored) -> np.ndarray:
-    """``compare`` of every class: K x 15 numbers; zeros for the background."""
+    """``compare`` of every class: K x 15 numbers."""
     assert scored.instances is not None
     known = scored.label != VOID
-    background = background_class(scored.classes)
     found = np.zeros((len(scored.classes), 5 + len(THRESHOLDS)))
     for k in range(len(scored.classes)):
         true, predicted = (scored.label == k), (scored.prediction == k) & known
-        if k != background and (true.any() or predicted.any()):
-            objects = np.where(true, scored.instances, 0)
-            found[k] = compare(objects, components(predicted))
+        objects = np.where(true, scored.instances, 0)
+        found[k] = compare(objects, components(predicted))
     return found.ravel()
 
 
