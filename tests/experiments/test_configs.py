@@ -68,7 +68,8 @@ def dataset(config: ConfigDict) -> tuple[int, int, tuple[int, int]]:
         size = config.data.resize if any(config.data.resize) else SIZES["folder"]
         return FOLDER_CLASSES, 3, size
     info = datasets.describe(config.data)
-    return len(info.classes), info.channels, info.size
+    size = info.size if any(info.size) else FOLDER_SIZE  # images of several sizes
+    return len(info.classes), info.channels, size
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
