@@ -358,18 +358,7 @@ if __name__ == "__main__":
         f"What to write, of {', '.join(prediction_files.SUFFIXES)}.",
     )
     predict_flags.define()
+    predict_flags.define_limits()
     flags.adopt_module_key_flags(predict_flags)  # for --help
-    flags.DEFINE_float(
-        "padding",
-        batching.PADDING,
-        "Fraction of padding pixels that may be computed to compile fewer shapes; 0: "
-        "every image at its own size.",
-    )
-    flags.DEFINE_integer(
-        "max_pixels",
-        collection.MAX_PIXELS,
-        "Maximum pixels per image, and per device and batch; larger images are "
-        "predicted in windows or tiles.",
-    )
     flags.DEFINE_bool("overwrite", False, "Do again what is done already.")
     cli.run(main, positional=True)

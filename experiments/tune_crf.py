@@ -109,7 +109,8 @@ def tune_crf(
                 if settings:
                     pixels = jax.device_put(batch["image"], sharding.split(mesh))
                     p = inference.refine(p, pixels, settings=settings, mesh=mesh)
-                h = h + np.asarray(score(batch["label"], p)[0][0, 0], np.int64)
+                confusion = score(batch["label"], p)[0][:, 0, 0]
+                h = h + np.asarray(confusion, np.int64).sum(0)
                 bar.update()
             scores = metrics.scores(h)
             row = {name: scores[name] for name in ("miou", "pixel_accuracy")}

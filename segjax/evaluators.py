@@ -18,19 +18,37 @@ def make_score(classes: int, radius: int = 0) -> Callable:
       radius: see ``metrics.band_confusion``.
 
     Returns:
-      For n arrays of probabilities [N, H, W, K], ``confusion`` [n, radius + 1, K, K]
-      int32 and ``predictions`` [N, n, H, W], uint8 (uint16 for K > 255).
+      For n arrays of probabilities [N, H, W, K], ``confusion`` of every image
+      [N, n, radius + 1, K, K] int32 and ``predictions`` [N, n, H, W], uint8 (uint16
+      for K > 255).
     """
+    confusion = make_confusion(classes, radius)
 
     def score(labels: jax.Array, *probabilities) -> tuple[jax.Array, jax.Array]:
-        predictions = [most_probable(p) for p in probabilities]
-        confusion = [
-            metrics.band_confusion(labels, predicted, classes=classes, radius=radius)
-            for predicted in predictions
-        ]
-        return jnp.stack(confusion), jnp.stack(predictions, axis=1)
+        predictions = jnp.stack([most_probable(p) for p in probabilities], axis=1)
+        return confusion(labels, predictions), predictions
 
     return score
+
+
+def make_confusion(classes: int, radius: int = 0) -> Callable:
+    """A function ``(labels, predictions) -> confusion`` of every image, to be jitted.
+
+    Args:
+      classes: K.
+      radius: see ``metrics.band_confusion``.
+
+    Returns:
+      For labels [N, H, W] and n predictions of each, [N, n, H, W], int32
+      [N, n, radius + 1, K, K].
+    """
+
+    def one(label: jax.Array, prediction: jax.Array) -> jax.Array:
+        return metrics.band_confusion(
+            label[None], prediction[None], classes=classes, radius=radius
+        )
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)))
 
 
 def make_eval_step(predictor: Callable, classes: int) -> Callable:
@@ -48,7 +66,7 @@ def make_eval_step(predictor: Callable, classes: int) -> Callable:
     def step(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         probabilities = predictor(variables, batch["image"])
         confusion, predictions = score(batch["label"], probabilities)
-        return confusion[0, 0], predictions[:, 0]
+        return confusion[:, 0, 0].sum(0), predictions[:, 0]
 
     return step
 

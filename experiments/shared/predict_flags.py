@@ -7,7 +7,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from segjax import files, inference
+from segjax.data import batching
 from segjax.errors import UserError
+from segjax.inference import collection
 from segjax.inference.options import HELP, RULES, from_config
 from segjax.ops import mean_field
 
@@ -42,6 +44,31 @@ def define(*, crf: bool = True) -> None:
             flags.DEFINE_float(name, default, HELP[name])
     if crf:
         flags.DEFINE_string("crf", "", CRF_HELP)
+
+
+NAMES = (
+    "checkpoint",
+    "ensemble",
+    *inference.PredictOptions._fields,
+    *("crf", "padding", "max_pixels"),
+)
+"""The flags of :func:`define` and :func:`define_limits`."""
+
+
+def define_limits() -> None:
+    """Defines --padding and --max_pixels."""
+    flags.DEFINE_float(
+        "padding",
+        batching.PADDING,
+        "Fraction of padding pixels that may be computed to compile fewer shapes; 0: "
+        "every image at its own size.",
+    )
+    flags.DEFINE_integer(
+        "max_pixels",
+        collection.MAX_PIXELS,
+        "Maximum pixels per image, and per device and batch; larger images are "
+        "predicted in windows or tiles.",
+    )
 
 
 def options(config: ConfigDict) -> inference.PredictOptions:

@@ -6,6 +6,7 @@ at slices of each batch, workers at batches, and a restart begins at batch k; no
 them changes what batch k holds.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NotRequired, TypedDict
 
@@ -117,18 +118,55 @@ class _Augment:
         return {key: out[key] for key in _KEYS if key in out}
 
 
-def eval_plan(sizes: Sequence[Size], batch_size: int) -> list[tuple[Size, list[int]]]:
+def eval_plan(
+    sizes: Sequence[Size],
+    batch_size: int,
+    *,
+    padding: float = batching.PADDING,
+    max_pixels: float = math.inf,
+    devices: int = 1,
+) -> list[tuple[Size, list[int]]]:
     """Which images form which evaluation batch: ``[((h, w), indices), ...]``.
 
-    Every image occurs exactly once.  Images of one size share batches; of more than
-    four sizes, images share the padded shapes of ``batching.plan``, so that a mixed
-    collection needs few compiled functions; they are extended by mirroring.
+    Every image of at most ``max_pixels`` occurs exactly once; larger ones do not.
+    Images of one size share batches; of more than four sizes, images share the padded
+    shapes of ``batching.plan``, so that a mixed collection needs few compiled
+    functions; they are extended by mirroring.
+
+    Args:
+      sizes: (h, w) of the images.
+      batch_size: the most images of a batch.
+      padding: see ``batching.padded_shapes``.
+      max_pixels: of an image, and of each device's part of a batch.
+      devices: how many share a batch.
     """
-    # A multiple of the batch size: evaluation batches all have exactly that size.
-    groups = batching.plan(sizes, batch_size, devices=batch_size)
-    return [
-        (group.padded_shape, indices) for group in groups for indices in group.batches
-    ]
+    small = [i for i, (h, w) in enumerate(sizes) if h * w <= max_pixels]
+    groups = batching.plan(
+        [sizes[i] for i in small],
+        batch_size,
+        padding=padding,
+        devices=batch_size,  # a multiple of it: batches all have exactly that size
+        max_pixels=max_pixels,
+    )
+    plan = []
+    for group in groups:
+        shape = group.padded_shape
+        size = eval_batch_size(
+            shape, batch_size, max_pixels=max_pixels, devices=devices
+        )
+        for batch in group.batches:
+            indices = [small[i] for i in batch]
+            parts = range(0, len(indices), size)
+            plan += [(shape, indices[at : at + size]) for at in parts]
+    return plan
+
+
+def eval_batch_size(
+    shape: Size, batch_size: int, *, max_pixels: float, devices: int
+) -> int:
+    """Images of an evaluation batch of that shape: see ``eval_plan``."""
+    per_device = max(max_pixels // math.prod(shape), 1)
+    return int(min(batch_size, devices * per_device))
 
 
 def mirror_to(image: np.ndarray, size: Size) -> np.ndarray:
@@ -152,6 +190,9 @@ def eval_batches(
     channels: int,
     process: tuple[int, int] = (0, 1),
     threads: int = 4,
+    padding: float = batching.PADDING,
+    max_pixels: float = math.inf,
+    devices: int = 1,
 ) -> Iterator[Batch]:
     """All examples once, unaugmented, in batches of static shape.
 
@@ -162,15 +203,22 @@ def eval_batches(
       channels: of the images.
       process: (i, n): this process gets the i-th of n equal parts of each batch.
       threads: reading threads.
+      padding: see ``eval_plan``.
+      max_pixels: see ``eval_plan``.
+      devices: see ``eval_plan``.
 
     Returns:
-      Batches of ``batch_size / n`` examples.
+      Batches of ``batch_size / n`` examples, or of fewer where ``max_pixels`` asks for
+      it.
     """
-    local_size, index, _ = _share(batch_size, process)
-    plan = eval_plan(source.sizes, batch_size)
+    _, index, _ = _share(batch_size, process)
+    limits = {"max_pixels": max_pixels, "devices": devices}
+    plan = eval_plan(source.sizes, batch_size, padding=padding, **limits)
 
     def read(item: tuple[Size, list[int]]) -> Batch:
         shape, indices = item
+        size = eval_batch_size(shape, batch_size, **limits)
+        local_size, *_ = _share(size, process)
         local = indices[index * local_size : (index + 1) * local_size]
         image = np.zeros((local_size, *shape, channels), np.uint8)
         label = np.full((local_size, *shape), VOID, np.uint8)

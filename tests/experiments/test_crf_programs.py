@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-import types
 
 import cv2
 import jax
@@ -14,14 +13,13 @@ from scipy import ndimage
 
 from experiments import evaluate, predict, train, tune_crf
 from experiments.benchmarks import crf as benchmark_crf
-from experiments.shared import predict_flags, run_description
+from experiments.shared import evaluation_results, predict_flags, run_description
 from segjax import config as config_lib
 from segjax import inference, metrics, sharding, viz
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
-from segjax.inference import PredictOptions, collection
 from segjax.ops import mean_field
 
 # Small kernels: small lattices.
@@ -262,23 +260,25 @@ def test_evaluate_has_both_scores(config, trained, results, tmp_path):
     files = {path.name for path in output.iterdir()}
     assert files == {
         *("validation.json", "validation_confusion.png", "validation_trimap.png"),
-        "validation_0.png",
+        *("validation_0.png", "validation_images.csv"),
+        *(f"validation_worst_{i}.png" for i in range(4)),
     }
     assert not (tmp_path / "validation_trimap.png").exists()
     shown = [cv2.imread(str(p / "validation_0.png")).shape for p in (output, tmp_path)]
     assert 1.2 < shown[0][1] / shown[1][1] < 1.5  # four pictures, three pictures
 
 
-def test_evaluate_says_which_images_it_scores(config, trained, monkeypatch):
-    """Those of the training, others than during training, large ones."""
-    segmenter = types.SimpleNamespace(resize=(0, 0), options=PredictOptions())
+def test_evaluate_says_which_images_it_scores(config, trained):
+    """Those of the training, others than during training."""
     known = workdir_lib.read_splits(trained)
 
     def notes(split, **fields):
         data = dict(config.data) | fields
         source = datasets.load(data, split)[0]
         return list(
-            evaluate._notes(config, segmenter, known, split=split, source=source)
+            evaluation_results.notes(
+                known, split=split, train_split="train", source=source
+            )
         )
 
     assert notes("validation") == []
@@ -286,11 +286,6 @@ def test_evaluate_says_which_images_it_scores(config, trained, monkeypatch):
     assert note == "the images of the split 'train' are those that the run trained on"
     (note,) = notes("validation", resize=(24, 24))
     assert "'validation' are not those of the training run (4 then, 4 now;" in note
-    monkeypatch.setattr(collection, "MAX_PIXELS", 48 * 48 - 1)
-    (note,) = notes("validation")
-    assert note.startswith("4 images of more than 2303 pixels are predicted in one")
-    segmenter.options = PredictOptions(window=(16,))
-    assert notes("validation") == []
 
 
 def test_trimap_of_evaluate(results):

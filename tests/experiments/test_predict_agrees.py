@@ -272,6 +272,8 @@ def test_programs_honor_every_field(
         **{"checkpoint": "best", "ensemble": [], "crf": "", "trimap": False},
         **{"workdir": str(workdir), "output": str(tmp_path / "out"), "split": ""},
         **{"outputs": ["labels"], "padding": 0.25, "max_pixels": 2**22},
+        **{"predictions": "", "allow_missing": False, "stages": "all"},
+        **{"metrics": [], "worst": 0},
         **{"overwrite": False, "sizes": [], "platforms": ["cpu"], "images": 2},
         **{"rounds": 1, "formats": []},
         **{key: [str(v) for v in tried] for key, tried in tune_crf.GRID.items()},
@@ -311,7 +313,8 @@ def test_flags_reach_the_function_behind_the_program(
     workdir, other, config = run
     given = {"checkpoint": "7", "split": "other", "ensemble": [str(other)]}
     own = {
-        "evaluate": {"crf": "deeplab_v1", "trimap": True},
+        "evaluate": {"crf": "deeplab_v1", "trimap": True, "stages": "last"}
+        | {"padding": 0.5, "max_pixels": 999, "metrics": ["image_iou"], "worst": 2},
         "tune_crf": {"images": 5},
     }[program]
     values = {"config": config, "workdir": str(workdir), "output": str(tmp_path)}
@@ -319,7 +322,9 @@ def test_flags_reach_the_function_behind_the_program(
     values["flip"] = True
     searched = {key: [str(v) for v in tried] for key, tried in tune_crf.GRID.items()}
     flags = types.SimpleNamespace(
-        FLAGS=types.SimpleNamespace(**values, **given, **own, **searched)
+        FLAGS=types.SimpleNamespace(
+            **values, **given, **own, **searched, predictions="", allow_missing=False
+        )
     )
     calls = []
 

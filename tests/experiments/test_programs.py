@@ -247,7 +247,8 @@ def test_evaluation_equals_scores_of_the_predicted_files(
         == (results["scores"])
     )
     assert {p.name for p in tmp_path.glob("validation*")} == {
-        *("validation.json", "validation_confusion.png", "validation_0.png")
+        *("validation.json", "validation_confusion.png", "validation_0.png"),
+        *("validation_images.csv", *(f"validation_worst_{i}.png" for i in range(4))),
     }
     table = evaluate.table(results)
     assert f"{100 * results['scores']['miou']:.2f}" in table and "grass" in table

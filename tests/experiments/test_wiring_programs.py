@@ -16,7 +16,12 @@ from tensorboardX.proto.event_pb2 import Event
 from workdirs import make_run
 
 from experiments import evaluate, export, import_weights, predict, train
-from experiments.shared import run_description, run_stats, training_run
+from experiments.shared import (
+    evaluation_results,
+    run_description,
+    run_stats,
+    training_run,
+)
 from segjax import checkpoint, inference, sharding, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
@@ -351,7 +356,7 @@ def test_files_of_evaluate(config, trained, validation, predicted, monkeypatch):
         drawn.append((np.asarray(confusion).tolist(), tuple(classes)))
         return b"figure"
 
-    monkeypatch.setattr(evaluate.viz, "confusion_figure", figure)
+    monkeypatch.setattr(evaluation_results.viz, "confusion_figure", figure)
     returned = evaluate.evaluate(config, trained, checkpoint="latest")
     folder = trained / "evaluation"  # the default
     found = json.loads((folder / "validation.json").read_text())
@@ -378,11 +383,11 @@ def test_files_of_evaluate(config, trained, validation, predicted, monkeypatch):
 
 def test_evaluate_reads_the_split_that_is_asked_for(config, trained, tmp_path):
     results = evaluate.evaluate(
-        changed(config, eval_images=0), trained, split="train", output=tmp_path
+        changed(config, eval_images=0), trained, split="train", output=tmp_path, worst=0
     )
     assert (results["split"], results["images"]) == ("train", 10)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"train.json", "train_confusion.png"}
+    assert names == {"train.json", "train_images.csv", "train_confusion.png"}
 
 
 # The checkpoint that is read
