@@ -7,7 +7,7 @@
     python -m experiments.evaluate --workdir /tmp/run --window=473 --flip \\
         --scales=0.75,1,1.25 --ensemble=/tmp/run2
     python -m experiments.evaluate --workdir /tmp/run --metrics=boundary_f1
-    python -m experiments.evaluate --predictions FOLDER --config configs/camvid.py
+    python -m experiments.evaluate --predictions FOLDER --config configs/unet_camvid.py
 
 Prints pixel accuracy, mean accuracy, mIoU and frequency-weighted IoU (one confusion
 matrix over all images; segjax/metrics.py defines them) with a table per class, beside

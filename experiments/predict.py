@@ -14,6 +14,7 @@ bit.  Writes into OUTPUT, as --outputs chooses,
     probabilities/NAME.npz  float16 [H, W, K]
 
 and summary.json: throughput, share of pixels of each class, failures, programs.
+--submission=NAME adds what the evaluation server of a data set takes.
 Images of similar size share a batch and a program, compiled ahead of time; images of
 more than --max_pixels go through in windows or tiles.  docs/segment.md has more.
 
@@ -44,6 +45,7 @@ from experiments.shared import (
     prediction_files,
     prediction_folder,
     provenance,
+    submissions,
 )
 from segjax import compilation, files, inference
 from segjax import config as config_lib
@@ -68,6 +70,7 @@ def predict(
     padding: float = batching.PADDING,
     max_pixels: int = collection.MAX_PIXELS,
     overwrite: bool = False,
+    submission: str = "",
 ) -> dict:
     """Segments ``paths``, writes the results and returns the summary."""
     config_lib.check(config)
@@ -83,8 +86,17 @@ def predict(
         options=options,
         crf=settings,
     )
-    prediction_files.check_outputs(outputs, len(segmenter.info.classes))
     process = jax.process_index(), jax.process_count()
+    submitted = None
+    if submission:
+        if process[1] > 1:
+            raise UserError(
+                "--submission is written by one process: give it afterwards, with "
+                "--distributed=off, to the same command; nothing is done again"
+            )
+        submitted = submissions.check(submission, segmenter.info.classes, paths)
+        outputs = tuple(dict.fromkeys((*outputs, submitted.needs)))
+    prediction_files.check_outputs(outputs, len(segmenter.info.classes))
     results = prediction_folder.open_folder(
         output,
         outputs,
@@ -104,6 +116,10 @@ def predict(
         max_pixels=max_pixels,
         finished=[results.done[names[path]]["size"] for path in done],
     )
+    if submitted:
+        sizes = {path: results.done[names[path]]["size"] for path in done}
+        sizes |= {remaining[index]: size for index, size in plan.sizes.items()}
+        submissions.check_sizes(submission, submitted, sizes)
     began, compiled = time.perf_counter(), compilation.count()
     with tqdm.tqdm(total=len(paths), desc="predict", unit="image") as bar:
         bar.update(len(done) + len(plan.errors))
@@ -148,6 +164,11 @@ def predict(
         ),
         "versions": provenance.versions(),
     }
+    if submitted and not failures:
+        written_to = submissions.write(
+            output, submission, submitted, {path: names[path] for path in paths}
+        )
+        summary["submission"] = str(written_to)
     name = "summary.json" if process[0] == 0 else f"summary_{process[0]}.json"
     files.write_json(output / name, summary)
     return summary
@@ -332,6 +353,7 @@ def main(argv) -> int:
         padding=values.padding,
         max_pixels=values.max_pixels,
         overwrite=values.overwrite,
+        submission=values.submission,
     )
     for message in summary["failures"].values():
         print(f"failed: {message}", file=sys.stderr)
@@ -346,6 +368,9 @@ def main(argv) -> int:
         f"{summary['images_per_second']:.1f} images/s, {rate:.2f} megapixels/s, "
         f"{compiled['programs']} programs, {others}; results in {output}"
     )
+    if values.submission:
+        where = summary.get("submission", "none, because images failed")
+        print(f"submission to {values.submission}: {where}")
     return 1 if summary["failures"] or summary["skipped"] else 0
 
 
@@ -360,5 +385,11 @@ if __name__ == "__main__":
     predict_flags.define()
     predict_flags.define_limits()
     flags.adopt_module_key_flags(predict_flags)  # for --help
+    flags.DEFINE_string(
+        "submission",
+        "",
+        "Also write what the evaluation server takes of a model of these classes, of "
+        f"{', '.join(submissions.SUBMISSIONS)}.",
+    )
     flags.DEFINE_bool("overwrite", False, "Do again what is done already.")
     cli.run(main, positional=True)

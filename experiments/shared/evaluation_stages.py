@@ -90,16 +90,15 @@ def make_pass(
 
 
 def _protocol(segmenter: inference.Segmenter) -> list[str]:
-    """The test-time options that change predictions."""
-    options = segmenter.options
-    used = {
-        "window": bool(options.window),
-        "flip": options.flip,
-        "rotations": options.rotations > 1,
-        "scales": tuple(options.scales) != (1.0,),
-        "ensemble": len(segmenter.models) > 1,
-    }
-    return [name for name, value in used.items() if value]
+    """The test-time options that change predictions, by name."""
+    values, defaults = segmenter.options._asdict(), inference.PredictOptions()._asdict()
+    names = [name for name in values if values[name] != defaults[name]]
+    names += ["ensemble"] if len(segmenter.models) > 1 else []
+    return [name for name in names if name not in _DETAILS]
+
+
+_DETAILS = ("tile", "stride", "scale_rule", "ensemble_rule")
+"""Options that change nothing alone: tiles equal the whole image."""
 
 
 def _plain(segmenter: inference.Segmenter) -> inference.Segmenter:

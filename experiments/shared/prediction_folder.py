@@ -32,6 +32,8 @@ OVERLAY_SIDE = 2048
 """Overlays of images that are predicted in parts are reduced to about this side."""
 
 SETTINGS = "settings.json"
+SUBMISSION = "submission"
+"""The folder of what evaluation servers take (``experiments.shared.submissions``)."""
 
 # Settings that folders written before them do not have, and their names before.
 _ADDED: dict[str, Any] = {"resize": [0, 0], "precision": "default"}
@@ -182,13 +184,20 @@ def without_own_outputs(paths: Sequence[str], output: Path) -> list[str]:
 
     def is_result(path: str) -> bool:
         above = Path(path).absolute().parent
+        # What the output folder would be, if this were one of its results.
+        folders = [
+            Path(*above.parts[:i])
+            for i, part in enumerate(above.parts)
+            if part == SUBMISSION
+        ]
         if above.name in prediction_files.SUFFIXES:
-            above = above.parent
-        elif Path(path).suffix not in (".json", ".jsonl"):
-            return False
-        if above not in known:
-            known[above] = holds_predictions(above)
-        return known[above] or above == output
+            folders.append(above.parent)
+        elif Path(path).suffix in (".json", ".jsonl"):
+            folders.append(above)
+        for folder in folders:
+            if folder not in known:
+                known[folder] = holds_predictions(folder)
+        return any(known[folder] or folder == output for folder in folders)
 
     return [path for path in paths if not is_result(path)]
 

@@ -108,7 +108,7 @@ PROTOCOLS = {
                 window=(20,), flip=True, scales=(0.5, 0.75, 1, 1.25, 1.5, 1.75)
             )
         },
-        ["model", "with window, flip, scales"],
+        ["model", "with window, scales, flip"],
     ),
     "deeplab": (
         "a",
