@@ -30,6 +30,7 @@ ALLOWED = {
     "segjax/analysis": ("segjax.ops", "segjax.models", "segjax.published"),
     "segjax/data": (),
     "segjax/published.py": (),
+    "segjax/published_scores.py": (),
     "segjax/weights": (),
     "segjax/config.py": ("segjax.models", "segjax.config_fields", "segjax.losses"),
     "segjax/config_fields.py": (
