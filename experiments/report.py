@@ -161,14 +161,14 @@ def _cells(result: Result, scores: list[Score]) -> list[str]:
     done = f"{kinds.count('finished')} of {len(runs)}"
     bad = [kind for kind in dict.fromkeys(kinds) if kind != "finished"]
     cells = [sweep_rows.title(result.row), ", ".join([done, *bad])]
-    cells += [_mean_text(100 * result.scores(score.of)) for score in scores]
+    cells += [tables.mean_text(100 * result.scores(score.of)) for score in scores]
     cells += [
-        _number(numbers.parameters, "{:,.0f}"),
-        _number(numbers.flops / 1e9, "{:,.3g}"),
+        tables.number_text(numbers.parameters, "{:,.0f}"),
+        tables.number_text(numbers.flops / 1e9, "{:,.3g}"),
         "-" if math.isnan(numbers.stride) else tables.stride_text(numbers.stride),
         _field_text(numbers.field),
-        _number(numbers.seen, "{:.0f}") + f" of {numbers.image[0]}",
-        _number(result.erf, "{:.0f}"),
+        tables.number_text(numbers.seen, "{:.0f}") + f" of {numbers.image[0]}",
+        tables.number_text(result.erf, "{:.0f}"),
     ]
     for key, pick, scale, form in (
         ("peak_bytes", max, 1e-6, "{:,.0f}"),
@@ -178,7 +178,9 @@ def _cells(result: Result, scores: list[Score]) -> list[str]:
     ):
         known = [getattr(run, key) for run in runs]
         known = [value for value in known if not math.isnan(value)]
-        cells.append(_number(scale * pick(known) if known else math.nan, form))
+        cells.append(
+            tables.number_text(scale * pick(known) if known else math.nan, form)
+        )
     return cells
 
 
@@ -186,26 +188,8 @@ def _median(values: list[float]) -> float:
     return float(np.median(values))
 
 
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else form.format(value)
-
-
 def _field_text(field: Field) -> str:
     return "-" if math.isnan(field[0]) else tables.field_text(field)
-
-
-def _mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
-    """Mean and sample standard deviation of what is known; NaN: of too few values."""
-    known = values[~np.isnan(values)]
-    mean = np.mean(known) if len(known) else math.nan
-    return float(mean), float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
-
-
-def _mean_text(percent: np.ndarray) -> str:
-    """ "81.7 ± 0.4"; one value has no deviation."""
-    mean, deviation = _mean_and_deviation(percent)
-    text = _number(mean, "{:.1f}")
-    return text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
 
 
 def _problems(results: list[Result]) -> list[str]:
@@ -270,7 +254,7 @@ def _csv(results: list[Result], scores: list[Score]) -> str:
         cells += [len(result.finished), len(runs)]
         for score in scores:
             values = result.scores(score.of)
-            known = _mean_and_deviation(values)
+            known = tables.mean_and_deviation(values)
             cells += ["" if math.isnan(value) else value for value in known]
             cells.append(" ".join(map(str, values)))
         cells += [numbers.parameters, numbers.flops, numbers.stride, *numbers.field]

@@ -20,10 +20,10 @@ from experiments.shared import recipes
 from segjax.config import make, variant
 
 _SCRATCH = {"norm": "batch", "dropout": 0.0, "image_stats": "unit"}
-_VGG = {"widths": (8, 16, 24, 32, 32), "fc_channels": 64}
+_VGG = {"widths": (4, 8, 16, 32, 32), "fc_channels": 64}
 _RESNET = {"backbone": "resnet50", "stage_sizes": (1, 1, 1, 1), "width": 16}
 NETWORKS = {
-    "fcn": _SCRATCH | _VGG | {"at_once": True, "pad": 100},
+    "fcn": _SCRATCH | _VGG | {"at_once": True},
     "deconvnet": _VGG | {"fc6_kernel": 2, "image_stats": "unit"},
     "deeplab": _SCRATCH | _RESNET | {"stem": "deep", "rates": (1, 2, 4)},
     "dilation": _SCRATCH | _VGG | {"fc6_rate": 1, "context_rates": (1, 1, 2, 1)},
@@ -48,7 +48,7 @@ _FILES = (
 )
 VARIANTS = {
     "camvid": {"data": {"name": "camvid"}},
-    "quick": recipes.quick(16, 200, size=64),
+    "quick": recipes.quick(8, 200, size=64),
 }
 
 

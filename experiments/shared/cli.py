@@ -144,6 +144,24 @@ def define_workdir_config() -> None:
     config_flags.DEFINE_config_dict("config", values)
 
 
+def define_common_overrides() -> None:
+    """Defines ``--config.*`` overrides of the configs of several runs."""
+    _set_up_logging()
+    sys.argv = config.normalize_flags(sys.argv)
+    values = config.make()
+    try:
+        if flag_value("config"):
+            raise UserError(
+                "--config: the configs are read from the workdirs; override fields of "
+                "all of them with --config.FIELD=VALUE"
+            )
+        if not arguments.wants_help(sys.argv):
+            arguments.check_overrides(values)
+    except UserError as error:
+        _fail(error)
+    config_flags.DEFINE_config_dict("config", values)
+
+
 def start() -> None:
     """Joins the other processes, opens the compilation cache, logs the devices."""
     # Orbax logs every operation, and errors as tracebacks before it raises them.

@@ -1,7 +1,9 @@
-"""Summaries of models as the rows of tables."""
+"""Summaries of models as the rows of tables, and numbers of several seeds."""
 
 import math
 from collections.abc import Mapping
+
+import numpy as np
 
 from segjax.analysis.receptive_field import Field
 from segjax.analysis.summary import Summary
@@ -89,3 +91,22 @@ def field_text(field: Field) -> str:
     if math.inf in field:
         return "global"
     return f"{field[0]}" if field[0] == field[1] else f"{field[0]}..{field[1]}"
+
+
+def number_text(value: float, form: str) -> str:
+    """The formatted number; "-" for NaN."""
+    return "-" if math.isnan(value) else form.format(value)
+
+
+def mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
+    """Mean and sample standard deviation of what is known; NaN: of too few values."""
+    known = values[~np.isnan(values)]
+    mean = np.mean(known) if len(known) else math.nan
+    return float(mean), float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
+
+def mean_text(percent: np.ndarray) -> str:
+    """ "81.7 ± 0.4"; one value has no deviation."""
+    mean, deviation = mean_and_deviation(percent)
+    text = number_text(mean, "{:.1f}")
+    return text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"

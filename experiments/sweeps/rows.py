@@ -25,7 +25,7 @@ from segjax.data import datasets
 from segjax.errors import UserError
 
 # Fields that do not make another experiment: a changed one continues the same run.
-_FREE = (run_description.FREE_FIELDS - {"total_steps"}) | {"seed"}
+FREE = (run_description.FREE_FIELDS - {"total_steps"}) | {"seed"}
 
 
 class Row(NamedTuple):
@@ -211,7 +211,7 @@ def _set(values: dict, path: Any, value: Any) -> None:
 def hash_of(config: Mapping[str, Any]) -> str:
     """The same for configs that differ only in what makes no other experiment."""
     values = config_lib.flatten(config)
-    kept = {key: value for key, value in values.items() if key not in _FREE}
+    kept = {key: value for key, value in values.items() if key not in FREE}
     if values["tile"]:  # trains the same, but is scored otherwise
         kept["tile"] = values["tile"]
     if values["total_epochs"]:  # they determine the steps, once the data are known

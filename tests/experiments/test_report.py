@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import report
+from experiments.shared import tables
 from experiments.sweeps import report_rows
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
@@ -106,7 +107,7 @@ def test_scores_are_means_and_deviations_over_the_seeds(reported):
 
 def test_deviations_are_of_what_is_known():
     """Sample deviation of 1 and 3: sqrt(((1 - 2)^2 + (3 - 2)^2) / 1)."""
-    text = report._mean_text
+    text = tables.mean_text
     assert text(np.array([1.0, 3.0])) == "2.0 ± 1.4"
     # A class that is neither there nor predicted has no IoU.
     assert text(np.array([1.0, math.nan, 3.0])) == "2.0 ± 1.4"

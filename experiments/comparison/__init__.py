@@ -1,0 +1,1 @@
+"""Runs of different networks side by side: the parts of experiments.compare."""
