@@ -10,9 +10,9 @@ are runs of one method that differ in their seed: it has the mean and the sample
 standard deviation of their scores.  The folder of a sweep is a method for each of its
 rows.
 
-Every run is evaluated on the split as by experiments.evaluate, whose flags --checkpoint,
---tile, --window, --stride, --scales, --flip, --rotations, --crf, --padding and
---max_pixels hold for all runs, and so does --config.FIELD=VALUE, such as
+Every run is evaluated on the split as by experiments.evaluate, whose flags
+--checkpoint, --tile, --window, --stride, --scales, --flip, --rotations, --crf,
+--padding and --max_pixels hold for all runs, and so does --config.FIELD=VALUE, such as
 --config.data.root.  Results of the same evaluation of the same checkpoint that are in
 WORKDIR/evaluation or in --output are taken from there; --noreuse evaluates again.  All
 runs must have the same classes and images.
@@ -20,8 +20,8 @@ runs must have the same classes and images.
 Writes compare.txt (which is also printed), compare.md, compare.csv (all numbers,
 unrounded), compare.tex (LaTeX, with booktabs), compare.json and compare.html, one page
 with the tables, and the images on which two methods differ most, into --output.
-Published scores of the data set stand in a table of their own.  docs/compare.md explains
-the columns.
+Published scores of the data set stand in a table of their own.  docs/compare.md
+explains the columns.
 
 Exit codes: 0; 1 if runs of a sweep are not finished, and so left out; 2 bad input.
 """
@@ -281,14 +281,13 @@ def main(argv) -> int:
         overrides=overrides,
         reuse=values.reuse,
     )
-    words = [word.partition(f"{Path.cwd()}/")[2] or word for word in sys.argv[1:]]
     compare(
         methods,
         protocol=protocol,
         output=output,
         pictures=values.pictures,
         problems=problems,
-        command=shlex.join(["python", "-m", "experiments.compare", *words]),
+        command=shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]]),
     )
     return 1 if problems else 0
 

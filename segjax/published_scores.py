@@ -137,8 +137,19 @@ SCORES: dict[str, tuple[Score, ...]] = {
 """By name of the data set (`config.data.name`), best first within a split."""
 
 
+# Other forms of a data set: CamVid at its original size, and own folders.
+_FORMS = {"camvid720": ("camvid",), "folder": tuple(CLASSES)}
+
+
 def of(name: str, classes: Sequence[str]) -> tuple[Score, ...]:
-    """The published scores of a data set; () if there are none, or of other classes."""
-    if tuple(classes) != CLASSES.get(name):
-        return ()
-    return SCORES[name]
+    """The published scores of a data set; () if there are none, or of other classes.
+
+    Args:
+      name: ``config.data.name``. An own folder is taken for the data set whose classes
+        it has, in their order.
+      classes: of the data set.
+    """
+    for form in _FORMS.get(name, (name,)):
+        if tuple(classes) == CLASSES.get(form):
+            return SCORES[form]
+    return ()

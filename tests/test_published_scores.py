@@ -40,9 +40,17 @@ def test_data_sets_have_the_classes_of_the_table():
         assert published_scores.of(name, classes) is published_scores.SCORES[name]
 
 
+def test_other_forms_of_a_data_set():
+    of, scores = published_scores.of, published_scores.SCORES
+    original = datasets.describe({"name": "camvid720"}).classes
+    assert of("camvid720", original) is scores["camvid"]
+    assert of("folder", published_scores.CLASSES["voc2012"]) is scores["voc2012"]
+
+
 def test_other_classes_have_no_published_scores():
     classes = published_scores.CLASSES["camvid"]
-    assert published_scores.of("folder", classes) == ()
+    assert published_scores.of("folder", classes[:-1]) == ()
+    assert published_scores.of("isbi2012", classes) == ()
     assert published_scores.of("camvid", classes[::-1]) == ()
     assert published_scores.of("scenes", ("sky",)) == ()
 
