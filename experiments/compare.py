@@ -26,6 +26,7 @@ explains the columns.
 Exit codes: 0; 1 if runs of a sweep are not finished, and so left out; 2 bad input.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -224,6 +225,8 @@ def _costs_note(data: Data) -> str:
 
 def _device() -> str:
     devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return f"{os.cpu_count()} CPU cores"
     return f"{len(devices)} x {devices[0].device_kind}"
 
 

@@ -1,0 +1,531 @@
+"""Networks side by side: which runs, their scores, all files, and what is refused."""
+
+import base64
+import csv
+import html.parser
+import io
+import json
+import os
+import re
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from workdirs import make_run
+
+from experiments import compare, evaluate
+from experiments.comparison import methods as methods_lib
+from experiments.comparison import pairs, tables
+from experiments.comparison import results as results_lib
+from experiments.comparison.methods import Method, Run
+from experiments.sweeps import rows as sweep_rows
+from experiments.sweeps import runs as sweep_runs
+from segjax import config as config_lib
+from segjax import files, inference, metrics, models, published_scores, viz
+from segjax import workdir as workdir_lib
+from segjax.data import datasets
+from segjax.data.scenes import CLASSES
+from segjax.errors import UserError
+
+UNET = {"padding": "same", "widths": (4, 8), "norm": "batch"}
+DEEPLAB = {
+    "backbone": "resnet50",
+    "stage_sizes": (1, 1, 0, 0),
+    "width": 8,
+    "rates": (1,),
+    "norm": "batch",
+}
+SIZE = (32, 48)
+
+
+def write(folder, name, fields, *, seed, **data):
+    """A run with random weights, as if it had been trained on these scenes."""
+    data = {"name": "scenes", "scenes_size": SIZE, "scenes_train": 4} | data
+    data = {"scenes_validation": 6, "data_dir": str(folder.parent / "data")} | data
+    make_run(folder, name, fields, classes=9, seed=seed, data=data)
+    workdir_lib.write_dataset(folder, datasets.describe(data))
+    values = json.loads((folder / "config.json").read_text()) | {"seed": seed}
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def protocol(**changes):
+    values = dict(split="", crf="", padding=0.1, max_pixels=10**6, overrides={})
+    values |= dict(reuse=True, options=lambda c: inference.PredictOptions()) | changes
+    return results_lib.Protocol(**values)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture(scope="module")
+def methods(folder):
+    """Two seeds of a U-Net, and a DeepLab."""
+    unets = [write(folder / f"unet{i}", "unet", UNET, seed=i) for i in range(2)]
+    deeplab = write(folder / "deeplab", "deeplab", DEEPLAB, seed=2)
+    seeds = tuple(Run(path, "latest") for path in unets)
+    return [Method("U_Net", seeds), Method("Deep|Lab", (Run(deeplab, "latest"),))]
+
+
+@pytest.fixture(scope="module")
+def compared(methods, folder):
+    """The results, and the folder of the files."""
+    output = folder / "out"
+    results = compare.compare(
+        methods, protocol=protocol(), output=output, pictures=1, command="<the> & it"
+    )
+    return results, output
+
+
+@pytest.fixture(scope="module")
+def truth(methods):
+    """By hand: confusion matrices [run][image] of the predictions, and the images."""
+    found = {}
+    for run in (run for method in methods for run in method.runs):
+        config = config_lib.load(run.workdir / "config.json")
+        source, _ = datasets.load(config.data, "validation")
+        segmenter = inference.load(run.workdir, checkpoint="latest")
+        examples = [source[i] for i in range(len(source))]
+        labels = segmenter.predict([example["image"] for example in examples])
+        counts = np.zeros((len(examples), 9, 9), np.int64)
+        for i, (example, label) in enumerate(zip(examples, labels)):
+            known = example["label"] != 255
+            np.add.at(counts[i], (example["label"][known], label[known]), 1)
+        found[run] = counts, labels, examples
+    return found
+
+
+def miou(confusion):
+    """Mean over the classes that are there or predicted."""
+    right = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - right
+    return np.mean(right[union > 0] / union[union > 0])
+
+
+# Scores
+
+
+def test_scores_are_those_of_the_predictions(methods, compared, truth):
+    results, _ = compared
+    for method, result in zip(methods, results, strict=True):
+        assert len(method.runs) == len(result.runs)
+        for run, scored in zip(method.runs, result.runs):
+            counts = truth[run][0]
+            assert scored.run == run and scored.step == 7
+            assert scored.scores["miou"] == pytest.approx(miou(counts.sum(0)))
+            expected = [miou(c) for c in counts]
+            np.testing.assert_allclose(scored.images, expected, rtol=1e-12)
+            iou = metrics.scores(counts.sum(0))["iou"]
+            np.testing.assert_allclose(scored.classes, iou)
+    assert [result.costs.network for result in results] == ["unet", "deeplab"]
+    config = config_lib.load(methods[0].runs[0].workdir / "config.json")
+    assert results[0].rate > 0
+    # Counted by hand: 3x3 layers and their norms, the 2x2 up-convolution, the scores.
+    convs = [(3, 4), (4, 4), (4, 8), (8, 8), (8, 4), (4, 4)]
+    count = sum(9 * i * o + 2 * o for i, o in convs) + 4 * 8 * 4 + 4 + 4 * 9 + 9
+    built = models.build(config, 9)
+    assert results[0].costs.parameters in (count, count + sum(o for _, o in convs))
+    assert type(built).__name__ == "UNet"
+    h, w = SIZE
+    macs = h * w * (9 * (3 * 4 + 4 * 4 + 8 * 4 + 4 * 4) + 4 * 9)
+    macs += (h // 2) * (w // 2) * (9 * (4 * 8 + 8 * 8) + 4 * 8 * 4)
+    assert results[0].costs.flops == 2 * macs
+
+
+def test_the_csv_has_means_and_deviations(methods, compared, truth):
+    text = (compared[1] / "compare.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["method"] for row in rows] == ["U_Net", "Deep|Lab"]
+    assert {row["kind"] for row in rows} == {"measured"}
+    seeds = [miou(truth[run][0].sum(0)) for run in methods[0].runs]
+    assert float(rows[0]["miou_mean"]) == pytest.approx(np.mean(seeds))
+    deviation = abs(seeds[0] - seeds[1]) / np.sqrt(2)  # of two values, n - 1
+    assert float(rows[0]["miou_std"]) == pytest.approx(deviation)
+    assert rows[1]["miou_std"] == "" and rows[1]["runs"] == "1"
+    for index, name in enumerate(CLASSES):
+        ious = [
+            metrics.scores(truth[run][0].sum(0))["iou"][index]
+            for run in methods[0].runs
+        ]
+        assert float(rows[0][f"iou_{name}_mean"]) == pytest.approx(np.mean(ious))
+    assert rows[0]["image_height"] == "32" and rows[0]["image_width"] == "48"
+    assert rows[0]["workdirs"].split() == [str(r.workdir) for r in methods[0].runs]
+
+
+def test_the_json_has_every_run_and_the_pairs(methods, compared, truth):
+    values = json.loads((compared[1] / "compare.json").read_text())
+    assert values["images"] == 6 and values["split"] == "validation"
+    assert [len(method["runs"]) for method in values["methods"]] == [2, 1]
+    by_image = [
+        np.mean([[miou(c) for c in truth[run][0]] for run in m.runs], axis=0)
+        for m in methods
+    ]
+    (pair,) = values["pairs"]
+    differences = by_image[0] - by_image[1]
+    assert (pair["first"], pair["second"]) == ("U_Net", "Deep|Lab")
+    assert pair["mean"] == pytest.approx(differences.mean())
+    assert pair["better"] == (differences > 0).sum()
+    assert pair["worse"] == (differences < 0).sum()
+    run = values["methods"][1]["runs"][0]
+    assert run["image_miou"] == pytest.approx(by_image[1].tolist())
+    assert values["command"] == "<the> & it" and values["left_out"] == []
+
+
+def test_text_and_markdown_have_every_method(compared):
+    text = (compared[1] / "compare.txt").read_text()
+    first, *lines = text.splitlines()
+    assert first.startswith("IoU in percent on 6 images of scenes/validation (32x48)")
+    assert "sample standard deviation over the runs" in first
+    assert len([line for line in lines if line.startswith("U_Net ")]) == 3
+    assert re.search(r"^U_Net .* \d+\.\d ± \d+\.\d$", text, re.M)
+    assert "1 x cpu" not in text and "CPU cores" in text
+    markdown = (compared[1] / "compare.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    widths = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
+    assert widths[:4] == [12] * 4  # method, nine classes, mean
+    assert sum("Deep\\|Lab" in row for row in rows) == 3
+
+
+def test_the_latex_table_is_complete(compared):
+    text = (compared[1] / "compare.tex").read_text()
+    assert text.startswith("% IoU in percent") and text.count("{tabular}") == 2
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [11] * 3
+    assert text.count(r"\rotatebox{90}") == 9 and r"tent\_red" in text
+    assert r"U\_Net & " in text and r"$\pm$" in text and r"\textbf{" in text
+    assert text.count("{") == text.count("}")
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(f"\\{rule}") == 1
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, decoded images and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.images, self.text, self.open = [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "html"):
+            self.open.append(tag)
+        if tag == "img":
+            code = dict(attrs)["src"].partition("base64,")[2]
+            data = np.frombuffer(base64.b64decode(code), np.uint8)
+            self.images.append(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+    def handle_endtag(self, tag):
+        assert tag == "html" or self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_shows_where_the_methods_differ_most(methods, compared, truth):
+    page = Page((compared[1] / "compare.html").read_text())
+    assert not page.open and page.tags.count("table") == 3
+    assert "<the> & it" in page.text
+    by_image = [
+        np.mean([[miou(c) for c in truth[run][0]] for run in m.runs], axis=0)
+        for m in methods
+    ]
+    lead = by_image[0] - by_image[1]
+    shown = [int(np.argmax(x)) for x in (lead, -lead) if x.max() > 0]
+    figure, *pictures = page.images
+    assert figure.std() > 5 and len(pictures) == 4 * len(shown)
+    palette = datasets.describe({"name": "scenes"}).palette
+    for i, image in enumerate(shown):
+        picture, label, unet, deeplab = pictures[4 * i : 4 * i + 4]
+        example = truth[methods[0].runs[0]][2][image]
+        np.testing.assert_array_equal(picture, example["image"])
+        known = example["label"] != 255
+        colors = viz.colorize(example["label"], palette)
+        np.testing.assert_array_equal(label[known], colors[known])
+        assert (label[~known] == 255).all()
+        for shown_labels, method in ((unet, methods[0]), (deeplab, methods[1])):
+            expected = truth[method.runs[0]][1][image]
+            np.testing.assert_array_equal(shown_labels, viz.colorize(expected, palette))
+        assert f"{example['id']}: " in page.text
+
+
+# Results that are there already
+
+
+def test_the_same_evaluation_is_not_repeated(methods, compared, folder, monkeypatch):
+    results, output = compared
+    calls = []
+
+    def again(*arguments, **options):
+        calls.append(options)
+        raise UserError("evaluated")
+
+    monkeypatch.setattr(evaluate, "evaluate", again)
+    run = methods[1].runs[0]
+    place = output / "evaluations" / "1_0"
+
+    def score(place, config=None, **changes):
+        saved = results_lib.configs([Method("x", (run,))], {})
+        data = results_lib.open_data(saved, "")
+        return results_lib.score(
+            *(run, config or saved[run]),
+            data=data,
+            protocol=protocol(**changes),
+            folder=place,
+        )
+
+    np.testing.assert_array_equal(score(place).images, results[1].runs[0].images)
+    # Those that experiments.evaluate has left in the workdir serve as well.
+    own = run.workdir / "evaluation"
+    own.mkdir()
+    for path in place.glob("validation*"):
+        (own / path.name).write_bytes(path.read_bytes())
+    assert score(folder / "none").scores == results[1].runs[0].scores
+    assert calls == []
+    flipped = inference.PredictOptions(flip=True)
+    config = config_lib.load(run.workdir / "config.json")
+    config.precision = "highest"
+    for changes in (
+        {"reuse": False},
+        {"options": lambda c: flipped},
+        {"crf": "deeplab_v1"},
+        {"padding": 0.0},
+        {"max_pixels": 100},
+        {"config": config},
+    ):
+        with pytest.raises(UserError, match="evaluated"):
+            score(place, **changes)
+    assert calls[1]["options"] == flipped and calls[2]["crf"] == "deeplab_v1"
+    assert calls[3]["padding"] == 0.0 and calls[4]["max_pixels"] == 100
+    # A checkpoint that is newer than the results.
+    for path in (own / "validation.json", place / "validation.json"):
+        os.utime(path, (1, 1))
+    with pytest.raises(UserError, match="evaluated"):
+        score(place)
+    for path in own.iterdir():
+        path.unlink()
+    own.rmdir()
+
+
+# What does not compare
+
+
+def test_runs_of_other_classes_or_images_are_refused(methods, folder):
+    other = write(folder / "other", "unet", UNET, seed=0, scenes_seed=5)
+    pair = [methods[0], Method("other", (Run(other, "latest"),))]
+    saved = results_lib.configs(pair, {})
+    message = "other: the split 'validation' has 6 images .* expected the same images"
+    with pytest.raises(UserError, match=message):
+        results_lib.open_data(saved, "")
+    info = datasets.describe({"name": "scenes"})
+    swapped = info._replace(classes=info.classes[::-1])
+    workdir_lib.write_dataset(other, swapped)
+    message = "other was trained for the classes tent_blue, .* runs of the same classes"
+    with pytest.raises(UserError, match=message):
+        results_lib.open_data(saved, "")
+
+
+def test_runs_of_one_method_differ_in_their_seed_alone(methods):
+    message = "mix: .*deeplab was trained with --config.model_name='deeplab', .*'unet'"
+    with pytest.raises(UserError, match=message):
+        mixed = methods[0].runs[:1] + methods[1].runs
+        results_lib.configs([Method("mix", mixed)], {})
+
+
+def test_overrides_hold_for_all_runs(methods):
+    found = results_lib.configs(methods, {"threads": 3, "data.scenes_seed": 9})
+    assert {(c.threads, c.data.scenes_seed) for c in found.values()} == {(3, 9)}
+    with pytest.raises(UserError, match="eval_batch_size"):
+        results_lib.configs(methods, {"eval_batch_size": 0})
+
+
+# Arguments
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Folders that look like runs; names with what sweeps have in them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "x/a", "bins=1,2-ab12/seed0", "bins=1,2-ab12/seed1"):
+        path = tmp_path / name
+        (path / "checkpoints" / "40").mkdir(parents=True)
+        (path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_arguments_name_methods(runs):
+    found, problems = methods_lib.read(
+        [
+            "a/",
+            "U-Net=b",
+            "seeds=bins=1,2-ab12/seed0,bins=1,2-ab12/seed1",
+            "bins=1,2-ab12/seed0",
+            "early=a/checkpoints/40",
+        ],
+        "best",
+    )
+    assert problems == []
+    assert [method.name for method in found] == [
+        *("a", "U-Net", "seeds", "bins=1,2-ab12", "early"),
+    ]
+    seeds = [runs / f"bins=1,2-ab12/seed{i}" for i in range(2)]
+    assert found[2].runs == tuple(Run(path, "best") for path in seeds)
+    assert found[4].runs == (Run(runs / "a", "40"),)
+    assert found[0].runs == (Run(runs / "a", "best"),)
+    # Names that would be the same have more of the path.
+    names = [method.name for method in methods_lib.read(["a", "x/a"], "best")[0]]
+    assert names == ["a", "x/a"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give the runs to compare"),
+        (["nothing"], "nothing is no run: it has no config.json"),
+        (["U=nothing"], "nothing of 'U=nothing' is no run"),
+        (["U=a,nothing"], "nothing of 'U=a,nothing' is no run"),
+        (["U=a", "U=b"], "two methods are called 'U'"),
+        (["a", "a"], "two methods are called 'a'"),
+        (["checkpoints/40"], "is no run"),
+    ],
+)
+def test_arguments_that_name_no_run(runs, arguments, message):
+    with pytest.raises(UserError, match=message):
+        methods_lib.read(arguments, "best")
+
+
+def test_a_sweep_is_a_method_for_each_row(tmp_path):
+    base = config_lib.make(total_steps=4)
+    chosen = [{"model_name": "unet"}, {"model_name": "fcn"}, {"model_name": "pspnet"}]
+    rows = sweep_rows.make_rows(base, chosen)
+    sweep_runs.save(tmp_path, sweep_runs.Sweep("c.py", rows, {}, [], 2))
+    for row, seeds in zip(rows, ((0, 1), (0,), ())):
+        for seed in seeds:
+            folder = tmp_path / row.name / f"seed{seed}"
+            (folder / "checkpoints" / "4").mkdir(parents=True)
+            values = {"step": 4, "confusion": [[1]]}
+            files.write_json(folder / "validation.json", values)
+    found, problems = methods_lib.read([f"new={tmp_path}"], "latest")
+    assert [(m.name, len(m.runs)) for m in found] == [("new unet", 2), ("new fcn", 1)]
+    assert found[1].runs[0] == Run(tmp_path / rows[1].name / "seed0", "latest")
+    assert problems == [
+        "new pspnet, seed 0: missing",
+        "new fcn, seed 1: missing",
+        "new pspnet, seed 1: missing",
+    ]
+    names = [m.name for m in methods_lib.read([str(tmp_path)], "latest")[0]]
+    assert names == ["unet", "fcn"]
+
+
+# Pairs
+
+
+def test_the_bootstrap_interval_is_that_of_scipy():
+    values = np.random.default_rng(0).normal(0.3, 1, 40)
+    found = pairs.interval(values, seed=1)
+    result = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=2
+    )
+    expected = result.confidence_interval
+    assert found == pytest.approx((expected.low, expected.high), abs=0.02)
+    assert pairs.interval(values, seed=1) == found
+    assert np.isnan(pairs.interval(np.array([]), 0)).all()
+
+
+def test_pairs_count_images():
+    scores = np.array([[0.5, 0.5, 0.9, np.nan], [0.4, 0.5, 0.95, 0.1], [0.0] * 4])
+    first, second, third = pairs.compare(scores)
+    assert (first.better, first.worse, first.equal) == (1, 1, 1)
+    assert first.mean == pytest.approx((0.1 + 0 - 0.05) / 3)
+    assert first.low <= first.mean <= first.high
+    assert (second.first, second.second, second.better) == (0, 2, 3)
+    assert (third.better, third.equal) == (4, 0)
+
+
+def test_images_on_which_methods_differ_most():
+    scores = np.array([[0.5, 0.2, np.nan, 0.7], [0.1, 0.4, 0.9, 0.6]])
+    assert pairs.telling_images(scores, [(0, 1)], 1) == {0: [(0, 1)], 1: [(1, 0)]}
+    found = pairs.telling_images(scores, [(0, 1)], 3)
+    assert found == {0: [(0, 1)], 3: [(0, 1)], 1: [(1, 0)]}
+    assert pairs.telling_images(scores, [(0, 1)], 0) == {}
+    # One image may tell several pairs apart.
+    three = np.array([[0.9], [0.5], [0.1]])
+    found = pairs.telling_images(three, [(0, 1), (0, 2), (1, 2)], 1)
+    assert found == {0: [(0, 1), (0, 2), (1, 2)]}
+
+
+# Tables of made-up results
+
+
+@pytest.fixture
+def camvid():
+    """Two methods on CamVid, of which the first has two runs, and no fences."""
+    info = datasets.describe({"name": "camvid"})
+    data = results_lib.Data("test", [None] * 3, info, "1234", (360, 480), 2)
+
+    def scored(value):
+        classes = np.full(11, value)
+        classes[7] = np.nan
+        scores = dict.fromkeys(metrics.SCORES, value)
+        images = np.full(3, value)
+        return results_lib.Scored(Run(None, "best"), 9, scores, classes, images)
+
+    def result(name, *values):
+        costs = results_lib.Costs("unet", 1234.0, np.nan)
+        return results_lib.Result(name, tuple(map(scored, values)), costs, 2.5, {})
+
+    return [result("a & b", 0.5, 0.6), result("c", 0.55)], data
+
+
+def test_published_scores_stand_in_a_part_of_their_own(camvid):
+    results, data = camvid
+    published = published_scores.of("camvid", data.info.classes)
+    parts = tables.sections(
+        *(results,), data=data, pairs=[], published=published, facts="", costs_note=""
+    )
+    assert [part.title for part in parts] == [
+        "Classes",
+        "Scores and costs",
+        "Published",
+    ]
+    head, first, *_ = parts[-1].rows
+    values = dict(zip(head, first))
+    assert values["published"] == "Dilation8" and values["Sky"] == "89.9"
+    assert values["mIoU"] == "65.3" and values["split"] == "test, 480x640"
+    text = tables.comma_separated(results, data=data, published=published)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["kind"] for row in rows] == ["measured"] * 2 + ["published"] * 4
+    assert float(rows[2]["iou_Sky_mean"]) == pytest.approx(0.899)
+    assert rows[0]["iou_Fence_mean"] == "" and rows[0]["flops"] == ""
+    assert float(rows[0]["miou_std"]) == pytest.approx(0.1 / 2**0.5)
+    text = tables.latex(results, data=data, published=published, facts="x")
+    lines = [line for line in text.splitlines() if line.endswith(r" \\")]
+    widths = [len(re.split(r"(?<!\\)&", line)) for line in lines]
+    assert widths == [13] * 3 + [1] + [13] * 4
+    assert r"a \& b & " in lines[1] and " -- & " in lines[1]
+    assert r"\multicolumn{13}{l}" in lines[3] and "Dilation8, test" in lines[4]
+
+
+def test_the_best_numbers_are_those_that_print_highest(camvid):
+    results, _ = camvid
+    best = tables.best(results)
+    assert {row for row, _ in best} == {0, 1}  # 55.0 both: equal as printed
+    assert (0, 8) not in best and (1, 8) not in best  # no fences
+    assert len(best) == 22
+
+
+def test_latex_escapes():
+    assert tables.escape("a_b & 5% {x}^~\\") == (
+        r"a\_b \& 5\% \{x\}\textasciicircum{}\textasciitilde{}\textbackslash{}"
+    )
+
+
+def test_pictures_are_written_as_png(compared):
+    """What evaluations leave in the folder of the results can be opened."""
+    for path in (compared[1] / "evaluations").glob("*/*.png"):
+        with Image.open(path) as image:
+            image.load()
