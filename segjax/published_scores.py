@@ -137,8 +137,12 @@ SCORES: dict[str, tuple[Score, ...]] = {
 """By name of the data set (`config.data.name`), best first within a split."""
 
 
-# Other forms of a data set: CamVid at its original size, and own folders.
-_FORMS = {"camvid720": ("camvid",), "folder": tuple(CLASSES)}
+# Other forms of a data set: CamVid at its original size, VOC with SBD, own folders.
+_FORMS = {
+    "camvid720": ("camvid",),
+    "voc2012_aug": ("voc2012",),
+    "folder": tuple(CLASSES),
+}
 
 
 def of(name: str, classes: Sequence[str]) -> tuple[Score, ...]:

@@ -44,7 +44,8 @@ def test_other_forms_of_a_data_set():
     of, scores = published_scores.of, published_scores.SCORES
     original = datasets.describe({"name": "camvid720"}).classes
     assert of("camvid720", original) is scores["camvid"]
-    assert of("folder", published_scores.CLASSES["voc2012"]) is scores["voc2012"]
+    for name in ("folder", "voc2012_aug"):
+        assert of(name, published_scores.CLASSES["voc2012"]) is scores["voc2012"]
 
 
 def test_other_classes_have_no_published_scores():
