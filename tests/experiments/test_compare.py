@@ -358,6 +358,7 @@ def programs(methods, compared, folder):
     """Code, stdout and stderr of command lines."""
     base = config_lib.load(methods[0].runs[0].workdir / "config.json")
     sweep = folder / "sweep"
+    sweep.mkdir()
     rows = sweep_rows.make_rows(base, [{"total_steps": 7}, {"total_steps": 9}])
     sweep_runs.save(sweep, sweep_runs.Sweep("c.py", rows, {}, [], 1))
     finished = sweep / rows[0].name / f"seed{base.seed}"
