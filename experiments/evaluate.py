@@ -146,6 +146,7 @@ def evaluate(
         "options": segmenter.options._asdict(),
         "padding": padding,
         "max_pixels": max_pixels,
+        "config": config_lib.json_like(config),
     }
     if settings:
         facts["crf"] = {"settings": settings._asdict()}
