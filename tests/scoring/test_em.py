@@ -143,6 +143,34 @@ def test_pixel_and_rand_error():
     assert twice == pytest.approx(found)
 
 
+def test_each_of_the_first_scores_takes_its_best_threshold():
+    # Right at 0.5 and 0.6; below, all is one segment; above, the right cell is lost.
+    probability = np.where(TRUTH > 0, 0.95, 0.5)
+    probability[:, 5:] = 0.65
+    found = score("em_2012", slice_of(TRUTH, probability))
+    assert found == pytest.approx(dict.fromkeys(found, 0))
+    # The best sum of all slices counts, not the sum of the best.
+    opposite = slice_of(TRUTH, np.where(TRUTH > 0, 0.45, 0.05))
+    both = score("em_2012", slice_of(TRUTH, probability), opposite)
+    assert both["pixel_difference"] == pytest.approx(5 / 90)  # at 0.1 .. 0.4
+    # At 0.5 and 0.6, one pixel is left of each cell of the other slice: none is cut.
+    assert both["warping_error_all"] == pytest.approx(2 / 90)
+    assert both["warping_error"] == 0
+    assert both["rand_error"] == pytest.approx(
+        1 - 2 * (2 * 20**2 * 2) / ((40**2 + 2 * 20**2) + 2 * 2 * 20**2)
+    )
+
+
+def test_a_new_object_is_no_split_and_no_merge():
+    truth = np.zeros((7, 9), int)
+    truth[1:6, 1:4] = 1
+    proposal = truth.copy()
+    proposal[3, 6] = 1
+    found = score("em_2012", slice_of(truth, proposal))
+    assert found["warping_error_all"] == pytest.approx(1 / 63)
+    assert found["warping_error"] == 0
+
+
 def test_simple_points():
     simple = warping.simple_points()
     # Flipping a simple point keeps the numbers of objects and of holes.
