@@ -92,11 +92,10 @@ def _distance(points: np.ndarray) -> np.ndarray:
 def _f1_of_classes(scored: Scored) -> np.ndarray:
     """[K]; NaN for classes without a boundary."""
     void = scored.label == VOID
-    prediction = np.where(void, VOID, scored.prediction)
     tolerance = TOLERANCE * diagonal(scored.label.shape)
     found = np.full(len(scored.classes), np.nan)
     for k in range(len(found)):
-        true, predicted = scored.label == k, (prediction == k) & ~void
+        true, predicted = scored.label == k, (scored.prediction == k) & ~void
         found[k] = f1(boundary(true, void), boundary(predicted, void), tolerance)
     return found
 

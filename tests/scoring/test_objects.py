@@ -80,11 +80,12 @@ def test_counts_are_added_over_the_images():
     assert found["object_f1"] == pytest.approx(2 / 3)
     assert found["dsb2018_ap"] == 0.5
     assert (found["true_objects"], found["predicted_objects"]) == (6, 3)
-    empty = np.zeros_like(TRUTH)
-    assert score("objects", image(TRUTH, TRUTH), image(empty, empty))["dsb2018_ap"] == 1
-    assert (
-        score("objects", image(TRUTH, TRUTH), image(empty, TRUTH))["dsb2018_ap"] == 0.5
-    )
+    perfect, empty = image(TRUTH, TRUTH), np.zeros_like(TRUTH)
+    assert score("objects", perfect, image(empty, empty))["dsb2018_ap"] == 1
+    assert score("objects", perfect, image(empty, TRUTH))["dsb2018_ap"] == 0.5
+    # Three objects found and one missed: the mean of the images is not that of objects.
+    missed = score("objects", perfect, image(TRUTH == 1, empty))
+    assert (missed["dsb2018_ap"], missed["object_recall"]) == (0.5, 0.75)
     assert np.isnan(score("objects", image(empty, TRUTH))["seg"])
 
 
