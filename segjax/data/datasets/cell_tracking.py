@@ -47,7 +47,7 @@ def describe(data: DataConfig) -> Dataset:
     return Dataset(
         name="cell_tracking",
         classes=("background", "cell"),
-        palette=np.array([(0, 0, 0), (255, 255, 255)], np.uint8),
+        palette=np.array([(0, 0, 0), (255, 160, 0)], np.uint8),  # visible over gray
         mean=(127.5,),
         channels=1,
         layout=LAYOUT,

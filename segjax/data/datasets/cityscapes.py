@@ -164,7 +164,7 @@ def read_instance(frame: Frame) -> np.ndarray:
     """
     assert frame.instance is not None
     values, kind = decode_mask(frame.instance)
-    ids = np.where(values < 1000, 0, values // 1000)
+    ids = values // 1000  # 0 of groups, whose values are label ids
     if kind == "color" or ids.max() > 33:
         found = "is a color image" if kind == "color" else f"holds {values.max()}"
         raise UserError(

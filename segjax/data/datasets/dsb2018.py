@@ -31,7 +31,7 @@ def describe(data: DataConfig) -> Dataset:
     return Dataset(
         name="dsb2018",
         classes=("background", "nucleus"),
-        palette=np.array([(0, 0, 0), (255, 255, 255)], np.uint8),
+        palette=np.array([(0, 0, 0), (255, 160, 0)], np.uint8),  # visible over gray
         mean=(36.5, 32.8, 40.7),  # of 180 of the training images
         channels=3,
         layout=LAYOUT,
