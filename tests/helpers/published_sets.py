@@ -23,7 +23,7 @@ def assert_readable(data: dict, expected: dict[str, list[str]]) -> dict[str, lis
     dataset = datasets.describe(data)
     data = data | {"instances": dataset.instances}
     layout = dataset.layout
-    root, splits = layout.find(data)
+    _, splits = layout.find(data)
     assert {k: [f.id for f in frames_] for k, frames_ in splits.items()} == expected
     examples = {}
     for split, some in splits.items():
