@@ -68,8 +68,9 @@ def normalize_flags(arguments: Sequence[str]) -> list[str]:
 
     Earlier names are replaced (:data:`RENAMED`), also in ``--config.FIELD VALUE``. An
     empty value of a tuple is the empty tuple: ``--config.optim.decay_exclude=`` would
-    otherwise hold one empty string. A number of steps alone replaces the epochs that a
-    config file may have, which would otherwise take precedence.
+    otherwise hold one empty string. Names of classes joined by commas are a tuple of
+    them. A number of steps alone replaces the epochs that a config file may have, which
+    would otherwise take precedence.
     """
     fields = config_fields.flatten()
     normalized, rest = [], list(arguments)
@@ -82,6 +83,9 @@ def normalize_flags(arguments: Sequence[str]) -> list[str]:
             field = fields.get(name) if name != flag else None
             if field and equals and not value and isinstance(field.default, tuple):
                 argument = f"{flag}=()"
+            elif field and field.range is config_fields.NAMES:
+                value = value if equals or not rest else rest.pop(0)
+                argument = f"{flag}={_names(value)}"
             if name != flag and name == "total_steps" and not epochs_given:
                 normalized.append("--config.total_epochs=0")
                 epochs_given = True
@@ -94,6 +98,13 @@ def normalize_flags(arguments: Sequence[str]) -> list[str]:
             _note(f"--config.{name}={value}", new)
         normalized += [f"--config.{key}={item}" for key, item in new.items()]
     return normalized
+
+
+def _names(value: str) -> str:
+    """``cat,cow`` as ``('cat', 'cow')``; tuples stay."""
+    if value.lstrip().startswith(("(", "[")):
+        return value
+    return repr(tuple(name.strip() for name in value.split(",")))
 
 
 def flag(name: str, value: Any) -> str:

@@ -133,7 +133,7 @@ _MASK_VALUES = Range(
     lambda value: all(_is_integer(v, 0, 2**16 - 1) for v in value),
 )
 
-_NAMES = Range(
+NAMES = Range(
     "names of classes, or ()", lambda value: all(isinstance(v, str) for v in value)
 )
 
@@ -151,7 +151,7 @@ _DATA = {
     ),
     "keep_classes": Field(
         (),
-        _NAMES,
+        NAMES,
         "names of classes, which become 0, 1, ..; all others are void; (): all",
     ),
     "train_split": Field("train", _TEXT, "the split that is trained on"),

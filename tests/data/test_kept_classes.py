@@ -103,3 +103,18 @@ def test_a_run_remembers_its_classes(tmp_path):
 
 def test_repr_says_what_is_kept():
     assert repr(KeptClasses([], [3, 1])) == "KeptClasses([], (3, 1))"
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--config.data.keep_classes=cat,traffic light"], "('cat', 'traffic light')"),
+        (["--config.data.keep_classes", "cat, dog"], "('cat', 'dog')"),
+        (["--config.data.keep_classes=('a,b', 'c')"], "('a,b', 'c')"),
+        (["--config.data.keep_classes=()"], "()"),
+        (["--config.data.keep_classes="], "()"),
+    ],
+)
+def test_names_are_joined_by_commas(words, expected):
+    found = config_lib.normalize_flags(["train", *words, "--x"])
+    assert found == ["train", f"--config.data.keep_classes={expected}", "--x"]
