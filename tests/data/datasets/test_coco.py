@@ -12,7 +12,7 @@ import pytest
 from image_folders import cut, error_of
 from skimage.draw import polygon
 
-from segjax.data import datasets, frames
+from segjax.data import datasets, frames, prepare
 from segjax.data.datasets import coco, coco_index
 from segjax.errors import UserError
 
@@ -112,10 +112,8 @@ def test_the_json_file_is_read_once(tmp_path, monkeypatch):
 
 def test_records_hold_what_is_drawn(tmp_path):
     data = config(sets.make_coco(tmp_path), instances=True)
-    layout = datasets.describe(data).layout
-    root, splits = layout.find(data)
     in_place = datasets.load(data, "train")[0]
-    frames.prepare_records(layout, splits, key=frames.key_of(root, splits), data=data)
+    prepare.prepare(datasets.recipe(data), data)
     records, _ = datasets.load(data, "train")
     assert not isinstance(records, frames.FrameSource)
     for i in range(2):

@@ -11,7 +11,7 @@ from image_folders import cut, error_of
 from PIL import Image
 from scipy.io import savemat
 
-from segjax.data import datasets, frames
+from segjax.data import datasets, frames, prepare
 from segjax.errors import UserError
 
 CLASS = "VOCdevkit/VOC2012/SegmentationClass"
@@ -72,11 +72,9 @@ def test_records_with_and_without_instances_are_kept_apart(tmp_path):
     sets.make_voc(tmp_path)
     for instances in (False, True):
         data = config(tmp_path, instances=instances)
-        layout = datasets.describe(data).layout
-        root, splits = layout.find(data)
         in_place = datasets.load(data, "train")[0]
-        key = frames.key_of(root, splits)
-        frames.prepare_records(layout, splits, key=key, data=data)
+        assert isinstance(in_place, frames.FrameSource)
+        prepare.prepare(datasets.recipe(data), data)
         for root in (str(tmp_path), ""):
             records, _ = datasets.load(data | {"root": root}, "train")
             assert not isinstance(records, frames.FrameSource)
