@@ -38,6 +38,7 @@ class Field(NamedTuple):
     meaning: str
 
 
+MAX_CHANNELS = 256  # of images; hyperspectral ones have about as many
 FLOAT32_MAX = float.fromhex("0x1.fffffep+127")  # larger numbers are infinite
 
 
@@ -128,6 +129,12 @@ _EXPRESSIONS = Range(
     "valid regular expressions that are not empty, such as 'bias', or ()",
     lambda value: all(map(_is_expression, value)),
 )
+_VALUES = Range(
+    "two integers (low, high) from 0 to 65535 with low < high, or (0, 0)",
+    lambda value: (
+        value == (0, 0) or (_is_size(value, 0, 2**16 - 1) and value[0] < value[1])
+    ),
+)
 _MASK_VALUES = Range(
     "integers from 0 to 65535",
     lambda value: all(_is_integer(v, 0, 2**16 - 1) for v in value),
@@ -165,6 +172,18 @@ _DATA = {
     ),
     "void_values": Field(
         (VOID,), _MASK_VALUES, "own data: raw mask values that mean no label"
+    ),
+    "channels": Field(
+        0,
+        _integer(0, MAX_CHANNELS),
+        "own data: of the images; 0: 1 if all are gray, otherwise 3; other numbers: "
+        "all channels of the files count",
+    ),
+    "value_range": Field(
+        (0, 0),
+        _VALUES,
+        "own data: (low, high), the values of the images that become 0 and 255; "
+        "(0, 0): 0 and 255, of 16 bits 0 and 65535",
     ),
 }
 

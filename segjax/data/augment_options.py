@@ -174,7 +174,8 @@ def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
       mean: color of the padding, 0..255 per channel (the mean of the data set).
 
     Raises:
-      UserError: unknown field, or a value of the wrong kind or out of its range.
+      UserError: unknown field, a value of the wrong kind or out of its range, or a
+        change of colors for images that are neither gray nor RGB.
     """
     values: dict[str, Any] = {"fill": tuple(float(value) for value in mean)}
     for name, value in dict(config).items():
@@ -186,7 +187,14 @@ def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
                 f"--config.augment.{name}: found {value!r}, expected {option.expected}"
             )
         values[name] = tuple(value) if isinstance(option.default, tuple) else value
-    return Options(**values)
+    chosen = Options(**values)
+    if chosen.saturation > 0 and len(mean) not in (1, 3):
+        raise UserError(
+            f"--config.augment.saturation: found {chosen.saturation}, expected 0 for "
+            f"images of {len(mean)} channels, of which it is not known that they are "
+            "red, green and blue"
+        )
+    return chosen
 
 
 NO_AUGMENTATION = Options(flip=0.0)

@@ -26,6 +26,9 @@ IMAGE_SUFFIXES = (
     *(".webp", ".gif", ".jp2", ".j2k", ".avif"),
 )
 FORMATS = "PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000 or AVIF"
+COLORS = (0, 1, 3)
+"""Numbers of channels that mean gray or RGB, 0 either: what a file holds is converted,
+and alpha is dropped.  Of any other number, all channels of a file count."""
 MAX_PIXELS = 2**30
 """Maximum for an image that is decoded as a whole; larger TIFFs are read in windows."""
 
@@ -56,46 +59,83 @@ class _Reader(NamedTuple):
     """Reads the header from a file and its length in bytes."""
     pixels: Callable[[bytes, Header], np.ndarray | None]
     """Decodes the pixels, uint8 or uint16 [H, W] or [H, W, 3]; None if damaged."""
+    samples: Callable[[bytes, Header], np.ndarray | None] | None = None
+    """Decodes all channels, [H, W, samples]; None for formats of colors only."""
 
 
-def read_header(source: str | os.PathLike | bytes, name: str = "") -> Header:
+def read_header(
+    source: str | os.PathLike | bytes, name: str = "", *, channels: int = 0
+) -> Header:
     """Reads a header and checks that the file can hold the pixels it claims.
 
     Args:
       source: path, or the bytes of the file.
       name: of the image in errors; "" takes the path.
+      channels: one of ``COLORS``, or the number of channels that the file must hold.
 
     Raises:
       UserError: not the header of an image; the file is cut short, or too short for
-        the size that it claims; a kind of image that is not read.
+        the size that it claims; a kind of image that is not read; it has channels that
+        are neither color nor alpha, or not as many as ``channels``.
     """
     if isinstance(source, bytes):
-        return _header(io.BytesIO(source), len(source), name or "image")
-    name = name or os.fspath(source)
-    with open_file(source, name) as file:
-        return _header(file, os.fstat(file.fileno()).st_size, name)
+        name = name or "image"
+        header = _header(io.BytesIO(source), len(source), name)
+    else:
+        name = name or os.fspath(source)
+        with open_file(source, name) as file:
+            header = _header(file, os.fstat(file.fileno()).st_size, name)
+    _check_channels(header, channels, name)
+    return header
 
 
-def decode(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
-    """The pixels of an image, turned as its EXIF data say, without alpha.
+def _check_channels(header: Header, channels: int, name: str) -> None:
+    if channels in COLORS:
+        if header.unclear:
+            raise UserError(f"{name}: {header.unclear}")
+    elif header.samples != channels:
+        found = f"is a {header.format} of {header.samples} channels"
+        if not header.samples:
+            found = f"is a {header.format} of colors, without channels of its own"
+        raise UserError(
+            f"{name}: {found}, expected {channels} (--config.data.channels), in the "
+            "first page of a TIFF or in a PNG"
+        )
+
+
+def decode(
+    source: str | os.PathLike | bytes, name: str = "", *, channels: int = 0
+) -> np.ndarray:
+    """The pixels of an image, turned as its EXIF data say.
+
+    Args:
+      source: path, or the bytes of the file.
+      name: of the image in errors; "" takes the path.
+      channels: one of ``COLORS`` for the colors without alpha, otherwise the number of
+        all channels.
 
     Returns:
-      uint8 or uint16, [H, W] (gray) or [H, W, 3] (RGB).
+      uint8 or uint16, [H, W] (gray) or [H, W, 3] (RGB); [H, W, channels] if
+      ``channels`` is none of ``COLORS``.
 
     Raises:
       UserError: as ``read_header``; damaged pixels; more than ``MAX_PIXELS``.
     """
     data, name = read_bytes(source, name)
-    header = read_header(data, name)
+    header = read_header(data, name, channels=channels)
     if header.size[0] * header.size[1] > MAX_PIXELS:
         raise UserError(
             f"{name}: has {header.size[0]}x{header.size[1]} pixels, expected at most "
             f"{MAX_PIXELS}: cut it into parts, or store it as a TIFF without "
             "compression, which is read in windows"
         )
-    image = guarded(lambda: _READERS[header.format].pixels(data, header), data, name)
-    channels = () if header.gray else (3,)
-    if image is None or image.shape != (*header.size, *channels):
+    reader = _READERS[header.format]
+    read, depth = reader.pixels, () if header.gray else (3,)
+    if channels not in COLORS:
+        assert reader.samples is not None  # or the header has no samples
+        read, depth = reader.samples, (channels,)
+    image = guarded(lambda: read(data, header), data, name)
+    if image is None or image.shape != (*header.size, *depth):
         raise damaged(name, len(data), "its pixels are damaged")
     return orient(image, header.orientation)
 
@@ -242,7 +282,7 @@ def _pillow(kind: str) -> _Reader:
 
 
 _READERS = {
-    "PNG": _Reader(png.read_header, png.decode),
+    "PNG": _Reader(png.read_header, png.decode, png.decode_samples),
     "JPEG": _Reader(jpeg.read_header, jpeg.decode),
-    "TIFF": _Reader(tiff.read_header, tiff.decode),
+    "TIFF": _Reader(tiff.read_header, tiff.decode, tiff.decode_samples),
 } | {kind: _pillow(kind) for kind in ("BMP", "GIF", "WEBP", "JPEG2000", "AVIF")}

@@ -15,6 +15,7 @@ value that is no class, is an error that names the file.
 
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +25,19 @@ from typing import NamedTuple
 import numpy as np
 
 from segjax import tables
-from segjax.data import folder_cache, folder_classes
+from segjax.data import folder_cache, folder_classes, folder_ranges
 from segjax.data.folder_classes import UNKNOWN, Rule
 from segjax.data.folder_files import Pair, find
 from segjax.data.folder_layout import EXPECTED, LISTS, recognize
-from segjax.data.images import decode_image, voc_palette
-from segjax.data.masks import read_mask
+from segjax.data.images import WHOLE, ValueRange, decode_image, voc_palette
+from segjax.data.masks import read_instances, read_mask
 from segjax.data.source import Example
 from segjax.errors import UserError
 from segjax.files import find_folder
 from segjax.labels import VOID
+
+_LOOKED_AT = 8
+"""Images of 16 bits whose values are looked at."""
 
 
 class Scan(NamedTuple):
@@ -44,6 +48,8 @@ class Scan(NamedTuple):
     """Stems of the images that are used, sorted."""
     images: tuple[str, ...]
     masks: tuple[str, ...]
+    instances: tuple[str, ...]
+    """Instance maps; "" if none were asked for."""
     sizes: tuple[tuple[int, int], ...]
     """(H, W) of every image."""
     splits: dict[str, tuple[int, ...]]
@@ -52,7 +58,9 @@ class Scan(NamedTuple):
     palette: np.ndarray
     """uint8 [K, 3]: the colors of the classes file, or those of PASCAL VOC."""
     channels: int
-    """1 if every image is gray, otherwise 3."""
+    """As asked for; otherwise 1 if every image is gray, and 3 if not."""
+    value_range: ValueRange
+    """As asked for, see ``images.decode_image``."""
     rule: Rule
     pixels: dict[str, np.ndarray]
     """Pixels of each class by split, int64 [K]."""
@@ -74,11 +82,15 @@ def scan(
     *,
     void_values: Sequence[int] = (VOID,),
     data_dir: str = "",
+    channels: int = 0,
+    value_range: ValueRange = WHOLE,
+    instances: bool = False,
 ) -> Scan:
     """Checks all files and counts the pixels of every class.
 
-    All masks are decoded, in threads; of images only headers are read.  Within a
-    process, a second scan of unchanged files returns the first result.
+    All masks are decoded, in threads; of images only headers are read, but for a few
+    of 16 bits, whose values are looked at.  Within a process, a second scan of
+    unchanged files returns the first result.
 
     Args:
       root: the folder described above.
@@ -88,10 +100,14 @@ def scan(
       void_values: raw values of palette and gray masks that mean void.
       data_dir: where counts are kept, so that unchanged masks need not be decoded
         again by the next program; "" keeps none.
+      channels: of the images; 0: 1 if all are gray, otherwise 3.
+      value_range: values of the images that become 0 and 255.
+      instances: whether every image needs an instance map.
 
     Raises:
-      UserError: missing or superfluous files, unequal sizes, undecodable files, mask
-        values that are no class, fewer than 2 or more than 255 classes.
+      UserError: missing or superfluous files, unequal sizes, undecodable files, images
+        of other channels, mask values that are no class, fewer than 2 or more than 255
+        classes.
     """
     folder = find_folder("--config.data.root", root, EXPECTED)
     for value in void_values:
@@ -108,7 +124,7 @@ def scan(
         )
     if not source.is_file() and (folder / "labelmap.txt").is_file():
         source = folder / "labelmap.txt"
-    files = find(folder)
+    files = find(folder, instances)
     where = recognize(folder).lists
     lists = [where / name for names in LISTS.values() for name in names]
     used = [path for pair in files.pairs for path in pair.paths]
@@ -117,6 +133,7 @@ def scan(
         source,
         void_values=tuple(void_values),
         data_dir=data_dir,
+        reading=(channels, tuple(value_range), instances),
         stamp=_stamp([*used, *lists, source]) + "".join(files.notes),
     )
 
@@ -139,12 +156,15 @@ def _scan(
     *,
     void_values: tuple[int, ...],
     data_dir: str,
+    reading: tuple[int, ValueRange, bool],
     stamp: str,
 ) -> Scan:
     del stamp  # part of the key only
-    pairs, splits, notes = find(folder)
-    stems, images, masks, _ = zip(*pairs)
-    examined = _examine(pairs, data_dir)
+    channels, value_range, instances = reading
+    pairs, splits, notes = find(folder, instances)
+    stems, images, masks, maps = zip(*pairs)
+    examined = _examine(pairs, data_dir, channels)
+    channels = channels or (1 if all(each.gray for each in examined) else 3)
     values = [each.values for each in examined]
     if source.is_file():
         classes = folder_classes.read_classes(source)
@@ -172,16 +192,22 @@ def _scan(
     train = table[list(splits["train"])]
     pixels = {name: table[list(at), :k].sum(0) for name, at in splits.items()}
     notes += _absent(folder, classes, pixels=pixels, source=source)
+    deep = [path for path, each in zip(images, examined) if each.image_bits == 16]
+    if deep:
+        held = folder_ranges.observe(deep, channels, limit=_LOOKED_AT)
+        notes += tuple(filter(None, [folder_ranges.advice(held, value_range)]))
     return Scan(
         root=str(folder),
         stems=stems,
         images=images,
         masks=masks,
+        instances=maps,
         sizes=tuple(each.size for each in examined),
         splits=splits,
         classes=classes.names,
         palette=classes.colors if len(classes.colors) else voc_palette(k),
-        channels=1 if all(each.gray for each in examined) else 3,
+        channels=channels,
+        value_range=value_range,
         rule=rule,
         pixels=pixels,
         void={name: int(table[list(at), VOID].sum()) for name, at in splits.items()},
@@ -214,14 +240,18 @@ def _absent(
     )
 
 
-def _examine(pairs: Sequence[Pair], data_dir: str) -> list[folder_cache.Examined]:
+def _examine(
+    pairs: Sequence[Pair], data_dir: str, channels: int
+) -> list[folder_cache.Examined]:
     """Examines all pairs, or takes what was found in them before."""
-    key = _stamp([os.path.abspath(path) for pair in pairs for path in pair.paths])
+    paths = [os.path.abspath(path) for pair in pairs for path in pair.paths]
+    key = f"{_stamp(paths)}-{channels}" if channels else _stamp(paths)
     kept = folder_cache.read(data_dir, key, len(pairs))
     if kept is not None:
         return kept
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        examined = list(pool.map(folder_cache.examine, pairs))
+        repeated = itertools.repeat(channels)
+        examined = list(pool.map(folder_cache.examine, pairs, repeated))
     folder_cache.write(data_dir, key, examined)
     return examined
 
@@ -279,7 +309,7 @@ def report(scanned: Scan) -> str:
     ]
     lines = [
         f"{scanned.root}: {number}, {size} (height x width), "
-        f"{'gray' if scanned.channels == 1 else 'RGB'}",
+        + {1: "gray", 3: "RGB"}.get(scanned.channels, f"{scanned.channels} channels"),
         f"{len(scanned.classes)} classes, {labeled} labeled training pixels, "
         f"{void:.2%} of all void",
         tables.text_table(rows),
@@ -291,16 +321,23 @@ def report(scanned: Scan) -> str:
 
 
 class FolderSource:
-    """One split of a scanned folder: ``{"image", "label", "id"}`` by position."""
+    """One split of a scanned folder: see ``Example``."""
 
     def __init__(self, scanned: Scan, split: str):
         at = scanned.splits[split]
         self._root, self._split = scanned.root, split
         self._files = [
-            (scanned.stems[i], scanned.images[i], scanned.masks[i]) for i in at
+            Pair(
+                scanned.stems[i],
+                scanned.images[i],
+                scanned.masks[i],
+                scanned.instances[i],
+            )
+            for i in at
         ]
         self.sizes = [scanned.sizes[i] for i in at]
         self._channels, self._rule = scanned.channels, scanned.rule
+        self._value_range = scanned.value_range
 
     def __len__(self) -> int:
         return len(self._files)
@@ -310,19 +347,32 @@ class FolderSource:
         """Stem, size, and the bytes that the files of image and mask take."""
         return [
             f"{stem} {size} {os.path.getsize(image)} {os.path.getsize(mask)}"
-            for (stem, image, mask), size in zip(self._files, self.sizes)
+            for (stem, image, mask, _), size in zip(self._files, self.sizes)
         ]
 
     def __getitem__(self, index: int) -> Example:
-        stem, image_path, mask_path = self._files[index]
+        stem, image_path, mask_path, instance_path = self._files[index]
         label = folder_classes.label_of(read_mask(mask_path), self._rule)
-        image = decode_image(image_path, self._channels)
+        image = decode_image(image_path, self._channels, value_range=self._value_range)
         if label.min() == UNKNOWN or label.shape != image.shape[:2]:
-            raise UserError(
-                f"{mask_path}: not the mask that was checked at the start (a value or "
-                "the size differs); leave the files alone while a program reads them"
-            )
-        return {"image": image, "label": label.astype(np.uint8), "id": stem}
+            raise _changed(mask_path, "mask")
+        example: Example = {
+            "image": image,
+            "label": label.astype(np.uint8),
+            "id": stem,
+        }
+        if instance_path:
+            example["instance"] = read_instances(instance_path)
+            if example["instance"].shape != label.shape:
+                raise _changed(instance_path, "instance map")
+        return example
 
     def __repr__(self) -> str:
         return f"FolderSource({self._root!r}, {self._split!r}, {len(self)} images)"
+
+
+def _changed(path: str, what: str) -> UserError:
+    return UserError(
+        f"{path}: not the {what} that was checked at the start (a value or the size "
+        "differs); leave the files alone while a program reads them"
+    )

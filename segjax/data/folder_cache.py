@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from segjax import files
+from segjax.data import decoding
 from segjax.data.folder_classes import Values, color_codes, describe
 from segjax.data.folder_files import Pair
-from segjax.data.images import image_header
 from segjax.data.masks import read_mask
 from segjax.errors import UserError
 
@@ -27,6 +27,7 @@ _SCHEMA = {
         "required": [
             "size",
             "gray",
+            "image_bits",
             "kind",
             "bits",
             "ramp",
@@ -37,6 +38,7 @@ _SCHEMA = {
         "properties": {
             "size": _INTEGERS | {"minItems": 2, "maxItems": 2},
             "gray": {"type": "boolean"},
+            "image_bits": {"enum": [1, 2, 4, 8, 16]},
             "kind": {"enum": ["index", "gray", "color"]},
             "bits": {"enum": [1, 2, 4, 8, 16]},
             "ramp": {"type": "boolean"},
@@ -55,19 +57,29 @@ class Examined(NamedTuple):
     """(H, W)."""
     gray: bool
     """Whether the image is gray."""
+    image_bits: int
+    """Bits per sample of the image."""
     values: Values
     """The distinct raw values of the mask."""
     counts: np.ndarray
     """Pixels of each, int64 [M]."""
 
 
-def examine(pair: Pair) -> Examined:
+def examine(pair: Pair, channels: int = 0) -> Examined:
     """Reads the header of an image, and counts the values of its mask.
 
+    Args:
+      pair: the files; of an instance map, only the header is read.
+      channels: as the image is to be read, see ``decoding.read_header``.
+
     Raises:
-      UserError: a file that cannot be read, or of another size than its partner.
+      UserError: a file that cannot be read, of another size than its partner, or an
+        image of other channels.
     """
-    size, gray = image_header(pair.image)
+    header = decoding.read_header(pair.image, channels=channels)
+    size = header.shown
+    if pair.instances:
+        check_instances(pair, size)
     mask = read_mask(pair.mask)
     if mask.values.shape[:2] != size:
         raise UserError(
@@ -81,7 +93,29 @@ def examine(pair: Pair) -> Examined:
         counts = np.bincount(mask.values.ravel())
         values = np.flatnonzero(counts)
         counts = counts[values]
-    return Examined(size, gray, describe(mask, values), counts)
+    return Examined(
+        size=size,
+        gray=header.gray,
+        image_bits=header.bits,
+        values=describe(mask, values),
+        counts=counts,
+    )
+
+
+def check_instances(pair: Pair, size: tuple[int, int]) -> None:
+    """Raises UserError unless the header of an instance map fits its image."""
+    header = decoding.read_header(pair.instances)
+    if header.format != "PNG" or not (header.gray or header.palette):
+        raise UserError(
+            f"{pair.instances}: is a {header.format} of colors, expected a gray or "
+            "palette PNG whose values are the instances, 0 = none"
+        )
+    if header.shown != size:
+        raise UserError(
+            f"{pair.instances}: the instance map is {header.shown[0]}x"
+            f"{header.shown[1]}, but {pair.image} is {size[0]}x{size[1]} (height x "
+            "width, after EXIF rotation); expected equal sizes"
+        )
 
 
 def read(data_dir: str, key: str, number: int) -> list[Examined] | None:
@@ -104,7 +138,8 @@ def read(data_dir: str, key: str, number: int) -> list[Examined] | None:
         if not values.shape == shown.shape == counts.shape or values.min() < 0:
             return None
         mask_values = Values(values, row["kind"], row["bits"], shown, row["ramp"])
-        examined.append(Examined(tuple(row["size"]), row["gray"], mask_values, counts))
+        known = tuple(row["size"]), row["gray"], row["image_bits"]
+        examined.append(Examined(*known, mask_values, counts))
     return examined
 
 
@@ -118,6 +153,7 @@ def write(data_dir: str, key: str, examined: Sequence[Examined]) -> None:
         {
             "size": each.size,
             "gray": each.gray,
+            "image_bits": each.image_bits,
             "kind": each.values.kind,
             "bits": each.values.bits,
             "ramp": each.values.ramp,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from segjax import files
 from segjax.data import decoding
+from segjax.data.channel_groups import by_group
 from segjax.data.listing import list_images
 from segjax.data.masks import decode_mask
 from segjax.errors import UserError
@@ -34,42 +35,62 @@ __all__ = [
 
 VOID_COLOR = (224, 224, 192)
 """How void looks in palette PNGs: entry 255 of the VOC palette."""
+ValueRange = tuple[int, int]
+"""(low, high): the values that become 0 and 255; (0, 0) those of the type."""
+WHOLE: ValueRange = (0, 0)
 
 
 def decode_image(
-    source: str | os.PathLike | bytes, channels: int = 3, name: str = ""
+    source: str | os.PathLike | bytes,
+    channels: int = 3,
+    name: str = "",
+    *,
+    value_range: ValueRange = WHOLE,
 ) -> np.ndarray:
-    """Reads one image as 8-bit RGB or gray.
+    """Reads one image as 8-bit RGB, gray, or all of its channels.
 
-    The EXIF orientation is applied, alpha is dropped (not blended), gray becomes RGB by
-    repetition and RGB gray by luma (0.299, 0.587, 0.114).  16-bit samples v become
-    round(v / 257), so that 65535 is white whatever the image holds.  Only the first
-    page of a TIFF and the first frame of an animation are read.
+    The EXIF orientation is applied.  For 1 and 3 channels, alpha is dropped (not
+    blended), gray becomes RGB by repetition and RGB gray by luma (0.299, 0.587, 0.114).
+    For any other number, all channels of the file count and must be as many.
+    16-bit samples v become round(v / 257), so that 65535 is white whatever the image
+    holds, and samples of 8 bits stay; with a value range, samples of both become
+    round(255 (v - low) / (high - low)), cut to 0..255.  Only the first page of a TIFF
+    and the first frame of an animation are read.
 
     Args:
       source: path, or the bytes of the file.
-      channels: 3 (RGB) or 1 (gray).
+      channels: 3 (RGB), 1 (gray), or another number.
       name: what to call the image in errors when ``source`` is bytes.
+      value_range: (low, high) of the stored samples.
 
     Returns:
       uint8 [H, W, channels].
 
     Raises:
       UserError: the file cannot be read, is damaged, or is neither 8 nor 16 bit; it
-        has channels that are neither color nor alpha.
+        has other channels than are asked for, or some that are neither color nor alpha.
     """
     if not isinstance(source, bytes):
         name = os.fspath(source)
-    return to_pixels(decoding.decode(source, name), channels, name or "image")
+    image = decoding.decode(source, name, channels=channels)
+    return to_pixels(image, channels, name or "image", value_range=value_range)
 
 
-def to_pixels(image: np.ndarray, channels: int, name: str = "image") -> np.ndarray:
-    """Gray or RGB of 8 or 16 bit, converted as ``decode_image`` says.
+def to_pixels(
+    image: np.ndarray,
+    channels: int,
+    name: str = "image",
+    *,
+    value_range: ValueRange = WHOLE,
+) -> np.ndarray:
+    """Samples of 8 or 16 bit, converted as ``decode_image`` says.
 
     Args:
-      image: uint8 or uint16, [H, W], [H, W, 1] or [H, W, 3].
-      channels: 3 (RGB) or 1 (gray).
+      image: uint8 or uint16, [H, W], [H, W, 1] or [H, W, 3], or [H, W, channels] if
+        there are neither 1 nor 3.
+      channels: 3 (RGB), 1 (gray), or another number.
       name: for errors.
+      value_range: see ``decode_image``.
 
     Returns:
       uint8 [H, W, channels]; the same memory where nothing is to be converted.
@@ -81,15 +102,18 @@ def to_pixels(image: np.ndarray, channels: int, name: str = "image") -> np.ndarr
         raise UserError(
             f"{name}: holds {image.dtype} samples, expected 8 or 16 bit: convert it"
         )
-    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
+    colors = channels in decoding.COLORS
+    depths = ((), (1,), (3,)) if colors else ((channels,),)
+    if image.ndim not in (2, 3) or image.shape[2:] not in depths:
+        expected = "[H, W], [H, W, 1] or [H, W, 3] (RGB)"
         raise UserError(
-            f"{name}: has shape {list(image.shape)}, expected [H, W], [H, W, 1] or "
-            "[H, W, 3] (RGB)"
+            f"{name}: has shape {list(image.shape)}, expected "
+            + (expected if colors else f"[H, W, {channels}]")
         )
     if min(image.shape) < 1:
         raise UserError(f"{name}: has shape {list(image.shape)}, which is empty")
-    if image.dtype == np.uint16:
-        image = _as_8bit(image)
+    if image.dtype == np.uint16 or value_range != WHOLE:
+        image = _as_8bit(image, value_range)
     if image.ndim == 3 and image.shape[2] == 3 and channels == 1:
         image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     if image.ndim == 2:
@@ -97,17 +121,26 @@ def to_pixels(image: np.ndarray, channels: int, name: str = "image") -> np.ndarr
     return np.repeat(image, channels, axis=2) if image.shape[2] < channels else image
 
 
-def _as_8bit(image: np.ndarray) -> np.ndarray:
-    """uint16 as round(v / 257), in blocks of rows: the image may be large."""
+def _as_8bit(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
+    """Stretches a range of values, in blocks of rows: the image may be large."""
+    low, high = value_range if value_range != WHOLE else (0, 2**16 - 1)
+    width = high - low
     result = np.empty(image.shape, np.uint8)
     for top in range(0, len(image), 256):
-        rows = image[top : top + 256].astype(np.uint32)
-        result[top : top + 256] = (rows + 128) // 257
+        rows = image[top : top + 256].astype(np.int32).clip(low, high) - low
+        # In integers; halves are rounded up.
+        result[top : top + 256] = (2 * 255 * rows + width) // (2 * width)
     return result
 
 
-def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], bool]:
+def image_header(
+    path: str | os.PathLike, channels: int = 0
+) -> tuple[tuple[int, int], bool]:
     """Size and kind of an image, from its header alone (its pixels are not decoded).
+
+    Args:
+      path: of the image.
+      channels: as ``decode_image`` is asked for; 0: 1 or 3.
 
     Returns:
       ((height, width) as ``decode_image`` would return it, whether it is gray).
@@ -115,7 +148,7 @@ def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], bool]:
     Raises:
       UserError: not the header of an image, or one that ``decode_image`` refuses.
     """
-    header = decoding.read_header(path)
+    header = decoding.read_header(path, channels=channels)
     return header.shown, header.gray
 
 
@@ -159,8 +192,9 @@ def write_palette_png(
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes uint8 [H, W, C] to [h, w, C] by averaging over areas (``INTER_AREA``)."""
     h, w = size
-    resized = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
-    return resized.reshape(h, w, image.shape[2])  # OpenCV drops a single channel
+    return by_group(
+        lambda part: cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA), image
+    )
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

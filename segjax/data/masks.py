@@ -9,6 +9,7 @@ import numpy as np
 from segjax.data import decoding
 from segjax.data.formats import png
 from segjax.errors import UserError
+from segjax.labels import VOID
 
 
 class Mask(NamedTuple):
@@ -38,6 +39,27 @@ def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
       UserError: the file cannot be read, is damaged, or is none of these.
     """
     return read_mask(path)[:2]
+
+
+def read_instances(path: str | os.PathLike) -> np.ndarray:
+    """Reads an instance map, uint16 [H, W], 0 = no instance.
+
+    Gray PNGs hold the numbers of the instances. In palette PNGs, which are those of
+    PASCAL VOC, 255 is the border of objects and becomes 0.
+
+    Raises:
+      UserError: as ``decode_mask``, or a color PNG.
+    """
+    mask = read_mask(path)
+    if mask.kind == "color":
+        raise UserError(
+            f"{os.fspath(path)}: is a PNG of colors, expected a gray or palette PNG "
+            "whose values are the instances, 0 = none"
+        )
+    instances = mask.values.astype(np.uint16)
+    if mask.kind == "index":
+        instances[instances == VOID] = 0
+    return instances
 
 
 def read_mask(path: str | os.PathLike) -> Mask:

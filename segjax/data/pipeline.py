@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from segjax.data import batching, transforms
+from segjax.data.channel_groups import by_group
 from segjax.data.source import Example, Size, Source
 from segjax.data.workers import start_workers
 from segjax.errors import UserError
@@ -177,10 +178,13 @@ def mirror_to(image: np.ndarray, size: Size) -> np.ndarray:
     h, w = image.shape[:2]
     if (h, w) == tuple(size):
         return image
-    extended = cv2.copyMakeBorder(
-        image, 0, size[0] - h, 0, size[1] - w, cv2.BORDER_REFLECT_101
+    below, right = size[0] - h, size[1] - w
+    return by_group(
+        lambda part: cv2.copyMakeBorder(
+            part, 0, below, 0, right, cv2.BORDER_REFLECT_101
+        ),
+        image,
     )
-    return extended.reshape(*size, image.shape[2])  # OpenCV drops a single channel
 
 
 def eval_batches(

@@ -21,7 +21,7 @@ class Example(TypedDict):
     """One image with its labels."""
 
     image: np.ndarray
-    """uint8 [H, W, C], RGB or gray."""
+    """uint8 [H, W, C]: RGB, gray, or the channels of the user's own images."""
     label: np.ndarray
     """uint8 [H, W], train ids 0..K-1, 255 = void."""
     id: str
@@ -67,7 +67,7 @@ class Dataset(NamedTuple):
     mean: tuple[float, ...]
     """Mean value of each channel over the training images, 0..255."""
     channels: int
-    """3 (RGB) or 1 (gray)."""
+    """3 (RGB), 1 (gray), or another number (own data)."""
     size: Size = (0, 0)
     """(H, W) of all its images; (0, 0) if they differ or are not known."""
     build: Callable[[DataConfig, str], Source] | None = None

@@ -23,6 +23,7 @@ import numpy as np
 
 from segjax.data.augment_options import NO_AUGMENTATION, OPTIONS, Options, options
 from segjax.data.border_weights import border_weights, separate
+from segjax.data.channel_groups import by_group
 from segjax.data.warping import input_from_output, warp
 from segjax.errors import UserError
 
@@ -54,7 +55,7 @@ def augment(
     image. Changes of color come last and also touch the padding.
 
     Args:
-      example: "image" uint8 [H, W, C] with C <= 4, "label" uint8 [H, W], perhaps
+      example: "image" uint8 [H, W, C] , "label" uint8 [H, W], perhaps
         "instance" uint16 [H, W]; other entries are passed on.
       rng: one generator per example; see ``streams`` for what is derived from it.
       options: see ``Options``.
@@ -151,7 +152,7 @@ def change_tone(image: np.ndarray, stream: Stream, options: Options) -> np.ndarr
     bright, contrast, gamma = (
         2 * stream(name).random() - 1 for name in ("brightness", "contrast", "gamma")
     )
-    mean = float(np.mean(cv2.mean(image)[: image.shape[2]])) / 255
+    mean = cv2.mean(image.reshape(len(image), -1))[0] / 255
     curve = np.arange(256) / 255
     curve = mean + (curve - mean) * (1 + options.contrast * contrast)
     curve *= 1 + options.brightness * bright
@@ -163,7 +164,7 @@ def blur(image: np.ndarray, stream: Stream, options: Options) -> np.ndarray:
     """A 5x5 Gaussian blur, sometimes."""
     if options.blur_prob <= 0 or stream("blur").random() >= options.blur_prob:
         return image
-    return cv2.GaussianBlur(image, (5, 5), 0)
+    return by_group(lambda part: cv2.GaussianBlur(part, (5, 5), 0), image)
 
 
 def add_noise(image: np.ndarray, stream: Stream, options: Options) -> np.ndarray:

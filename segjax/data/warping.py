@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from segjax.data.channel_groups import groups
 from segjax.labels import VOID
 
 _BORDERS = {"mean": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
@@ -103,7 +104,7 @@ def warp(
     """Resamples an image (bilinear) and its label and instance maps (nearest) once.
 
     Args:
-      image: uint8 [H, W, C], C <= 4.
+      image: uint8 [H, W, C].
       label: uint8 [H, W].
       matrix: [2, 3], see ``input_from_output``.
       size: height and width of the output.
@@ -140,8 +141,7 @@ def warp(
             )
             for pixels, interpolation, mode, outside in layers
         ]
-        # OpenCV drops an axis of one.
-        return _triple(warped[0].reshape(*size, image.shape[2]), *warped[1:])
+        return _triple(*warped)
     warped = [
         np.empty((*size, *pixels.shape[2:]), pixels.dtype) for pixels, *_ in layers
     ]
@@ -161,7 +161,7 @@ def warp(
                 interpolation=interpolation,
                 border=cv2.BORDER_REPLICATE,
                 outside=outside,
-            ).reshape(block.shape)
+            )
     return _triple(*warped)
 
 
@@ -181,23 +181,37 @@ def _resample(
     border: int,
     outside: tuple[float, ...],
 ) -> np.ndarray:
-    """One call of OpenCV, affine or with displacements (x, y) of the output pixels."""
+    """Calls OpenCV, affine or with displacements (x, y) of the output pixels."""
     height, width = size
-    if field is None:
-        flags = interpolation | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(
-            pixels, matrix, (width, height), None, flags, border, outside
+    at = None
+    if field is not None:
+        line = np.arange(width)[:, None] * matrix[:, 0] + matrix[:, 2]
+        at = field + line.astype("f4")
+        at += (np.arange(height)[:, None] * matrix[:, 1])[:, None]
+
+    def run(part: np.ndarray, outside: tuple[float, ...]) -> np.ndarray:
+        if at is None:
+            flags = interpolation | cv2.WARP_INVERSE_MAP
+            return cv2.warpAffine(
+                part, matrix, (width, height), None, flags, border, outside
+            )
+        return cv2.remap(
+            part,
+            at,
+            None,  # type: ignore[call-overload]  # the stubs of OpenCV forget it
+            interpolation,
+            borderMode=border,
+            borderValue=outside,
         )
-    at = field + (np.arange(width)[:, None] * matrix[:, 0] + matrix[:, 2]).astype("f4")
-    at += (np.arange(height)[:, None] * matrix[:, 1])[:, None]
-    return cv2.remap(
-        pixels,
-        at,
-        None,  # type: ignore[call-overload]  # the stubs of OpenCV forget it
-        interpolation,
-        borderMode=border,
-        borderValue=outside,
-    )
+
+    if pixels.ndim == 2:
+        return run(pixels, outside)
+    warped = np.empty((height, width, pixels.shape[2]), pixels.dtype)
+    for part in groups(pixels.shape[2]):
+        warped[:, :, part] = run(
+            np.ascontiguousarray(pixels[:, :, part]), outside[part]
+        ).reshape(height, width, -1)
+    return warped
 
 
 def _blocks(

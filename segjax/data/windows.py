@@ -7,13 +7,13 @@ import numpy as np
 
 from segjax.data.decoding import open_file, read_header, sniff
 from segjax.data.formats import tiff
-from segjax.data.images import decode_image, to_pixels
+from segjax.data.images import WHOLE, ValueRange, decode_image, to_pixels
 
 ReadWindow = Callable[[slice, slice], np.ndarray]
 
 
 def open_windows(
-    source: str | os.PathLike, channels: int
+    source: str | os.PathLike, channels: int, *, value_range: ValueRange = WHOLE
 ) -> tuple[tuple[int, int], ReadWindow]:
     """A large image to be read in windows.
 
@@ -27,28 +27,31 @@ def open_windows(
     Raises:
       UserError: as ``decode_image``.
     """
-    image = _map_tiff(source)
+    image = _map_tiff(source, channels)
     if image is None:
-        image = decode_image(source, channels)
-    return image.shape[:2], array_windows(image, channels)
+        pixels = decode_image(source, channels, value_range=value_range)
+        return pixels.shape[:2], array_windows(pixels, channels)
+    return image.shape[:2], array_windows(image, channels, value_range=value_range)
 
 
-def array_windows(image: np.ndarray, channels: int) -> ReadWindow:
+def array_windows(
+    image: np.ndarray, channels: int, *, value_range: ValueRange = WHOLE
+) -> ReadWindow:
     """Reads windows of an array, perhaps one on disk, converted as by ``to_pixels``."""
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         window = np.asarray(image[rows, columns])
         # Files may hold the other order of bytes.
         window = window.astype(window.dtype.newbyteorder("="), copy=False)
-        return to_pixels(window, channels)
+        return to_pixels(window, channels, value_range=value_range)
 
     return read
 
 
-def _map_tiff(source: str | os.PathLike) -> np.ndarray | None:
-    """The first page of a plain TIFF, [H, W] or [H, W, 3], or None for other files."""
+def _map_tiff(source: str | os.PathLike, channels: int) -> np.ndarray | None:
+    """The first page of a plain TIFF, as ``tiff.map_pixels``; None for other files."""
     with open_file(source) as file:
         if sniff(file.read(8)) != "TIFF":
             return None
-    read_header(source)  # says what is wrong with the file
-    return tiff.map_pixels(source)
+    read_header(source, channels=channels)  # says what is wrong with the file
+    return tiff.map_pixels(source, channels)

@@ -151,7 +151,7 @@ def test_tiffs_of_other_samples_are_refused_by_header_and_pixels(
 def test_windows_of_a_tiff_are_those_of_the_image(tmp_path, bits, samples, options):
     path = tmp_path / "image.tif"
     path.write_bytes(tiff_bytes(noise(samples, bits), rowsperstrip=4, **options))
-    mapped = windows._map_tiff(path)
+    mapped = windows._map_tiff(path, samples)
     assert (mapped is None) == ("compression" in options)
     assert mapped is None or isinstance(mapped, np.memmap)
     for channels in (1, 3):

@@ -21,7 +21,7 @@ from segjax.data.datasets import (
     voc2012,
     voc2012_aug,
 )
-from segjax.data.images import voc_palette
+from segjax.data.images import WHOLE, voc_palette
 from segjax.data.layout import DataConfig, Recipe
 from segjax.data.source import (
     Dataset,
@@ -84,7 +84,8 @@ def describe(data: DataConfig) -> Dataset:
       data: the ``data`` section of a config: ``name`` (one of ``NAMES``), ``root``,
         ``data_dir``, ``resize``, ``keep_classes``; for "scenes" also ``scenes_size``,
         ``scenes_train``, ``scenes_validation``, ``scenes_seed``; for "folder"
-        ``classes`` and ``void_values``.  docs/data.md says what they mean.
+        ``classes``, ``void_values``, ``channels``, ``value_range`` and ``instances``.
+        docs/data.md says what they mean.
 
     Returns:
       The description, with ``size`` after resizing.  Published data sets need no files
@@ -199,6 +200,14 @@ def _check_used(data: DataConfig) -> None:
             f"--config.data.classes is {data['classes']!r}, but {name} has classes of "
             f"its own; expected '': {own}"
         )
+    if name != "folder":
+        for field, default in (("channels", 0), ("value_range", WHOLE)):
+            value = data.get(field, default)
+            if value != default:
+                raise UserError(
+                    f"--config.data.{field} is {value!r}, but the images of {name} are "
+                    f"read in one way only; expected {default!r}: {own}"
+                )
 
 
 def scan_folder(data: DataConfig) -> folder.Scan:

@@ -18,6 +18,11 @@ class Header(NamedTuple):
     orientation: int = 1
     """Of EXIF: 1 (upright) to 8."""
     palette: bool = False
+    samples: int = 0
+    """Channels that can be read one by one, alpha included; 0: only the colors can."""
+    unclear: str = ""
+    """What is wrong with reading the colors, if channels are neither color nor alpha.
+    """
 
     @property
     def shown(self) -> tuple[int, int]:

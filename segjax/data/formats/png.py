@@ -82,6 +82,7 @@ def read_header(file: BinaryIO, length: int) -> Header:
         bits=bits,
         orientation=orientation,
         palette=color == _PALETTE,
+        samples=0 if color == _PALETTE else _SAMPLES[color],
     )
     row_bytes = 1 + (width * _SAMPLES[color] * bits + 7) // 8
     check_claim(header, pixels=width * _DEFLATE * compressed / row_bytes)
@@ -114,6 +115,18 @@ def decode(data: bytes, header: Header) -> np.ndarray | None:
     if header.gray:
         return np.ascontiguousarray(image[:, :, 0])
     code = cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(image, code)
+
+
+def decode_samples(data: bytes, header: Header) -> np.ndarray | None:
+    """All channels as stored, alpha among them: uint8 or uint16 [H, W, samples]."""
+    data = _pixel_chunks(data)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim == 2:
+        return image if image is None else image[:, :, None]
+    if header.gray:  # OpenCV repeats gray before alpha
+        return np.ascontiguousarray(image[:, :, [0, 3]])
+    code = cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(image, code)
 
 
