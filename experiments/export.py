@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 from experiments.shared import cli, export_programs, predict_flags
 from segjax import config as config_lib
 from segjax import errors, inference
+from segjax import workdir as workdir_lib
 from segjax.data import batching
 from segjax.data import images as image_files
 from segjax.errors import UserError
@@ -133,7 +134,10 @@ def check(segmenter: inference.Segmenter, output: Path) -> dict:
         smaller = tuple(max(side - 1, 1) for side in size)
         for h, w in [size] if facts["resize"] else [size, smaller]:
             image = noise(h, w)
-            arrays = run(collection.stack([image], group))
+            pixels = image_files.to_pixels(
+                image, facts["channels"], value_range=segmenter.value_range
+            )
+            arrays = run(collection.stack([pixels], group))
             label, scores = (np.asarray(arrays[k])[0, :h, :w] for k in outputs)
             (other,) = predict([image], probabilities=True)
             difference = float(np.abs(scores - other).max())
@@ -168,18 +172,20 @@ def parse_sizes(values: Sequence[str]) -> list[tuple[int, int]]:
 def main(argv) -> int:
     values = flags.FLAGS
     options = predict_flags.options(values.config)
+    workdir = Path(values.workdir).expanduser().absolute()
     if not 0 <= values.padding < math.inf:
         raise UserError(f"--padding={values.padding}: expected a number of 0 or more")
     sizes = parse_sizes(values.sizes)
     if argv[1:]:
         files = image_files.list_images(argv[1:]).images
-        headers = [image_files.image_header(file)[0] for file in files]
+        channels = workdir_lib.read_dataset(workdir).channels
+        headers = [image_files.image_header(file, channels)[0] for file in files]
         sizes += batching.padded_shapes(headers, values.padding).values()
     cli.start()
     output = Path(values.output).expanduser().absolute()
     facts = export(
         values.config,
-        Path(values.workdir).expanduser().absolute(),
+        workdir,
         output=output,
         sizes=sizes,
         checkpoint=values.checkpoint,

@@ -230,6 +230,7 @@ def _settings(
         "options": segmenter.options._asdict(),
         "crf": segmenter.crf._asdict() if segmenter.crf else None,
         "resize": list(segmenter.resize),
+        "value_range": list(segmenter.value_range),
         "precision": segmenter.precision,
         "padding": padding,
         "max_pixels": max_pixels,

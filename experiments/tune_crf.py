@@ -41,7 +41,7 @@ from segjax import workdir as workdir_lib
 from segjax.data import datasets, pipeline
 from segjax.errors import UserError
 from segjax.inference import trained
-from segjax.ops import mean_field
+from segjax.ops import filters, mean_field
 
 # The values that are tried, of each field of a CRF.
 GRID = {
@@ -185,6 +185,7 @@ def _probabilities(
     split = split or config.data.train_split
     source, info = datasets.load(config.data, split)
     workdir_lib.check_same_classes(workdir_lib.read_dataset(workdir), info)
+    filters.check_colors(info.channels)
     sharding.check_batch_size(config.eval_batch_size, "eval_batch_size")
     mesh = sharding.make_mesh()
     segmenter = inference.load(

@@ -45,7 +45,8 @@ def overlay(
     """The colors of a label map over its image; void shows the image alone.
 
     Args:
-      image: uint8 [H, W, 1 or 3].
+      image: uint8 [H, W, C]; of more than three channels the first three are shown
+        as red, green and blue, of two the first one.
       label: uint8 [H, W].
       palette: uint8 [K, 3].
       alpha: opacity of the colors, 0 to 1.
@@ -71,7 +72,7 @@ def panel(
     Pictures narrower than 160 pixels are enlarged by a whole factor.
 
     Args:
-      image: uint8 [H, W, 1 or 3].
+      image: uint8 [H, W, C], shown as by ``overlay``.
       truth: uint8 [H, W].
       prediction: uint8 [H, W], or several as [n, H, W].
       palette: uint8 [K, 3].
@@ -271,8 +272,9 @@ def tradeoff_figure(
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 1 or 3] -> [H, W, 3]."""
-    return np.broadcast_to(image, (*image.shape[:2], 3))
+    """uint8 [H, W, C] -> [H, W, 3]: the first three channels, or the first one."""
+    shown = image[:, :, : 3 if image.shape[2] >= 3 else 1]
+    return np.broadcast_to(shown, (*image.shape[:2], 3))
 
 
 def _write(picture: np.ndarray, text: str, *, left: int, top: int) -> None:

@@ -71,7 +71,9 @@ def benchmark(
 
     def one_by_one(results: prediction_folder.PredictionFolder) -> None:
         for index, path in enumerate(paths):
-            image = image_files.decode_image(path, segmenter.info.channels)
+            image = image_files.decode_image(
+                path, segmenter.info.channels, value_range=segmenter.value_range
+            )
             label = np.asarray(alone(segmenter.variables, image[None]))[0]
             prediction = collection.Prediction(
                 image_index=index,
@@ -166,7 +168,8 @@ def main(argv) -> None:
         threads=values.config.threads,
         rounds=values.rounds,
     )
-    sizes = {image_files.image_header(path)[0] for path in paths}
+    channels = segmenter.info.channels
+    sizes = {image_files.image_header(path, channels)[0] for path in paths}
     print(f"{len(paths)} images of {len(sizes)} sizes; {', '.join(values.outputs)}")
     print(table(measured, len(paths)))
 

@@ -152,12 +152,16 @@ def metadata(
         "palette": np.asarray(info.palette).tolist(),
         "channels": channels,
         "resize": list(segmenter.resize) if any(segmenter.resize) else None,
+        "value_range": (
+            list(segmenter.value_range) if any(segmenter.value_range) else None
+        ),
         "label_type": label,
         "input": {
             "weights": "dict of the arrays in weights.npz",
             "images": f"uint8 [batch, height, width, {channels}], "
-            + ("RGB" if channels == 3 else "gray")
-            + ", 0..255; normalized inside the program",
+            + {1: "gray", 3: "RGB"}.get(channels, "channels as in training")
+            + ", 0..255 (of files: load.py applies value_range to their samples); "
+            "normalized inside the program",
         },
         "outputs": [
             f"labels: {label} [batch, height, width]",

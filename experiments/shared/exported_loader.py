@@ -1,7 +1,7 @@
 """Runs what experiments.export wrote, with jax and numpy only.
 
 predict = load("FOLDER")
-labels = predict([image, ..])  # uint8 [H, W, C], RGB 0..255 -> class ids [H, W]
+labels = predict([image, ..])  # uint8, uint16 [H, W, C] as of files -> ids [H, W]
 scores = predict([image, ..], probabilities=True)  # -> float32 [H, W, K]
 """
 
@@ -39,10 +39,13 @@ def load(folder=Path(__file__).parent, batch=8):
 
     def prepare(image):
         """The image as a program takes it: (size of the program, image)."""
-        if image.dtype != np.uint8 or image.shape[2:] != (facts["channels"],):
-            raise ValueError(f"expected uint8 [H, W, {facts['channels']}]")
+        known = image.dtype in (np.uint8, np.uint16)
+        if not known or image.shape[2:] != (facts["channels"],):
+            raise ValueError(f"expected uint8 or uint16 [H, W, {facts['channels']}]")
         if not image.size:
             raise ValueError(f"expected an image, found {image.shape}, which is empty")
+        if image.dtype == np.uint16 or facts["value_range"]:
+            image = stretch(image, *(facts["value_range"] or (0, 2**16 - 1)))
         if facts["resize"]:  # as the images of the training
             return tuple(facts["resize"]), resize_area(image, facts["resize"])
         for size in programs:
@@ -77,6 +80,12 @@ def load(folder=Path(__file__).parent, batch=8):
 
 def sha256(data):
     return hashlib.sha256(data).hexdigest()
+
+
+def stretch(image, low, high):
+    """The values low..high as uint8 0..255, others cut off, halves rounded up."""
+    doubled = 510 * (np.clip(np.int64(image), low, high) - low) + high - low
+    return np.uint8(doubled // (2 * (high - low)))
 
 
 def resize_area(image, size):

@@ -36,7 +36,11 @@ SUBMISSION = "submission"
 """The folder of what evaluation servers take (``experiments.shared.submissions``)."""
 
 # Settings that folders written before them do not have, and their names before.
-_ADDED: dict[str, Any] = {"resize": [0, 0], "precision": "default"}
+_ADDED: dict[str, Any] = {
+    "resize": [0, 0],
+    "value_range": [0, 0],
+    "precision": "default",
+}
 _RENAMED = {"method": "options"}
 
 

@@ -108,7 +108,7 @@ def plan(
     sizes, errors = {}, {}
     for index, image in enumerate(images):
         try:
-            sizes[index] = _size(image, segmenter.info.channels, index)
+            sizes[index] = _size(image, segmenter, index)
         except UserError as error:
             errors[index] = error
     inputs = {index: segmenter.input_size(size) for index, size in sizes.items()}
@@ -276,11 +276,12 @@ def file_version(image: Image) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns
 
 
-def _size(image: Image, channels: int, index: int) -> Size:
+def _size(image: Image, segmenter: Segmenter, index: int) -> Size:
+    channels = segmenter.info.channels
     if isinstance(image, np.ndarray):
         images.to_pixels(image[:1], channels, f"images[{index}]")
         return image.shape[:2]
-    return images.image_header(image)[0]
+    return images.image_header(image, channels)[0]
 
 
 def _compile_threads() -> int:
@@ -291,12 +292,14 @@ def _decode(
     segmenter: Segmenter, plan: Plan, index: int, padded: Size
 ) -> _Decoded | UserError:
     source, channels = plan.images[index], segmenter.info.channels
-    version = file_version(source)
+    version, value_range = file_version(source), segmenter.value_range
     try:
         if isinstance(source, np.ndarray):
-            image = images.to_pixels(source, channels, f"images[{index}]")
+            image = images.to_pixels(
+                source, channels, f"images[{index}]", value_range=value_range
+            )
         else:
-            image = images.decode_image(source, channels)
+            image = images.decode_image(source, channels, value_range=value_range)
         size = image.shape[0], image.shape[1]
         if any(segmenter.resize):
             resized = size != segmenter.resize
@@ -365,10 +368,11 @@ def _in_parts(segmenter: Segmenter, plan: Plan, index: int) -> Prediction | Fail
                 "a CRF needs the whole image: raise --max_pixels above its "
                 f"{math.prod(size)} pixels, or leave --crf out"
             )
+        channels, value_range = segmenter.info.channels, segmenter.value_range
         if isinstance(source, np.ndarray):
-            read = windows.array_windows(source, segmenter.info.channels)
+            read = windows.array_windows(source, channels, value_range=value_range)
         else:
-            size, read = windows.open_windows(source, segmenter.info.channels)
+            size, read = windows.open_windows(source, channels, value_range=value_range)
         parts = segmenter.stream(read, size, max_pixels=plan.max_pixels)
     except UserError as error:
         return Failure(index, error)

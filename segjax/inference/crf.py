@@ -68,9 +68,11 @@ def refine(
       float32 [N, H, W, K], split in the same way.
 
     Raises:
-      UserError: sigmas so small that a lattice has too many vertices to number.
+      UserError: sigmas so small that a lattice has too many vertices to number, or
+        images that are neither gray nor RGB.
     """
     _, height, width, channels = images.shape
+    filters.check_colors(channels)
     # 0 where there is no such lattice.
     smoothness = appearance = 0
     points = None

@@ -21,7 +21,7 @@ from segjax.inference import collection, compiled, large
 from segjax.inference.compiled import Executable
 from segjax.inference.options import PredictOptions, compose, from_config
 from segjax.models.network import abstract_variables
-from segjax.ops import mean_field
+from segjax.ops import filters, mean_field
 
 
 class Segmenter(NamedTuple):
@@ -37,6 +37,8 @@ class Segmenter(NamedTuple):
     """Refines the probabilities; None: no CRF."""
     resize: tuple[int, int]
     """(height, width) of every input, as in training; (0, 0): the image's own size."""
+    value_range: tuple[int, int]
+    """Of the images' values, as in training: see ``images.decode_image``."""
     precision: str
     """The precision of matrix products, see ``compilation.precision``."""
     batch_size: int
@@ -60,7 +62,8 @@ class Segmenter(NamedTuple):
 
         Args:
           images: paths, or arrays of 8 or 16 bit [H, W], [H, W, 1] or [H, W, 3] (RGB),
-            of any sizes.
+            or [H, W, C] for a model of C other channels, of any sizes. Values are
+            those of the files: ``config.data.value_range`` is applied to them.
           padding: see ``batching.plan``; 0 predicts every image at its own size.
           max_pixels: larger images are predicted in windows or tiles.
 
@@ -185,6 +188,8 @@ def load(
     if options is None:
         options = from_config(configs[0])
     compose(networks, options)  # says what cannot be combined
+    if crf is not None:
+        filters.check_colors(infos[0].channels)
     resize = tuple(configs[0].data.resize)
     if any(resize) and min(resize) < 1:
         raise UserError(
@@ -199,6 +204,7 @@ def load(
         options=options,
         crf=crf,
         resize=resize,
+        value_range=tuple(configs[0].data.value_range),
         precision=configs[0].precision,
         batch_size=configs[0].eval_batch_size,
         mesh=mesh,
@@ -220,12 +226,13 @@ def _check_same(
             f"{member} was trained for other classes or channels than {first}; an "
             "ensemble needs the same"
         )
-    sizes = [tuple(config.data.resize) for config in (configs[-1], configs[0])]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"{member} was trained at --config.data.resize={sizes[0]}, {first} at "
-            f"{sizes[1]}; the models of an ensemble need the same"
-        )
+    for field in ("resize", "value_range"):
+        values = [tuple(config.data[field]) for config in (configs[-1], configs[0])]
+        if values[0] != values[1]:
+            raise UserError(
+                f"{member} was trained at --config.data.{field}={values[0]}, {first} "
+                f"at {values[1]}; the models of an ensemble need the same"
+            )
 
 
 def _workdir(path: str | os.PathLike, which: str) -> tuple[Path, str]:

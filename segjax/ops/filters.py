@@ -56,6 +56,15 @@ def smoothness_features(
     return np.stack([x, y], axis=-1).reshape(1, -1, 2) / sigma
 
 
+def check_colors(channels: int) -> None:
+    """Raises UserError unless images are gray or RGB, as the sigmas of CRFs expect."""
+    if channels not in (1, 3):
+        raise UserError(
+            f"a CRF compares colors, which images of {channels} channels do not have; "
+            "expected gray or RGB images, or a network and a prediction without CRF"
+        )
+
+
 def appearance_features(
     images: jax.Array,
     sigma_xy: float | jax.Array,
@@ -66,7 +75,7 @@ def appearance_features(
     """(x, y) / sigma_xy and colors / sigma_rgb of all pixels.
 
     Args:
-      images: [B, H, W, C], 0..255, usually RGB.
+      images: [B, H, W, 1 or 3], 0..255, gray or RGB.
       sigma_xy: in pixels.
       sigma_rgb: in gray levels.
       color_order: one of COLOR_ORDERS; of gray images without effect, but for "caffe",
@@ -76,8 +85,10 @@ def appearance_features(
       float32 [B, H*W, 2 + C]: positions, then colors, as in pydensecrf.
 
     Raises:
-      UserError: unknown color order, or "caffe" for images that are not RGB.
+      UserError: unknown color order, "caffe" for images that are not RGB, or images
+        that are neither gray nor RGB.
     """
+    check_colors(images.shape[-1])
     if color_order not in COLOR_ORDERS:
         raise errors.unknown("color_order", color_order, COLOR_ORDERS)
     if color_order == "caffe":

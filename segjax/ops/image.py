@@ -31,8 +31,8 @@ def normalize(images: jax.Array, image_stats: str, dtype: str = "float32") -> ja
     channels = images.shape[-1]
     if len(mean) not in (1, channels):
         raise UserError(
-            f"image_stats {image_stats!r} is for {len(mean)} channels, the images have "
-            f"{channels}; use image_stats 'unit'"
+            f"--config.model.image_stats {image_stats!r} is for {len(mean)} channels, "
+            f"the images have {channels}; set it to 'unit'"
         )
     x = images.astype(jnp.float32) * scale
     # Explicit axes: implicit rank promotion is an easy way to hide a wrong shape.
