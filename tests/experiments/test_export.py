@@ -158,7 +158,7 @@ def test_loader_is_short_and_refuses_what_it_cannot_do(exported):
     with pytest.raises(ValueError, match=r"\(34, 16, 3\) is larger than all of"):
         predict([np.zeros((34, 16, 3), np.uint8)])
     for wrong in (np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3))):
-        with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
+        with pytest.raises(ValueError, match=r"expected uint8 or uint16 \[H, W, 3\]"):
             predict([wrong])
 
 
