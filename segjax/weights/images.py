@@ -10,6 +10,8 @@ FIRST = (
     *("backbone/conv1", "backbone/conv1_1", "backbone/conv1_7x7_s2"),
     *("conv1_1", "enc0_conv1", "down1_conv1", "conv1"),
 )
+# Of DeepLab v1's side branches, one more that sees it.
+BESIDE = "sides/image_ms1"
 
 
 class Images(NamedTuple):
@@ -19,6 +21,12 @@ class Images(NamedTuple):
     mean: tuple[float, ...]
     deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
     bgr: bool = False  # the order in which its first layer takes them
+
+
+def layers(names: Container[str]) -> list[str]:
+    """The layers that see the image, of the names of a model's arrays."""
+    known = [name for name in FIRST if f"params/{name}/kernel" in names][:1]
+    return known + [BESIDE] * (f"params/{BESIDE}/kernel" in names)
 
 
 def between(source: Images, target: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +74,27 @@ def fold(
     target = bias if bias in arrays else mean_behind(layer, arrays)
     arrays[target] = arrays[target] + (shift if target == bias else -shift)
     return target
+
+
+def widen(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A kernel for RGB images as one for images of another number of channels.
+
+    The first three channels keep the kernels of red, green and blue, further ones get
+    their mean, and all are multiplied by 3 / channels. Fewer than three channels all
+    get the mean. An image whose channels are equal therefore gives what it would give
+    as RGB, and activations keep their size.
+
+    Args:
+      kernel: [h, w, 3, O].
+      channels: of the images.
+
+    Returns:
+      [h, w, channels, O].
+    """
+    mean = kernel.mean(2, keepdims=True)
+    kept = kernel if channels >= 3 else kernel[:, :, :0]
+    others = np.repeat(mean, channels - kept.shape[2], axis=2)
+    return np.concatenate([kept, others], axis=2) * (3 / channels)
 
 
 def mean_behind(layer: str, names: Container[str]) -> str:

@@ -6,6 +6,7 @@ is compared, too: it is converted where that is exact, and otherwise refused or
 reported.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,9 +52,10 @@ def start(
 
     Stay as they are, and are reported: layers that the weights do not have, and class
     scores for another number of classes, or for classes of other names or in another
-    order. The backbone must fit completely, except for layers that the source of the
-    weights did not have, or if the weights are of another model, whose backbone may be
-    longer or shorter.
+    order. First layers for RGB images are widened for images of other channels, see
+    ``images.widen``. The backbone must fit completely, except for layers that the
+    source of the weights did not have, or if the weights are of another model, whose
+    backbone may be longer or shorter.
 
     Args:
       path: of the weights, for messages.
@@ -75,6 +77,7 @@ def start(
     heads = set(weights.heads)
     model_layers = by_layer(flatten(variables))
     file_layers = by_layer(weights.arrays)
+    widened = _widened(weights.arrays, flatten(variables))
     loaded, new = [], {}
     chosen: dict[str, np.ndarray] = {}
     problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong": []}
@@ -89,7 +92,9 @@ def start(
         other = [
             name
             for name in leaves
-            if name in arrays and leaves[name].shape != arrays[name].shape
+            if name in arrays
+            and leaves[name].shape != arrays[name].shape
+            and name not in widened
         ]
         if new_scores and heads & arrays.keys() and set(other) <= heads:
             new[layer] = new_scores
@@ -120,10 +125,42 @@ def start(
     notes = _convert_images(
         path, chosen, source=weights.info.images, target=info.images
     )
+    for name, channels in widened.items():
+        if name in chosen:
+            chosen[name] = images.widen(chosen[name], channels)
+            notes.append(_widening(name, channels))
     notes += _differences(weights, info)
     source = f"{path} ({weights.source})"
     report = Report(source, tuple(loaded), new, unused, tuple(notes))
     return replace(variables, chosen), report
+
+
+def _widened(
+    arrays: Mapping[str, np.ndarray], leaves: Mapping[str, Any]
+) -> dict[str, int]:
+    """Kernels of RGB images that the model has for other channels, and how many."""
+    found = {}
+    for layer in images.layers(leaves):
+        name = f"params/{layer}/kernel"
+        shape, own = leaves[name].shape, np.shape(arrays.get(name, ()))
+        same = len(own) == 4 and (*own[:2], own[3]) == (*shape[:2], shape[3])
+        if same and own[2] == 3 != shape[2]:
+            found[name] = shape[2]
+    return found
+
+
+def _widening(name: str, channels: int) -> str:
+    layer = name.removeprefix("params/").removesuffix("/kernel")
+    if channels < 3:
+        how = "every channel has the mean of the kernels of red, green and blue"
+    else:
+        how = (
+            "the first three channels are taken for red, green and blue, others have "
+            "the mean of their kernels"
+        )
+    return f"{layer} was for RGB images, these have {channels} channels: {how}, " + (
+        f"times 3 / {channels}"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -191,20 +228,20 @@ def _convert_images(
     factor, offset = images.between(source, target)
     if np.allclose(factor, 1, 0, 1e-6) and np.allclose(offset, 0, 0, 1e-6):
         return []
-    layer = next(
-        (name for name in images.FIRST if f"params/{name}/kernel" in arrays), ""
-    )
+    layers = images.layers(arrays)
     change = (
         f"images of scale {source.scale:.6g} and mean {source.mean}, the model of "
         f"scale {target.scale:.6g} and mean {target.mean}"
     )
-    if not layer:
+    if not layers:
         raise UserError(
             f"{path}: its first layer takes {change}: set --config.model.image_stats "
             "to that of the weights"
         )
-    images.fold(layer, arrays, factor=factor, offset=offset)
+    for layer in layers:
+        images.fold(layer, arrays, factor=factor, offset=offset)
     return [
         f"{layer} took {change}: folded into its weights, exactly but for the padding "
         "of the image"
+        for layer in layers
     ]
