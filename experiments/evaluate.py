@@ -51,6 +51,7 @@ from experiments.shared import (
     evaluation_scoring,
     evaluation_stages,
     predict_flags,
+    prediction_files,
 )
 from experiments.shared.evaluation_results import table as table
 from experiments.shared.evaluation_stages import Stage
@@ -188,7 +189,7 @@ def evaluate_predictions(
         config, split=split, trimap=trimap, metrics=metrics, worst=worst
     )
     source, sizes = scored.source, scored.source.sizes
-    ids = evaluation_files.ids_of(source, config.threads)
+    ids = prediction_files.ids_of(source, config.threads)
     found = evaluation_files.find(folder, ids, allow_missing=allow_missing)
     evaluation_files.check(
         folder,

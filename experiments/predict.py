@@ -6,7 +6,8 @@
         --window=473 --scales=0.75,1,1.25 --flip --crf=config
 
 Takes files, folders, globs and @lists of images of any size, gray or color, 8 or 16
-bit.  Writes into OUTPUT, as --outputs chooses,
+bit, or with --split=test a split of the data set of the run (config.data), whose images
+are read as in training.  Writes into OUTPUT, as --outputs chooses,
 
     labels/NAME.png         palette PNG of class ids, at the size of the image
     overlays/NAME.jpg       colors over the image
@@ -27,14 +28,12 @@ for bad flags.  Results of earlier runs among the files named are left out.
 import collections
 import concurrent.futures
 import math
-import mimetypes
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 import tqdm
 from absl import flags
 from ml_collections import ConfigDict
@@ -44,14 +43,14 @@ from experiments.shared import (
     predict_flags,
     prediction_files,
     prediction_folder,
+    prediction_images,
+    prediction_summary,
     provenance,
     submissions,
 )
 from segjax import compilation, files, inference
 from segjax import config as config_lib
 from segjax.data import batching
-from segjax.data import images as image_files
-from segjax.data.listing import IMAGE_SUFFIXES
 from segjax.errors import UserError
 from segjax.inference import collection, trained
 
@@ -60,8 +59,9 @@ def predict(
     config: ConfigDict,
     workdir: Path,
     *,
-    paths: Sequence[str],
     output: Path,
+    paths: Sequence[str] = (),
+    split: str = "",
     checkpoint: str = "best",
     crf: str = "",
     outputs: Sequence[str] = ("labels", "overlays"),
@@ -72,12 +72,15 @@ def predict(
     overwrite: bool = False,
     submission: str = "",
 ) -> dict:
-    """Segments ``paths``, writes the results and returns the summary."""
+    """Segments files or a split, writes the results and returns the summary."""
     config_lib.check(config)
     settings = predict_flags.crf_settings(config, crf)
     collection.check_limits(padding, max_pixels)
-    paths, skipped = _list_images(paths, output)
-    names = prediction_files.output_names(paths)
+    if split:
+        images = prediction_images.of_split(config, split, workdir)
+    else:
+        images = prediction_images.of_files(paths, output)
+    paths, names = list(images.sources), images.names
     segmenter = inference.load(
         workdir,
         *ensemble,
@@ -101,7 +104,8 @@ def predict(
         output,
         outputs,
         info=segmenter.info,
-        settings=_settings(config, segmenter, padding=padding, max_pixels=max_pixels),
+        settings=_settings(config, segmenter, padding=padding, max_pixels=max_pixels)
+        | {"split": images.split},
         overwrite=overwrite,
         process=process,
     )
@@ -111,7 +115,7 @@ def predict(
     remaining = [path for path in paths if path not in set(done)]
     plan = collection.plan(
         segmenter,
-        remaining,
+        [images.sources[path] for path in remaining],
         padding=padding,
         max_pixels=max_pixels,
         finished=[results.done[names[path]]["size"] for path in done],
@@ -140,7 +144,7 @@ def predict(
         "written": len(written),
         "already_done": len(done),
         "failures": failures,
-        "skipped": skipped,
+        "skipped": images.skipped,
         "seconds": seconds,
         "seconds_waiting_for_programs": waited,
         "images_per_second": len(written) / max(seconds - waited, 1e-9),
@@ -153,13 +157,13 @@ def predict(
             for group in plan.groups
         ],
         "in_parts": len(plan.large),
-        "padding": _padding(segmenter, plan),
+        "padding": prediction_summary.padding(segmenter, plan),
         # With a CRF, shapes depend on what the images show.
         "compiled": {
             "programs": expected,
             "crf" if settings else "after_warm_up": compiled - expected,
         },
-        "classes": _shares(
+        "classes": prediction_summary.shares(
             results, [names[path] for path in paths if path not in failures]
         ),
         "versions": provenance.versions(),
@@ -172,44 +176,6 @@ def predict(
     name = "summary.json" if process[0] == 0 else f"summary_{process[0]}.json"
     files.write_json(output / name, summary)
     return summary
-
-
-def _list_images(arguments: Sequence[str], output: Path) -> tuple[list[str], list[str]]:
-    """The images named, each once, without results of this program; those skipped.
-
-    Skipped images are of formats that cannot be read; other files are only mentioned.
-
-    Raises:
-      UserError: no image is left.
-    """
-    listing = image_files.list_images(arguments)
-    # a.png and ./a.png are one image.
-    unique = list({Path(path).absolute(): path for path in listing.images}.values())
-    paths = prediction_folder.without_own_outputs(unique, output)
-    if left_out := len(unique) - len(paths):
-        cli.log(f"{left_out} files left out: they are results of experiments.predict")
-    if not paths:
-        raise UserError(
-            f"{arguments[0]}: only results of experiments.predict there, no images to "
-            "segment"
-        )
-    skipped = prediction_folder.without_own_outputs(listing.skipped, output)
-    if skipped:
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        cli.log(
-            f"skipped, because they are not read as images: {', '.join(skipped[:5])}"
-            f"{more}; readable are {', '.join(IMAGE_SUFFIXES)}"
-        )
-    return paths, [path for path in skipped if _is_picture(path)]
-
-
-def _is_picture(path: str) -> bool:
-    """Whether a file is an image by its name, of a format that may not be readable."""
-    kind = mimetypes.guess_type(path)[0] or ""
-    return kind.startswith("image/") or Path(path).suffix.lower() in _PICTURES
-
-
-_PICTURES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".exr")
 
 
 def _settings(
@@ -242,7 +208,7 @@ def run(
     plan: collection.Plan,
     *,
     results: prediction_folder.PredictionFolder,
-    names: dict[str, str],
+    names: Mapping[str, str],
     threads: int,
     bar: tqdm.tqdm | None = None,
 ) -> tuple[dict[str, str], float]:
@@ -270,13 +236,13 @@ def run(
             failed(path, error)
 
     for index, error in plan.errors.items():
-        failed(plan.images[index], error)
+        failed(str(plan.images[index]), error)
     with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
         try:
             for result in collection.run(
                 segmenter, plan, outputs=_arrays(results.outputs), threads=threads
             ):
-                path = plan.images[result.image_index]
+                path = str(plan.images[result.image_index])
                 if bar is not None:
                     bar.update()
                 if isinstance(result, collection.Failure):
@@ -307,36 +273,15 @@ def _arrays(outputs: Sequence[str]) -> tuple[str, ...]:
     return ("labels", "probabilities") if "probabilities" in outputs else ("labels",)
 
 
-def _padding(segmenter: inference.Segmenter, plan: collection.Plan) -> float:
-    """Computed pixels over those of the inputs, less 1: padding and empty rows."""
-    computed = sum(
-        group.batch_size * math.prod(group.padded_shape) * len(group.batches)
-        for group in plan.groups
-    )
-    inputs = sum(
-        math.prod(segmenter.input_size(plan.sizes[index]))
-        for group in plan.groups
-        for batch in group.batches
-        for index in batch
-    )
-    return computed / inputs - 1 if inputs else 0.0
-
-
-def _shares(
-    results: prediction_folder.PredictionFolder, names: Sequence[str]
-) -> dict[str, float]:
-    """Share of the pixels of every class, over all images that are done."""
-    counts = [results.done[name]["pixels"] for name in names if name in results.done]
-    total = np.sum(counts, axis=0) if counts else np.zeros(len(results.info.classes))
-    shares = total / max(total.sum(), 1)
-    return dict(zip(results.info.classes, shares.tolist(), strict=True))
-
-
 def main(argv) -> int:
     paths = argv[1:]
     values = flags.FLAGS
-    if not paths:
-        raise UserError("no images given: name files, folders, globs or @lists")
+    if not paths and not values.split:
+        raise UserError(
+            "no images given: name files, folders, globs or @lists, or a --split"
+        )
+    if paths and values.split:
+        raise UserError(f"{paths[0]} and --split={values.split} are both given")
     options = predict_flags.options(values.config)
     collection.check_limits(values.padding, values.max_pixels)
     cli.start()
@@ -344,8 +289,9 @@ def main(argv) -> int:
     summary = predict(
         values.config,
         Path(values.workdir).expanduser().absolute(),
-        paths=paths,
         output=output,
+        paths=paths,
+        split=values.split,
         checkpoint=values.checkpoint,
         crf=values.crf,
         outputs=values.outputs,
@@ -378,6 +324,9 @@ def main(argv) -> int:
 if __name__ == "__main__":
     cli.define_workdir_config()
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
+    flags.DEFINE_string(
+        "split", "", "Segment this split of the run's data set, instead of files."
+    )
     flags.DEFINE_list(
         "outputs",
         ["labels", "overlays"],

@@ -35,6 +35,7 @@ from segjax.data import batching, windows
 from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.inference import collection
+from segjax.inference.stored import file_version
 
 
 def benchmark(
@@ -82,7 +83,7 @@ def benchmark(
                 probabilities=None,
                 parts=None,
                 read=windows.array_windows(image, segmenter.info.channels),
-                version=collection.file_version(path),
+                version=file_version(path),
                 waited=0.0,
             )
             prediction_folder.write(

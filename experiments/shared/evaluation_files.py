@@ -19,12 +19,6 @@ PROBABILITY_FOLDERS = ("probabilities", "")
 _SUM = 0.02  # how far sums of probabilities may be from 1: they may be half precision
 
 
-def ids_of(source: datasets.Source, threads: int) -> list[str]:
-    """The ids of all images, which are read for it."""
-    with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
-        return list(pool.map(lambda i: str(source[i]["id"]), range(len(source))))
-
-
 def find(folder: Path, ids: Sequence[str], *, allow_missing: bool) -> list[int]:
     """Which of these images have a prediction.
 
@@ -56,11 +50,16 @@ def _scores(folder: Path, name: str) -> Path | None:
     return _first(folder, name, PROBABILITY_FOLDERS, (".npz", ".npy"))
 
 
+def _stems(name: str) -> list[str]:
+    """What the files of an image may be called, as ``experiments.predict`` does."""
+    return list(dict.fromkeys((name, name.rpartition("/")[2], name.replace("/", "_"))))
+
+
 def _first(
     folder: Path, name: str, below: Sequence[str], suffixes: Sequence[str]
 ) -> Path | None:
     for part in below:
-        for stem in dict.fromkeys((name, name.rsplit("/", 1)[-1])):
+        for stem in _stems(name):
             for suffix in suffixes:
                 if (path := folder / part / f"{stem}{suffix}").is_file():
                     return path

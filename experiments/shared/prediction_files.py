@@ -1,5 +1,6 @@
 """Files of predictions: their names and formats."""
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 
 from segjax import files, viz
+from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
 
@@ -44,6 +46,12 @@ def check_outputs(outputs: Sequence[str], classes: int) -> None:
             )
     if not outputs:
         raise UserError(f"--outputs is empty; known: {', '.join(SUFFIXES)}")
+
+
+def ids_of(source: datasets.Source, threads: int) -> list[str]:
+    """The ids of all images, which are read for it."""
+    with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
+        return list(pool.map(lambda i: str(source[i]["id"]), range(len(source))))
 
 
 def output_names(paths: Sequence[str]) -> dict[str, str]:

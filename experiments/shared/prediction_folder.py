@@ -27,6 +27,7 @@ from segjax import files
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.inference import PredictOptions, collection, predictors
+from segjax.inference.stored import file_version
 
 OVERLAY_SIDE = 2048
 """Overlays of images that are predicted in parts are reduced to about this side."""
@@ -40,6 +41,7 @@ _ADDED: dict[str, Any] = {
     "resize": [0, 0],
     "value_range": [0, 0],
     "precision": "default",
+    "split": None,
 }
 _RENAMED = {"method": "options"}
 
@@ -170,7 +172,7 @@ def is_done(results: PredictionFolder, name: str, file: str) -> bool:
             f"{paths[exist.index(True)]} is of {record['file']}, not of {source}: name "
             "both in one command, choose another --output, or --overwrite"
         )
-    return all(exist) and tuple(record["version"]) == collection.file_version(file)
+    return all(exist) and tuple(record["version"]) == file_version(file)
 
 
 def holds_predictions(folder: Path) -> bool:

@@ -216,12 +216,19 @@ def eval_batches(
       it.
     """
     _, index, _ = _share(batch_size, process)
-    limits = {"max_pixels": max_pixels, "devices": devices}
-    plan = eval_plan(source.sizes, batch_size, padding=padding, **limits)
+    plan = eval_plan(
+        source.sizes,
+        batch_size,
+        padding=padding,
+        max_pixels=max_pixels,
+        devices=devices,
+    )
 
     def read(item: tuple[Size, list[int]]) -> Batch:
         shape, indices = item
-        size = eval_batch_size(shape, batch_size, **limits)
+        size = eval_batch_size(
+            shape, batch_size, max_pixels=max_pixels, devices=devices
+        )
         local_size, *_ = _share(size, process)
         local = indices[index * local_size : (index + 1) * local_size]
         image = np.zeros((local_size, *shape, channels), np.uint8)

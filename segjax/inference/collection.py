@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from segjax.errors import UserError
 from segjax.inference import large
 from segjax.inference.predictors import label_type
 from segjax.inference.resizing import resized_rows
+from segjax.inference.stored import Stored, file_version
 
 if TYPE_CHECKING:  # that module imports this one
     from segjax.inference.trained import Segmenter
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # that module imports this one
 MAX_PIXELS = 2**22
 """Maximum pixels per image, and per device and batch; larger images are tiled."""
 
-Image = np.ndarray | str | os.PathLike
+Image = np.ndarray | str | os.PathLike | Stored
 Size = tuple[int, int]
 
 
@@ -265,18 +265,9 @@ def whole_label(prediction: Prediction, classes: int) -> np.ndarray:
     return label
 
 
-def file_version(image: Image) -> tuple[int, ...]:
-    """Size in bytes and time of change of a file; () for arrays and missing files."""
-    if isinstance(image, np.ndarray):
-        return ()
-    try:
-        status = Path(image).stat()
-    except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns
-
-
 def _size(image: Image, segmenter: Segmenter, index: int) -> Size:
+    if isinstance(image, Stored):
+        return image.size
     channels = segmenter.info.channels
     if isinstance(image, np.ndarray):
         images.to_pixels(image[:1], channels, f"images[{index}]")
@@ -294,7 +285,9 @@ def _decode(
     source, channels = plan.images[index], segmenter.info.channels
     version, value_range = file_version(source), segmenter.value_range
     try:
-        if isinstance(source, np.ndarray):
+        if isinstance(source, Stored):
+            image = source.read()
+        elif isinstance(source, np.ndarray):
             image = images.to_pixels(
                 source, channels, f"images[{index}]", value_range=value_range
             )
@@ -369,7 +362,9 @@ def _in_parts(segmenter: Segmenter, plan: Plan, index: int) -> Prediction | Fail
                 f"{math.prod(size)} pixels, or leave --crf out"
             )
         channels, value_range = segmenter.info.channels, segmenter.value_range
-        if isinstance(source, np.ndarray):
+        if isinstance(source, Stored):
+            read = windows.array_windows(source.read(), channels)
+        elif isinstance(source, np.ndarray):
             read = windows.array_windows(source, channels, value_range=value_range)
         else:
             size, read = windows.open_windows(source, channels, value_range=value_range)

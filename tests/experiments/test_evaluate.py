@@ -514,3 +514,52 @@ def test_files_are_scored_at_the_size_of_the_images(runs, reference, tmp_path):
     config = changed(runs["a"][1], data={"resize": (12, 15)})
     again = evaluate.evaluate_predictions(config, output, output=tmp_path)
     assert again["confusion"] == found["confusion"]
+
+
+def test_predict_takes_a_split_of_the_data_set(runs, data, reference, tmp_path):
+    """The images as training reads them, whatever their size and files."""
+    output, labels, scores, found = reference
+    workdir, config = runs["a"]
+    summary = predict.predict(
+        config,
+        workdir,
+        split="validation",
+        output=tmp_path / "out",
+        outputs=("labels", "probabilities", "overlays"),
+    )
+    assert (summary["images"], summary["written"], summary["failures"]) == (3, 3, {})
+    for name, label in zip(NAMES, labels):
+        again = np.asarray(Image.open(tmp_path / f"out/labels/{name}.png"))
+        np.testing.assert_array_equal(again, label)
+        assert (tmp_path / f"out/overlays/{name}.jpg").is_file()
+    run = functools.partial(predict.predict, config, workdir, output=tmp_path / "out")
+    again = run(split="validation", outputs=("labels",))
+    assert (again["already_done"], again["written"]) == (3, 0)
+    with pytest.raises(UserError, match="holds predictions with split = .*validation"):
+        run(split="train", outputs=("labels",))
+    # In parts, and scored as files.
+    predict.predict(
+        config,
+        workdir,
+        split="validation",
+        output=tmp_path / "parts",
+        outputs=("labels",),
+        max_pixels=1000,
+    )
+    scored = evaluate.evaluate_predictions(config, tmp_path / "parts")
+    how = {"max_pixels": 1000, "output": tmp_path / "eval"}
+    assert scored["scores"] == evaluate.evaluate(config, workdir, **how)["scores"]
+    assert (tmp_path / "parts/evaluation/validation.json").is_file()
+    # A network of resized images resizes these, too, and its results back.
+    config = changed(config, data={"resize": (20, 26)})
+    for name, how in (
+        ("x", {"split": "validation"}),
+        ("y", {"paths": [str(data[0] / "images" / f"{n}.png") for n in NAMES]}),
+    ):
+        folder = tmp_path / name
+        predict.predict(config, workdir, output=folder, outputs=("labels",), **how)
+    for name in NAMES:
+        pair = [(tmp_path / x / f"labels/{name}.png").read_bytes() for x in "xy"]
+        assert pair[0] == pair[1]
+        with Image.open(tmp_path / f"x/labels/{name}.png") as file:
+            assert file.size == SIZES[name][::-1]

@@ -273,7 +273,7 @@ def test_programs_honor_every_field(
         **{"workdir": str(workdir), "output": str(tmp_path / "out"), "split": ""},
         **{"outputs": ["labels"], "padding": 0.25, "max_pixels": 2**22},
         **{"predictions": "", "allow_missing": False, "stages": "all"},
-        **{"metrics": [], "worst": 0},
+        **{"metrics": [], "worst": 0, "submission": ""},
         **{"overwrite": False, "sizes": [], "platforms": ["cpu"], "images": 2},
         **{"rounds": 1, "formats": []},
         **{key: [str(v) for v in tried] for key, tried in tune_crf.GRID.items()},

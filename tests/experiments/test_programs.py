@@ -655,4 +655,4 @@ def test_help(commands, program):
     assert (code, err) == (0, "")
     assert f"python -m experiments.{program}" in out
     assert {"--workdir:", "--compilation_cache:", "--distributed:"} <= set(out.split())
-    assert len(out.splitlines()) < 300
+    assert len(out.splitlines()) < 400

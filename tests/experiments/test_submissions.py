@@ -92,7 +92,6 @@ def results(folder, paths, kind="ids"):
             yield np.load(folder / f"out/probabilities/{stem}.npz")["probabilities"]
 
 
-@pytest.mark.skipif("voc2012" not in datasets.DATASETS, reason="no such data set yet")
 def test_voc2012(submitted, monkeypatch):
     folder, paths, _, summary = submitted("voc2012", monkeypatch)
     assert summary["submission"] == str(folder / "out/submission/voc2012.tgz")

@@ -27,6 +27,7 @@ from segjax import config as config_lib
 from segjax.data import datasets, windows
 from segjax.errors import UserError
 from segjax.inference import PredictOptions, collection, large, predictors, trained
+from segjax.inference.stored import file_version
 from segjax.ops import geometry, mean_field
 
 PALETTE = np.array([[200, 10, 20], [0, 220, 40], [30, 60, 240]], np.uint8)
@@ -495,7 +496,7 @@ def test_written_predictions_are_red_first_and_hold_what_they_should(tmp_path):
     )
     scores = np.float16(np.random.default_rng(0).dirichlet(np.ones(3), label.shape))
     (tmp_path / "x.png").write_bytes(b"x")
-    version = collection.file_version(str(tmp_path / "x.png"))
+    version = file_version(str(tmp_path / "x.png"))
     assert version[0] == 1
     prediction = collection.Prediction(
         image_index=0,
@@ -718,6 +719,8 @@ def flags_of_predict(run, tmp_path, **changed):
             "ensemble": [],
             "padding": 0.25,
             "max_pixels": 2**22,
+            "split": "",
+            "submission": "",
             "overwrite": False,
         }
         | changed

@@ -20,17 +20,18 @@ from segjax.scoring.flooding import components
 
 
 def place(path: Path) -> str:
-    """``NN_RES/maskTTT.tif`` of the frame ``NN/tTTT.tif``.
+    """``NN_RES/maskTTT.tif`` of the frame ``NN/tTTT.tif``, or of the id ``NN_tTTT``.
 
     Raises:
       UserError: the frame or its folder has another name.
     """
-    match = re.fullmatch(r"t(\d{3,4})", path.stem)
-    if not match or not re.fullmatch(r"\d\d", path.absolute().parent.name):
+    match = re.fullmatch(r"(?:(\d\d)_)?t(\d{3,4})", path.stem)
+    sequence = (match and match[1]) or path.absolute().parent.name
+    if not match or not re.fullmatch(r"\d\d", sequence):
         raise UserError(
             "is not named as a frame; expected 01/t000.tif, 01/t001.tif, .."
         )
-    return f"{path.absolute().parent.name}_RES/mask{match[1]}.tif"
+    return f"{sequence}_RES/mask{match[2]}.tif"
 
 
 def write(target: Path, results: Sequence[Path]) -> None:
