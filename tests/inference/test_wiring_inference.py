@@ -746,6 +746,7 @@ def test_every_flag_of_predict_reaches_it(run, tmp_path, monkeypatch):
         "padding": 0.5,
         "max_pixels": 999,
         "overwrite": True,
+        "submission": "voc2012",
         "flip": True,
     }
     values = flags_of_predict(run, tmp_path, **changed)
@@ -765,9 +766,16 @@ def test_every_flag_of_predict_reaches_it(run, tmp_path, monkeypatch):
         "padding": 0.5,
         "max_pixels": 999,
         "overwrite": True,
+        "submission": "voc2012",
+        "split": "",
     }
     with pytest.raises(UserError, match="no images given"):
         predict.main(["predict"])
+    values.split = "test"
+    assert predict.main(["predict"]) == 0
+    assert (calls["paths"], calls["split"]) == ([], "test")
+    with pytest.raises(UserError, match="a.png and --split=test are both given"):
+        predict.main(["predict", "a.png"])
 
 
 def test_exit_code_of_predict(run, tmp_path, monkeypatch, capsys):
