@@ -247,12 +247,12 @@ def test_images_that_change_meanwhile(same, tmp_path, monkeypatch):
         Image.fromarray(pixels(8, 8, 3, seed=i)).save(tmp_path / f"{i}.png")
     header, decode = image_files.image_header, image_files.decode_image
 
-    def small_header(path):
-        size, gray = header(path)
+    def small_header(path, *options):
+        size, gray = header(path, *options)
         return (4, 8) if path.endswith("0.png") else size, gray
 
-    def replaced(path, channels):
-        image = decode(path, channels)
+    def replaced(path, *options, **fields):
+        image = decode(path, *options, **fields)
         os.utime(path, (1, 1))
         return image
 
