@@ -1,9 +1,11 @@
 """Scores of objects: SEG of the Cell Tracking Challenge, detection, splits and merges.
 
 True objects are the pixels of one class with the same number in the instance map.
-Predicted objects are the 4-connected components of each class of the prediction. Both
-leave out void pixels. Objects are compared within their class; classes without a true
-object in any image, such as the background, do not count.
+Predicted objects are the 4-connected components of each class of the prediction. Void
+pixels belong to neither, but may join the parts of a predicted object, so that the void
+borders which some truths have between objects do not divide what is predicted as one.
+Objects are compared within their class; classes without a true object in any image,
+such as the background, do not count.
 """
 
 from collections.abc import Sequence
@@ -73,12 +75,12 @@ def _number(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _measure(scored: Scored) -> np.ndarray:
     """``compare`` of every class: K x 15 numbers."""
     assert scored.instances is not None
-    known = scored.label != VOID
+    void = scored.label == VOID
     found = np.zeros((len(scored.classes), 5 + len(THRESHOLDS)))
     for k in range(len(scored.classes)):
-        true, predicted = (scored.label == k), (scored.prediction == k) & known
-        objects = np.where(true, scored.instances, 0)
-        found[k] = compare(objects, components(predicted))
+        truth = np.where(scored.label == k, scored.instances, 0)
+        predicted = np.where(void, 0, components(scored.prediction == k))
+        found[k] = compare(truth, predicted)
     return found.ravel()
 
 

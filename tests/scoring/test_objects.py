@@ -133,3 +133,12 @@ def test_void_belongs_to_no_object():
         1,
         0.5,
     )
+
+
+def test_void_divides_no_predicted_object():
+    label = np.array([[1, 1, 255, 1, 1]])
+    joined = scored(label, grid("11111"), ("a", "b"), instances=grid("11022"))
+    found = score("objects", joined)
+    assert (found["predicted_objects"], found["merging_objects"]) == (1, 1)
+    apart = scored(label, grid("11011"), ("a", "b"), instances=grid("11022"))
+    assert score("objects", apart)["object_f1"] == 1
