@@ -3,7 +3,7 @@
     python -m experiments.train --config configs/unet_dsb2018.py --workdir runs/nuclei \\
         --config.data.root=/path/to/dsb2018
     python -m experiments.train --config configs/unet_dsb2018.py:small \\
-        --workdir runs/nuclei --config.data.root=/path/to/dsb2018
+        --workdir /tmp/dsb --config.data.root=/path/to/dsb2018
         (narrow, on crops of half the side: minutes on two CPU cores)
 
 full, the default, is sized for a GPU.

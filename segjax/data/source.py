@@ -78,7 +78,7 @@ class Dataset(NamedTuple):
     layout: Layout | None = None
     """The files of a published data set."""
     counts: Mapping[str, int] = MappingProxyType({})
-    """Published number of images of each split."""
+    """Number of images of each split of the whole data set."""
     instances: bool = False
     """Whether there is an instance map of each image."""
 

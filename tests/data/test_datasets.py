@@ -155,8 +155,8 @@ def test_camvid(tmp_path, capsys, caplog):
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""  # TFDS would print and draw bars
     assert {record.message for record in caplog.records} == {
-        "note: camvid/train has 3 images, the published split 367",
-        "note: camvid/validation has 2 images, the published split 101",
+        "note: camvid/train has 3 images, the whole data set has 367",
+        "note: camvid/validation has 2 images, the whole data set has 101",
     }
 
 

@@ -133,7 +133,7 @@ def load(data: DataConfig, split: str) -> tuple[Source, Dataset]:
     expected = dataset.counts.get(split, len(source))
     if len(source) != expected:
         _log.warning(
-            "note: %s/%s has %d images, the published split %d",
+            "note: %s/%s has %d images, the whole data set has %d",
             *(dataset.name, split, len(source), expected),
         )
     if ids := _kept_ids(data, dataset):

@@ -61,11 +61,13 @@ def test_silver_truth_trains_and_gold_truth_validates(tmp_path):
     assert examples["validation"][0]["instance"].max() == 5
 
 
-def test_a_marker_at_the_edge_of_its_mask_is_inside(tmp_path):
+def test_a_marker_is_inside_if_half_of_it_is(tmp_path):
     make_sequence(tmp_path, "01", {0: 2, 1: 2})
     moved = np.roll(markers(2), 1, axis=0)  # half of each marker
     write_tiff(tmp_path / "01_GT/TRA/man_track000.tif", moved)
-    write_tiff(tmp_path / "01_GT/TRA/man_track001.tif", np.roll(moved, 1, axis=0))
+    write_tiff(
+        tmp_path / "01_GT/TRA/man_track001.tif", np.roll(moved, 1, axis=1)
+    )  # 3/4
     data = {"name": "cell_tracking", "root": str(tmp_path)}
     data |= {"data_dir": str(tmp_path / "records")}
     assert datasets.load(data, "train")[0][0]["label"].max() == 1
