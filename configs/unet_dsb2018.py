@@ -1,6 +1,6 @@
 """U-Net on nuclei of the 2018 Data Science Bowl: nucleus against background.
 
-    python -m experiments.train --config configs/unet_dsb2018.py --workdir runs/nuclei \\
+    python -m experiments.train --config configs/unet_dsb2018.py --workdir /tmp/dsb \\
         --config.data.root=/path/to/dsb2018
     python -m experiments.train --config configs/unet_dsb2018.py:small \\
         --workdir /tmp/dsb --config.data.root=/path/to/dsb2018

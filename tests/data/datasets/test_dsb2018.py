@@ -7,7 +7,7 @@ import pytest
 from image_folders import cut, error_of, rgb, write
 from published_sets import assert_readable, make_dsb2018
 
-from segjax.data import datasets
+from segjax.data import datasets, frames
 
 
 def make_flat(root: Path) -> dict:
@@ -47,6 +47,17 @@ def test_a_mask_that_changes_is_another_data_set(tmp_path):
     after = datasets.load(data, "validation")[0]
     assert after[0]["instance"].max() == 1
     assert datasets.fingerprint(before) != datasets.fingerprint(after)
+
+
+def test_every_mask_identifies_its_image(tmp_path):
+    data = make_dsb2018(tmp_path)
+    layout = datasets.describe(data).layout
+    source = frames.FrameSource(layout, layout.find(data)[1]["validation"])
+    before = source.identities
+    mask = np.zeros((6, 8), np.uint8)
+    mask[5, ::2] = 255
+    write(tmp_path / "stage1_train/n2/masks/1.png", mask)
+    assert source.identities != before
 
 
 def test_flat_files(tmp_path):
