@@ -15,20 +15,30 @@ A preparation that was killed is continued by the same command.  Several hosts m
 it at the same time on a data_dir that they share; they then share the work.  All images
 are read before an error is reported, and every bad one is named.
 
+--check=FOLDER looks at own images and masks instead: it checks them as training does,
+decodes every image, prints counts, class weights and the values of every channel, and
+draws augmented examples into --output, with the augmentation of --config, if given:
+
+    python -m experiments.prepare --check=FOLDER --output=/tmp/look \
+        --config configs/own_data.py --config.data.channels=5
+
 --list shows the records in data_dir, and what is left of killed preparations.
 
-Exit codes: 0 done; 2 bad input, such as a damaged image or a full disk.
+Exit codes: 0 done; 1 --check has found damaged images; 2 bad input, such as a damaged
+image or a full disk.
 """
 
 import os
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import cli
+from experiments.shared import check_folder, cli, recipes
 from segjax import config as config_lib
 from segjax import tables
 from segjax.data import datasets, prepare
@@ -113,11 +123,15 @@ def _size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def main(argv) -> None:
+def main(argv) -> int:
     del argv
     values = flags.FLAGS
     config: ConfigDict = values.config
-    if values.list:
+    bad: list[str] = []
+    if values.check:
+        output = Path(values.output).expanduser().absolute() if values.output else None
+        lines, bad = check_folder.check(config, values.check, output)
+    elif values.list:
         lines = overview(config)
     elif not _chosen():
         raise UserError(
@@ -131,6 +145,9 @@ def main(argv) -> None:
         lines = write(config, values.processes)
     for line in lines:
         print(line)
+    for text in bad:
+        print(f"bad: {text}", file=sys.stderr)
+    return 1 if bad else 0
 
 
 def _chosen() -> bool:
@@ -142,11 +159,20 @@ def define_flags() -> None:
     """Defines the flags; a config file is not needed to say what the data are."""
     if cli.flag_value("config"):
         config_flags.DEFINE_config_file("config", None, "A file in configs/.")
+    elif cli.flag_value("check"):
+        config_flags.DEFINE_config_dict(
+            "config",
+            config_lib.make(model={"padding": "same"}, augment=recipes.OWN_AUGMENT),
+        )
     else:
         config_flags.DEFINE_config_dict("config", config_lib.make())
     flags.DEFINE_integer(
         "processes", len(os.sched_getaffinity(0)), "Processes that write."
     )
+    flags.DEFINE_string(
+        "check", "", "A folder of own images and masks, which is checked."
+    )
+    flags.DEFINE_string("output", "", "Where --check writes a picture; '': nowhere.")
     flags.DEFINE_boolean("list", False, "Shows what is prepared, and writes nothing.")
 
 

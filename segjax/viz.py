@@ -13,6 +13,7 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 _LINE = 22  # height of a line of text
 _GAP = 4  # between the pictures of a panel
+_CELL = 240  # side of the squares of a grid
 _PANEL_WIDTH = 160  # small pictures are enlarged to this, for the captions to fit
 
 # Title -> metrics drawn in one set of axes, with their labels.
@@ -92,6 +93,58 @@ def panel(
         columns += [np.vstack([header, picture])]
         columns += [np.full((len(columns[0]), _GAP, 3), _PAPER, np.uint8)]
     return np.hstack(columns[:-1])
+
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[str],
+    below: np.ndarray | None = None,
+) -> np.ndarray:
+    """Rows of pictures under a line of captions.
+
+    Pictures are enlarged by a whole factor, or reduced, to fit squares of 240 pixels.
+
+    Args:
+      rows: of pictures uint8 [H, W, 3] of any sizes, as many as there are captions.
+      captions: of the columns.
+      below: a picture for the end, such as a legend.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    header = [np.full((_LINE, _CELL, 3), _PAPER, np.uint8) for _ in captions]
+    for box, caption in zip(header, captions):
+        _write(box, caption, left=2, top=0)
+    lines = [header, *([_in_cell(picture) for picture in row] for row in rows)]
+    parts = []
+    for line in lines:
+        gap = np.full((len(line[0]), _GAP, 3), _PAPER, np.uint8)
+        parts.append(np.hstack([part for box in line for part in (box, gap)]))
+        parts.append(np.full((_GAP, parts[-1].shape[1], 3), _PAPER, np.uint8))
+    parts += [] if below is None else [below]
+    width = max(part.shape[1] for part in parts)
+    whole = np.full((sum(map(len, parts)), width, 3), _PAPER, np.uint8)
+    top = 0
+    for part in parts:
+        whole[top : top + len(part), : part.shape[1]] = part
+        top += len(part)
+    return whole
+
+
+def _in_cell(picture: np.ndarray) -> np.ndarray:
+    """A picture in the middle of a square of paper."""
+    height, width = picture.shape[:2]
+    factor = _CELL / max(height, width)
+    if factor >= 1:
+        zoom = int(factor)
+        picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    else:
+        size = max(round(width * factor), 1), max(round(height * factor), 1)
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    cell = np.full((_CELL, _CELL, 3), _PAPER, np.uint8)
+    top, left = ((_CELL - side) // 2 for side in picture.shape[:2])
+    cell[top : top + len(picture), left : left + picture.shape[1]] = picture
+    return cell
 
 
 def legend(classes: Sequence[str], palette: np.ndarray, columns: int = 4) -> np.ndarray:

@@ -8,6 +8,15 @@ from typing import Any
 
 COLORS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
 
+# Photographs and microscopy alike.
+OWN_AUGMENT = {
+    "scale": (0.75, 1.5),
+    "rotate": 10.0,
+    "flip": 0.5,
+    "brightness": 0.2,
+    "contrast": 0.2,
+}
+
 # PSPNet (CVPR 2017), section 5.1: the augmentation, and training with more steps and a
 # higher rate than there, because nothing is pre-trained.
 PSPNET_AUGMENT = {

@@ -194,8 +194,10 @@ def _scan(
     notes += _absent(folder, classes, pixels=pixels, source=source)
     deep = [path for path, each in zip(images, examined) if each.image_bits == 16]
     if deep:
-        held = folder_ranges.observe(deep, channels, limit=_LOOKED_AT)
-        notes += tuple(filter(None, [folder_ranges.advice(held, value_range)]))
+        damaged: list[str] = []  # named when they are read
+        held = folder_ranges.observe(deep, channels, limit=_LOOKED_AT, bad=damaged)
+        if held is not None and (note := folder_ranges.advice(held, value_range)):
+            notes += (note,)
     return Scan(
         root=str(folder),
         stems=stems,

@@ -1,7 +1,7 @@
 """Which values the images of a folder hold, and which range of them to spread."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from segjax.data import decoding
 from segjax.data.images import WHOLE, ValueRange
+from segjax.errors import UserError
 
 RARE = 0.001
 """Values below and above, as a share of all, that the usual range leaves out."""
@@ -39,15 +40,21 @@ def observe(
     channels: int,
     *,
     limit: int = 0,
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> Values:
+    bad: list[str] | None = None,
+    progress: Callable[[int], object] = bool,
+) -> Values | None:
     """Decodes images and counts the values of each channel.
 
     Args:
       paths: of the images, at least one.
       channels: as the images are read, see ``images.decode_image``.
       limit: looks at so many of them, evenly spread; 0: at all.
-      progress: wraps what is iterated over.
+      bad: gets what is wrong with damaged images, which are left out; None: the first
+        of them is an error.
+      progress: called with 1 after each image.
+
+    Returns:
+      The values; None if all images are damaged.
 
     Raises:
       UserError: a damaged image.
@@ -55,8 +62,11 @@ def observe(
     count = min(limit or len(paths), len(paths))
     chosen = [paths[i * len(paths) // count] for i in range(count)]
 
-    def values(path: str) -> tuple[int, np.ndarray]:
-        image = decoding.decode(path, channels=channels)
+    def values(path: str) -> tuple[int, np.ndarray] | UserError:
+        try:
+            image = decoding.decode(path, channels=channels)
+        except UserError as error:
+            return error
         rows = image.reshape(-1, image.shape[2] if image.ndim == 3 else 1).T
         counts = np.array([np.bincount(row, minlength=2**16) for row in rows])
         if channels == 1:  # there may be colors among them
@@ -66,17 +76,22 @@ def observe(
     total: np.ndarray | None = None
     bits = 8
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for depth, counts in progress(pool.map(values, chosen)):
-            bits = max(bits, depth)
-            if total is None:
-                total = np.zeros(counts.shape, np.int64)
-            total += counts
-    assert total is not None
+        for found in pool.map(values, chosen):
+            progress(1)
+            if isinstance(found, UserError):
+                if bad is None:
+                    raise found
+                bad.append(str(found))
+                continue
+            bits = max(bits, found[0])
+            total = found[1] if total is None else total + found[1]
+    if total is None:
+        return None
     shares = total.cumsum(1) / total.sum(1, keepdims=True)
     low = (shares > RARE).argmax(1).tolist()
     high = (shares >= 1 - RARE).argmax(1).tolist()
     return Values(
-        images=count,
+        images=count - len(bad or ()),
         bits=bits,
         lowest=(total > 0).argmax(1).tolist(),
         highest=(2**16 - 1 - (total[:, ::-1] > 0).argmax(1)).tolist(),
