@@ -21,6 +21,7 @@ from segjax.models.fusionnet import FusionNet
 from segjax.models.hypercolumn import Hypercolumn
 from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
+from segjax.models.zoomout import Zoomout
 
 MODELS: dict[str, type[nn.Module]] = {
     "contextual": DeepContextual,
@@ -34,6 +35,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "hypercolumn": Hypercolumn,
     "pspnet": PSPNet,
     "unet": UNet,
+    "zoomout": Zoomout,
 }
 
 

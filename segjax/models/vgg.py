@@ -78,7 +78,10 @@ class VGG16(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, x: jax.Array, train: bool, fc: bool = True
+    ) -> dict[str, jax.Array]:
+        """`fc`: with fc6 and fc7, which need a pool5 of 7x7 unless fc6 is padded."""
         conv_bn_relu = layers.bind_conv_bn_relu(self, train)
         endpoints = {}
         padding = self.pad_first
@@ -91,6 +94,8 @@ class VGG16(nn.Module):
                 if self.convolutions:
                     endpoints[name] = x
             x = endpoints[f"pool{stage}"] = pool.max_pool(x, 2, stride=2, ceil=True)
+        if not fc:
+            return endpoints
         for name, size, padding in (("fc6", 7, self.fc6_padding), ("fc7", 1, 0)):
             x = conv_bn_relu(x, name, self.fc_channels, size, padding=padding)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -99,3 +99,41 @@ def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
         else:
             x = jnp.take(x, np.arange(target) * source // target, axis=axis)
     return x
+
+
+def crop_and_resize(images: jax.Array, boxes: jax.Array, side: int) -> jax.Array:
+    """Cuts boxes out of `images` [N, H, W, C] and resizes each to a square, bilinearly.
+
+    As OpenCV resizes an image that is cut out: half-pixel centers, the border of the
+    box repeated, no antialiasing.
+
+    Args:
+      boxes: integers [N, B, 4]: first row, first column, and the row and column behind
+        the last; a box without pixels gives those nearest to it.
+      side: of the result.
+
+    Returns:
+      float32 [N, B, side, side, C].
+    """
+    height, width = images.shape[1:3]
+    index = jnp.arange(side, dtype=jnp.float32)
+
+    def near(first, last, limit):
+        """The two nearest pixels of each output, and the weight of the second."""
+        first = jnp.clip(first, 0, limit - 1)
+        length = jnp.maximum(last - first, 1)
+        position = (index + 0.5) * (length / side) - 0.5
+        position = jnp.clip(position, 0, length - 1)
+        low = position.astype(jnp.int32)
+        high = jnp.minimum(low + 1, length - 1)
+        return first + low, first + high, (position - low)[:, None, None]
+
+    def cut(image, box):
+        low, high, upper = near(box[0], box[2], height)
+        rows = image[low] * (1 - upper) + image[high] * upper
+        low, high, upper = near(box[1], box[3], width)
+        upper = upper.reshape(1, side, 1)
+        return rows[:, low] * (1 - upper) + rows[:, high] * upper
+
+    of_image = jax.vmap(cut, in_axes=(None, 0))
+    return jax.vmap(of_image)(images.astype(jnp.float32), boxes)

@@ -66,6 +66,16 @@ NARROW = {
         "head_channels": 32,
         "bins": (1, 2),
     },
+    "zoomout": {
+        "widths": (8, 16, 16, 24, 24),
+        "fc_channels": 32,
+        "superpixels": 256,
+        "scene_side": 32,
+        "distance": 1,
+        "subscene_batch": 64,
+        "hidden": (64,),
+        "dropout": 0.0,
+    },
     "unet": {"widths": (8, 16, 24), "padding": "same", "norm": "batch", "dropout": 0.0},
 }
 
