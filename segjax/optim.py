@@ -5,7 +5,7 @@ Weight decay is L2 regularization: ``decay * w`` joins the gradient before the m
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -133,14 +133,26 @@ OPTIMIZERS: dict[str, Callable[..., tuple[optax.GradientTransformation, ...]]] =
 
 
 def create(
-    options: ConfigDict, params: dict[str, Any], total_steps: int
+    options: ConfigDict,
+    params: dict[str, Any],
+    total_steps: int,
+    *,
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """The optimizer of ``config.optim`` for parameters of this structure.
+
+    Args:
+      options: ``config.optim``.
+      params: of the network.
+      total_steps: of the schedule.
+      frozen: modules of the network that never change: no gradient reaches them, but
+        weight decay would.
 
     Raises:
       UserError: an expression of ``lr_mult`` or ``decay_exclude`` matches no parameter.
     """
-    factors = multipliers(params, options.lr_mult)
+    held = tuple(f"^{name}/=0" for name in frozen)
+    factors = multipliers(params, (*options.lr_mult, *held))
     scale_by_factors = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)
     )

@@ -129,6 +129,8 @@ NETWORKS: dict[str, Network] = {
         19,
         (1024, 2048, 3),
     ),
+    "zoomout": Network("zoomout", {}, 21, _VGG),
+    "zoomout-linear": Network("zoomout", dict(hidden=()), 21, _VGG),
 }
 
 

@@ -63,6 +63,7 @@ NETWORKS = (
     "hypercolumn",
     "pspnet50-ade20k",
     "pspnet101-voc",
+    "zoomout",
 )
 REFERENCE = "fcn8s"  # what the last column is relative to
 

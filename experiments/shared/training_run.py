@@ -181,11 +181,12 @@ def train_batches(
     )
 
 
-def make_optimizer(config: ConfigDict) -> MakeOptimizer:
+def make_optimizer(config: ConfigDict, model: nn.Module) -> MakeOptimizer:
     """From parameters to the optimizer of a config."""
+    frozen = getattr(model, "frozen", ())
 
     def optimizer_for(params: dict) -> optax.GradientTransformation:
-        return optim.create(config.optim, params, config.total_steps)
+        return optim.create(config.optim, params, config.total_steps, frozen=frozen)
 
     return optimizer_for
 
@@ -208,7 +209,10 @@ def make_init(
 
     def init() -> training.TrainState:
         return training.create_state(
-            model, make_optimizer(config), image_shape=image_shape, seed=config.seed
+            model,
+            make_optimizer(config, model),
+            image_shape=image_shape,
+            seed=config.seed,
         )
 
     return jax.jit(init, out_shardings=sharding.replicated(mesh))
@@ -274,7 +278,7 @@ def make_train_step(
 
     The state is replicated and donated; ``params`` give its structure only.
     """
-    optimizer = make_optimizer(config)(params)
+    optimizer = make_optimizer(config, model)(params)
     step = training.make_step(
         model,
         optimizer,

@@ -370,7 +370,7 @@ _ELEMENTWISE = frozenset({
 # Whose outputs may depend on anything: what is read, or how often, is data.
 _ANYWHERE = frozenset({
     "cond", "cumsum", "dynamic_slice", "gather", "scan", "scatter", "scatter-add",
-    "sort", "while",
+    "scatter-max", "scatter-min", "sort", "while",
 })
 # fmt: on
 _RULES: dict[str, Callable] = {

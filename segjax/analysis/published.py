@@ -266,4 +266,11 @@ NUMBERS: dict[str, tuple[Number, ...]] = {
     ),
     "pspnet101-semseg": (Number("parameters without aux", "65,707,475", LAYERS),),
     "pspnet50-mmseg": (Number("MACs", "1,429.68 G", _MMSEG, _OTHER_STEM),),
+    "zoomout": (
+        Number("parameters", "148,046,677", LAYERS),
+        Number("parameters of hidden1", "12,715,008", LAYERS),
+        Number("field of backbone/conv5_3", "196", LAYERS),
+        Number("field of logits", "global", LAYERS),
+    ),
+    "zoomout-linear": (Number("parameters", "134,521,301", LAYERS),),
 }

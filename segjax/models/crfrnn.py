@@ -205,6 +205,11 @@ class CRFRNN(nn.Module):
         """That of the base network."""
         return self._network(parent=None).tiling
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Modules that never change: those of the base network."""
+        return getattr(self._network(parent=None), "frozen", ())
+
     def _network(self, **where: Any) -> nn.Module:
         from segjax import models  # that module imports this one
 

@@ -34,7 +34,8 @@ class Network(Protocol):
     ``apply(variables, images, train=bool)`` returns ``(logits, endpoints)``: images
     [N, H, W, C] uint8 or float, 0..255; logits [N, h, w, K] float32; endpoints a dict
     of intermediate maps. Endpoints named ``aux_logits*`` [N, h, w, K] are auxiliary
-    classifiers, which training adds to the loss.
+    classifiers, which training adds to the loss. A network of which parts never change
+    names these modules in a tuple ``frozen``, which the optimizer leaves alone.
     """
 
     num_classes: int

@@ -64,8 +64,8 @@ class Standardize(nn.Module):
 class Zoomout(nn.Module):
     """Images [N, H, W, C] of any size -> logits [N, H, W, K], equal in a superpixel.
 
-    No gradient flows into the backbone. Hold it with ``optim.lr_mult=("backbone=0",)``
-    all the same: weight decay would shrink it.
+    The backbone is never trained (`frozen`): no gradient flows into it, and training
+    does not decay it.
 
     Attributes:
       num_classes: K.
@@ -129,6 +129,7 @@ class Zoomout(nn.Module):
 
     backbone = "vgg16"
     coarse_scores = None
+    frozen = ("backbone",)
 
     @property
     def tiling(self) -> geometry.Tiling:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.errors import UserError
+from segjax.ops import geometry
 
 # sRGB (IEC 61966-2-1) to XYZ, and the white point D65.
 _XYZ = np.array(
@@ -86,7 +87,7 @@ def slic(
         )
     images = jax.lax.stop_gradient(images)
     images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-    grid = grid_size(*images.shape[1:3], superpixels)
+    grid = grid_size(*geometry.sides(images), superpixels)
     one = functools.partial(
         _slic_of_one, grid=grid, compactness=compactness, iterations=iterations
     )

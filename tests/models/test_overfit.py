@@ -82,7 +82,7 @@ NARROW = {
 
 # The others run for a second or two, and compiling without optimization saves ten.
 LONG = ("crfrnn", "deconvnet", "dilation", "fcn", "frrn")
-SLOW = ("crfrnn", "deconvnet", "dilation")
+SLOW = ("crfrnn", "deconvnet", "dilation", "zoomout")
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from experiments.shared import training_run
+from segjax import config, models
 from segjax.data import scenes
 from segjax.errors import UserError
 from segjax.models import vgg, zoomout
@@ -240,6 +242,23 @@ def test_gradients_reach_the_classifier_alone():
     found = jax.device_get(gradient(variables["params"]))
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         assert (path[0].key != "backbone") == bool(np.any(leaf)), path
+
+
+def test_weight_decay_leaves_the_backbone_alone():
+    options = config.make(
+        model_name="zoomout", model=TINY, optim={"lr": 0.5, "weight_decay": 0.1}
+    )
+    model = Zoomout(3, **TINY)
+    with_crf = models.CRFRNN(3, base="zoomout", base_options=("superpixels=20",))
+    assert with_crf.frozen == ("backbone",)
+    assert models.CRFRNN(3).frozen == ()
+    params = {"backbone": {"kernel": np.ones(3)}, "score": {"kernel": np.ones(3)}}
+    for network in (model, with_crf):
+        optimizer = training_run.make_optimizer(options, network)(params)
+        zeros = jax.tree.map(np.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        assert (updates["backbone"]["kernel"] == 0).all()
+        assert (updates["score"]["kernel"] < 0).all()
 
 
 def test_fields_reach_their_layers():
