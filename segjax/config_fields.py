@@ -27,7 +27,7 @@ class Range(NamedTuple):
     """The range in words, for messages and the documentation."""
     accepts: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
-    """All values, if these are names."""
+    """All values, if these are names (there may be more of a given form)."""
 
 
 class Field(NamedTuple):
@@ -144,11 +144,24 @@ NAMES = Range(
     "names of classes, or ()", lambda value: all(isinstance(v, str) for v in value)
 )
 
+_DATA_NAME = Range(
+    "one of " + ", ".join(datasets.NAMES) + ", or tfds:NAME[/CONFIG][:VERSION]",
+    lambda value: value in datasets.NAMES or value.startswith("tfds:"),
+    datasets.NAMES,
+)
+
 _DATA = {
     "name": Field(
-        "scenes", _one_of(*datasets.NAMES), "the data set; folder: own images and masks"
+        "scenes",
+        _DATA_NAME,
+        "the data set; folder: own images and masks; tfds:NAME: one that TensorFlow "
+        "Datasets has prepared",
     ),
-    "root": Field("", _TEXT, "the raw folder as downloaded; docs/data.md has layouts"),
+    "root": Field(
+        "",
+        _TEXT,
+        "the raw folder as downloaded, docs/data.md has layouts; tfds: its data_dir",
+    ),
     "data_dir": Field("~/.cache/segjax", _TEXT, "prepared array_record files"),
     "resize": Field(
         (0, 0), _SIZE, "(h, w) that images are resized to on reading; (0, 0): not"
@@ -168,10 +181,21 @@ _DATA = {
     "scenes_validation": Field(100, _integer(1, 10**7), "scenes: for validation"),
     "scenes_seed": Field(0, _SEED, "scenes: of what is drawn"),
     "classes": Field(
-        "", _TEXT, "own data: a file of class names; '': root/classes.txt, if there"
+        "",
+        _TEXT,
+        "own data, tfds: a file of class names; '': root/classes.txt, if there",
     ),
     "void_values": Field(
-        (VOID,), _MASK_VALUES, "own data: raw mask values that mean no label"
+        (VOID,), _MASK_VALUES, "own data, tfds: raw mask values that mean no label"
+    ),
+    "image_feature": Field(
+        "", _TEXT, "tfds: the feature with the images; '': found by its type"
+    ),
+    "label_feature": Field(
+        "", _TEXT, "tfds: the feature with the label maps; '': found by its type"
+    ),
+    "label_offset": Field(
+        0, _integer(0, 2**16 - 1), "tfds: the value of the first class in label maps"
     ),
     "channels": Field(
         0,
@@ -392,7 +416,7 @@ def check(address: str, field: Field, value: Any) -> None:
     Raises:
       UserError: a name that is none of the choices, or a value out of range.
     """
-    if field.range.choices and value not in field.range.choices:
+    if field.range.choices and not field.range.accepts(value):
         raise errors.unknown(address, value, field.range.choices)
     if not field.range.accepts(value):
         raise UserError(f"{address} is {value!r}; expected {field.range.expected}")

@@ -25,8 +25,14 @@ class Mask(NamedTuple):
     """Colors of the indices if the kind is "index", uint8 [N, 3] (RGB)."""
 
 
-def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
+def decode_mask(
+    source: str | os.PathLike | bytes, name: str = ""
+) -> tuple[np.ndarray, str]:
     """Reads the raw values of a label mask.
+
+    Args:
+      source: path, or the bytes of the file.
+      name: what to call the mask in errors when ``source`` is bytes.
 
     Returns:
       ``(values, kind)`` with kind
@@ -38,7 +44,7 @@ def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     Raises:
       UserError: the file cannot be read, is damaged, or is none of these.
     """
-    return read_mask(path)[:2]
+    return read_mask(source, name)[:2]
 
 
 def read_instances(path: str | os.PathLike) -> np.ndarray:
@@ -62,7 +68,7 @@ def read_instances(path: str | os.PathLike) -> np.ndarray:
     return instances
 
 
-def read_mask(path: str | os.PathLike) -> Mask:
+def read_mask(source: str | os.PathLike | bytes, name: str = "") -> Mask:
     """Reads a mask with all that is needed to say what its values mean.
 
     Like images, masks are turned as their EXIF data say.
@@ -70,7 +76,7 @@ def read_mask(path: str | os.PathLike) -> Mask:
     Raises:
       UserError: as ``decode_mask``.
     """
-    data, name = decoding.read_bytes(path)
+    data, name = decoding.read_bytes(source, name)
     kind = decoding.sniff(data[:32])
     if kind not in ("PNG", ""):
         raise UserError(

@@ -114,10 +114,7 @@ class RecordSource:
     @property
     def sizes(self) -> list[Size]:
         """(H, W) of every example, from the headers of the labels."""
-        # Labels are PNGs: width and height are big-endian at bytes 16 and 20.
-        heads = [self._record(i)["label"][16:24] for i in range(len(self))]
-        sides = [(int.from_bytes(head[4:]), int.from_bytes(head[:4])) for head in heads]
-        return sides
+        return [png_size(self._record(i)["label"]) for i in range(len(self))]
 
     @property
     def identities(self) -> list[str]:
@@ -133,3 +130,9 @@ class RecordSource:
 
     def __repr__(self) -> str:
         return f"RecordSource{self._state}"
+
+
+def png_size(image: bytes) -> Size:
+    """(H, W) of a PNG, from its header."""
+    # Width and height are big-endian at bytes 16 and 20.
+    return int.from_bytes(image[20:24]), int.from_bytes(image[16:20])

@@ -18,6 +18,7 @@ from segjax.data.datasets import (
     own_folder,
     pascal_context,
     scenes,
+    tfds_sets,
     voc2012,
     voc2012_aug,
 )
@@ -81,7 +82,8 @@ def describe(data: DataConfig) -> Dataset:
     """What is known of a data set without preparing it.
 
     Args:
-      data: the ``data`` section of a config: ``name`` (one of ``NAMES``), ``root``,
+      data: the ``data`` section of a config: ``name`` (of ``NAMES``, or "tfds:NAME"),
+        ``root``,
         ``data_dir``, ``resize``, ``keep_classes``; for "scenes" also ``scenes_size``,
         ``scenes_train``, ``scenes_validation``, ``scenes_seed``; for "folder"
         ``classes``, ``void_values``, ``channels``, ``value_range`` and ``instances``.
@@ -100,12 +102,22 @@ def describe(data: DataConfig) -> Dataset:
 
 def _describe(data: DataConfig) -> Dataset:
     """With all classes."""
-    if data["name"] not in DATASETS:
-        raise errors.unknown("--config.data.name", data["name"], NAMES)
+    check_name(data["name"])
     size = _resize(data)
     _check_used(data)
-    dataset = DATASETS[data["name"]](data)
+    dataset = _describe_one(data)
     return dataset._replace(size=size) if any(size) else dataset
+
+
+def check_name(name: str) -> None:
+    """Raises UserError unless there is such a data set."""
+    if name not in DATASETS and not tfds_sets.is_one(name):
+        raise errors.unknown("--config.data.name", name, (*NAMES, "tfds:NAME"))
+
+
+def _describe_one(data: DataConfig) -> Dataset:
+    one = tfds_sets.describe if tfds_sets.is_one(data["name"]) else None
+    return (one or DATASETS[data["name"]])(data)
 
 
 def load(data: DataConfig, split: str) -> tuple[Source, Dataset]:
@@ -184,7 +196,7 @@ def recipe(data: DataConfig) -> Recipe:
 def _check_used(data: DataConfig) -> None:
     """Raises UserError for files of a data set that would not be read."""
     name, own = data["name"], "own data are --config.data.name=folder"
-    if data.get("instances") and not DATASETS[name](data).instances:
+    if data.get("instances") and not _describe_one(data).instances:
         raise UserError(
             "instance maps are asked for (--config.data.instances, "
             "--config.loss.border_weight or --config.augment.separate), but --config."
@@ -195,7 +207,14 @@ def _check_used(data: DataConfig) -> None:
             f"--config.data.root is {data['root']!r}, but --config.data.name=scenes "
             f"draws its images; expected '': {own}"
         )
-    if name != "folder" and data.get("classes"):
+    for field in ("image_feature", "label_feature", "label_offset"):
+        if data.get(field) and not tfds_sets.is_one(name):
+            raise UserError(
+                f"--config.data.{field} is {data[field]!r}, but --config.data.name="
+                f"{name} is no data set of TFDS (tfds:NAME); expected "
+                f"{type(data[field])()!r}"
+            )
+    if name != "folder" and not tfds_sets.is_one(name) and data.get("classes"):
         raise UserError(
             f"--config.data.classes is {data['classes']!r}, but {name} has classes of "
             f"its own; expected '': {own}"
