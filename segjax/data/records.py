@@ -3,22 +3,37 @@
 import functools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
+from segjax import files
 from segjax.data import decoding
 from segjax.data.images import decode_image
 from segjax.data.source import Example, Size, check_split
 from segjax.errors import UserError
 
+HEADS = "heads.json"
+"""The heads of the records of each split, so that no record is read for them."""
 
-class _Head(NamedTuple):
+
+class Head(NamedTuple):
     """What is known of a record without decoding its image."""
 
     id: str
     size: Size
     checksum: int
+    """CRC-32 of the decoded label: PNG encoders differ between versions."""
+
+
+def head_of(record: Mapping[str, str | bytes]) -> Head:
+    """The head of a record; decodes its label."""
+    name, label = record["id"], record["label"]
+    name = name.decode() if isinstance(name, bytes) else name
+    assert isinstance(label, bytes)
+    pixels = decode_image(label, 1, name)
+    return Head(name, pixels.shape[:2], zlib.crc32(pixels.tobytes()))
 
 
 class RecordSource:
@@ -99,22 +114,22 @@ class RecordSource:
         return example
 
     @functools.cached_property
-    def _heads(self) -> list[_Head]:
-        """Ids, sizes and checksums of the labels, which are decoded."""
-        heads = []
-        for index in range(len(self)):
-            record = self._record(index)
-            name = record["id"].decode()
-            # The checksum is of the decoded label: PNG encoders differ between
-            # versions.
-            label = decode_image(record["label"], 1, name)
-            heads.append(_Head(name, label.shape[:2], zlib.crc32(label.tobytes())))
-        return heads
+    def _heads(self) -> list[Head]:
+        """Ids, sizes and checksums of the labels, as they were noted; or from these."""
+        directory, split, *_ = self._state
+        noted = Path(directory, HEADS)
+        if noted.is_file():
+            what = "the ids and sizes of prepared records"
+            with self._reading():
+                heads = files.read_json(noted, what).get(split, ())
+                if len(heads) == len(self):
+                    return [Head(name, (h, w), crc) for name, (h, w), crc in heads]
+        return [head_of(self._record(index)) for index in range(len(self))]
 
     @property
     def sizes(self) -> list[Size]:
-        """(H, W) of every example, from the headers of the labels."""
-        return [png_size(self._record(i)["label"]) for i in range(len(self))]
+        """(H, W) of every example."""
+        return [head.size for head in self._heads]
 
     @property
     def identities(self) -> list[str]:

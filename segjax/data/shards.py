@@ -4,6 +4,7 @@ The work of a data set lies in ``KEY/incomplete.VERSION`` until it is done:
 
 * ``records/``: the shards that are finished, under their final names, so that a
   preparation that was killed is continued;
+* ``heads/``: their heads (``records.Head``), each of which is there before its shard;
 * ``work/``: shards that are being written, and their claims.  A claim only saves work:
   a shard that two processes write is the same file twice, put in place atomically.
 
@@ -11,6 +12,7 @@ The whole becomes ``KEY/VERSION`` by one rename.  Folders may be shared by hosts
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -23,6 +25,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from segjax import files
+from segjax.data import records
 from segjax.data.layout import Recipe
 from segjax.errors import UserError
 
@@ -94,7 +98,7 @@ def write(recipe: Recipe, folder: Path, *, processes: int = 1) -> Iterator[Progr
     """
     partial = partial_of(folder)
     try:
-        for name in ("records", "work"):
+        for name in ("records", "heads", "work"):
             (partial / name).mkdir(parents=True, exist_ok=True)
         left = {} if is_complete(folder) else {s.file: s for s in shards_of(recipe)}
         problems: dict[tuple[str, int], str] = {}
@@ -121,13 +125,17 @@ def write(recipe: Recipe, folder: Path, *, processes: int = 1) -> Iterator[Progr
 def _finish(recipe: Recipe, partial: Path, folder: Path) -> None:
     from segjax.data import builder
 
+    heads: dict[str, list[records.Head]] = {}
     splits: dict[str, list[builder.ShardSize]] = {}
     for shard in shards_of(recipe):
         size = os.path.getsize(partial / "records" / shard.file)
         entry = builder.ShardSize(shard.stop - shard.start, size)
         splits.setdefault(shard.split, []).append(entry)
+        noted = json.loads((partial / "heads" / shard.file).read_text())
+        heads.setdefault(shard.split, []).extend(noted)
     with tempfile.TemporaryDirectory(dir=partial / "work") as own:
         builder.write_metadata(Path(own), recipe.form, key=recipe.key, splits=splits)
+        files.write_json(Path(own, records.HEADS), heads, indent=None)
         # Whole files: another process may be doing the same.
         for name in os.listdir(own):
             os.replace(Path(own, name), partial / "records" / name)
@@ -254,20 +262,23 @@ def write_shard(
     from segjax.data import builder
 
     encode = builder.encoder(recipe.form)
-    bad = False
+    bad, heads = False, []
     with tempfile.TemporaryDirectory(dir=partial / "work") as folder:
         own = Path(folder, shard.file)
         with builder.open_shard(own) as writer:
             for number, item in enumerate(items, 1):
                 problem = ""
                 try:
-                    record = encode(recipe.record(shard.split, item))
+                    record = recipe.record(shard.split, item)
+                    heads.append(records.head_of(record))
                     if not bad:
-                        writer.write(record)
+                        writer.write(encode(record))
                 except UserError as error:
                     bad, problem = True, str(error)
                 yield Progress(shard, number, problem)
         if not bad:
+            files.write_json(Path(folder, "heads"), heads, indent=None)
+            os.replace(Path(folder, "heads"), partial / "heads" / shard.file)
             os.replace(own, partial / "records" / shard.file)
             yield Progress(shard, len(items), finished=True)
 

@@ -1,11 +1,14 @@
 """Records are written in shards, by processes that may die, fail or meet others."""
 
 import errno
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from image_folders import error_of, rgb, write
 from segjax.data import builder, datasets, prepare, shards
 from segjax.data.images import encode_png
 from segjax.data.layout import Format, Recipe
+from segjax.data.records import RecordSource
 from segjax.data.scenes import scene
 from segjax.errors import UserError
 
@@ -72,7 +76,7 @@ def test_one_and_two_processes_write_the_same_bytes(alone, data, tmp_path):
     assert contents(tmp_path) == contents(alone)
     names = sorted(contents(alone))
     version = f"scenes/{KEY}/1.0.0"
-    assert names[0] == "scenes/.config/metadata.json" and len(names) == SHARDS + 3
+    assert names[0] == "scenes/.config/metadata.json" and len(names) == SHARDS + 4
     assert f"{version}/scenes-train.array_record-00007-of-00008" in names
     source, _ = datasets.load(data, "train")
     assert [source[i]["id"] for i in range(23)] == [f"train_{i:05d}" for i in range(23)]
@@ -80,6 +84,29 @@ def test_one_and_two_processes_write_the_same_bytes(alone, data, tmp_path):
         expected = scene(0, i, size=(32, 32))
         np.testing.assert_array_equal(source[i]["image"], expected["image"])
         np.testing.assert_array_equal(source[i]["label"], expected["label"])
+
+
+def test_ids_and_sizes_are_noted(alone, tmp_path, monkeypatch):
+    """So that a start does not decode all labels; they are those of the labels."""
+    copy = tmp_path / "copy"
+    shutil.copytree(alone / "scenes" / KEY / "1.0.0", copy)
+    (copy / "heads.json").unlink()
+    for split, seed, count in (("train", 0, 23), ("validation", 1, 4)):
+        source = RecordSource(str(alone / "scenes" / KEY / "1.0.0"), split, 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(RecordSource, "_record", None)  # calling it would raise
+            noted = source.identities
+            assert source.sizes == [(32, 32)] * count
+        for i, text in enumerate(noted):
+            label = scene(seed, i, size=(32, 32))["label"]
+            name = f"{split}_{i:05d}"
+            assert json.loads(text) == [name, [32, 32], zlib.crc32(label.tobytes())]
+        read = RecordSource(str(copy), split, 3)
+        assert (read.identities, read.sizes) == (noted, source.sizes)
+    (copy / "heads.json").write_text('{"train": [' + ", ".join(["[1]"] * 23) + "]}")
+    source = RecordSource(str(copy), "train", 3)
+    with pytest.raises(UserError, match="prepared records are damaged .*remove this"):
+        source.identities  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["scenes", "coco", "cityscapes"])
