@@ -206,8 +206,8 @@ _DATA = {
     "value_range": Field(
         (0, 0),
         _VALUES,
-        "own data: (low, high), the values of the images that become 0 and 255; "
-        "(0, 0): 0 and 255, of 16 bits 0 and 65535",
+        "own data and cell_tracking: (low, high), the values of the images that become "
+        "0 and 255; (0, 0): 0 and 255, of 16 bits 0 and 65535",
     ),
 }
 

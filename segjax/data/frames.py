@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from segjax.data import prepare
-from segjax.data.images import encode_png, image_header
+from segjax.data.images import WHOLE, encode_png, image_header
 from segjax.data.layout import DataConfig, Frame, Layout, Recipe, Record
 from segjax.data.records import RecordSource
 from segjax.data.source import Example, Size, Source, check_split
@@ -36,7 +36,8 @@ def open_split(layout: Layout, data: DataConfig, split: str) -> Source:
       UserError: files are missing or wrong, there are no records, or no such split.
     """
     form, instances = layout.form, bool(data.get("instances"))
-    if not data.get("root") and (folder := prepare.only_prepared(form, data)):
+    anywhere = not data.get("root") and not layout.ranged
+    if anywhere and (folder := prepare.only_prepared(form, data)):
         return RecordSource(folder, split, form.channels, instances=instances)
     made = recipe(layout, data)
     folder = prepare.prepared(form, made.key, data)
@@ -56,7 +57,9 @@ def recipe(layout: Layout, data: DataConfig) -> Recipe:
     """
     root, splits = layout.find(data)
     record = functools.partial(_record, layout)
-    return Recipe(layout.form, key_of(root, splits), splits, record)
+    value_range = tuple(data.get("value_range", WHOLE))
+    more = "" if value_range == WHOLE else json.dumps(value_range)
+    return Recipe(layout.form, key_of(root, splits, more), splits, record)
 
 
 def _record(layout: Layout, split: str, frame: Frame) -> Record:
@@ -64,8 +67,11 @@ def _record(layout: Layout, split: str, frame: Frame) -> Record:
     return record_of(layout, frame)
 
 
-def key_of(root: Path, splits: Mapping[str, Sequence[Frame]]) -> str:
-    """Of the records of these frames: see ``prepare.key_of``."""
+def key_of(root: Path, splits: Mapping[str, Sequence[Frame]], more: str = "") -> str:
+    """Of the records of these frames: see ``prepare.key_of``.
+
+    ``more`` is what they depend on besides, such as a range of values.
+    """
     paths = {
         path
         for frames in splits.values()
@@ -74,7 +80,7 @@ def key_of(root: Path, splits: Mapping[str, Sequence[Frame]]) -> str:
         if path is not None
     }
     order = {name: [frame.id for frame in frames] for name, frames in splits.items()}
-    return prepare.key_of(root, paths, json.dumps(order))
+    return prepare.key_of(root, paths, json.dumps(order) + more)
 
 
 def read_frame(layout: Layout, frame: Frame, *, instances: bool = False) -> Example:

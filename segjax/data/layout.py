@@ -84,3 +84,6 @@ class Layout(NamedTuple):
     """uint8 [H, W, channels]."""
     small: bool = False
     """Whether records are prepared at the first use, without being asked for."""
+    ranged: bool = False
+    """Whether ``data.value_range`` applies to its images.  Records do not say with
+    which range they were made, so ``data.root`` must then be given."""

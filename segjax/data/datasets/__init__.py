@@ -220,9 +220,11 @@ def _check_used(data: DataConfig) -> None:
             f"its own; expected '': {own}"
         )
     if name != "folder":
+        layout = DATASETS[name](data).layout
         for field, default in (("channels", 0), ("value_range", WHOLE)):
             value = data.get(field, default)
-            if value != default:
+            ranged = field == "value_range" and layout is not None and layout.ranged
+            if value != default and not ranged:
                 raise UserError(
                     f"--config.data.{field} is {value!r}, but the images of {name} are "
                     f"read in one way only; expected {default!r}: {own}"

@@ -15,8 +15,8 @@ import numpy as np
 import tifffile
 
 from segjax import files
-from segjax.data import decoding
-from segjax.data.images import to_pixels
+from segjax.data import decoding, folder_ranges
+from segjax.data.images import WHOLE, decode_image
 from segjax.data.inventory import require
 from segjax.data.layout import DataConfig, Format, Frame, Layout
 from segjax.data.source import Dataset
@@ -30,8 +30,6 @@ EXPECTED = (
     "and, if there is, silver truth 01_ST/SEG/man_segTTT.tif (02 likewise)"
 )
 _GOLD, _SILVER = "GT", "ST"
-_PERCENTILES = (0.1, 99.9)
-"""Black and white of 16-bit frames."""
 
 
 class _Sequence(NamedTuple):
@@ -68,21 +66,32 @@ def find(data: DataConfig) -> tuple[Path, dict[str, list[Frame]]]:
     sequences = [some for some in found if some.gold or some.silver]
     if not sequences:
         raise UserError(f"cell_tracking: {folder} has no masks; expected {EXPECTED}")
+    splits = _splits(folder, sequences)
+    value_range = tuple(data.get("value_range", WHOLE))
+    if value_range == WHOLE:
+        _check_range(folder, splits["train"])
+    return folder, {
+        split: [frame._replace(detail=value_range) for frame in frames]
+        for split, frames in splits.items()
+    }
+
+
+def _splits(folder: Path, sequences: list[_Sequence]) -> dict[str, list[Frame]]:
     first, others = sequences[0], sequences[1:]
     train = first.silver or first.gold
     if others:
         validation = [f for some in others for f in (some.gold or some.silver).values()]
-        return folder, {"train": list(train.values()), "validation": validation}
-    block = by_order(sorted(first.gold or first.silver))
+        return {"train": list(train.values()), "validation": validation}
+    truth = first.gold or first.silver
+    block = by_order(sorted(truth))
     if not block["train"]:
         raise UserError(
             f"cell_tracking: {folder} has one frame with masks, at least 2 are needed; "
             f"expected {EXPECTED}"
         )
     start = block["validation"][0]
-    truth = first.gold or first.silver
     before = [frame for time, frame in train.items() if time < start]
-    return folder, {
+    return {
         "train": before or [truth[time] for time in block["train"]],
         "validation": [truth[time] for time in block["validation"]],
     }
@@ -137,21 +146,26 @@ def _is_3d(path: Path) -> UserError:
     )
 
 
-def read_image(frame: Frame, channels: int) -> np.ndarray:
-    """Gray, uint8 [H, W, channels].
+def _check_range(folder: Path, frames: list[Frame]) -> None:
+    """Refuses 16-bit frames without a range of values: they would be nearly black."""
+    if decoding.read_header(frames[0].image).bits <= 8:
+        return
+    seen = folder_ranges.observe([str(f.image) for f in frames], 1, limit=8)
+    low, high = seen.range if seen else (0, 2**16 - 1)
+    raise UserError(
+        f"cell_tracking: {folder}: the frames have 16 bits, of which they use "
+        f"{low}..{high}; expected the range that becomes 0..255, for prediction, too: "
+        f"--config.data.value_range={low},{max(high, low + 1)}"
+    )
 
-    8-bit frames are read as they are.  Of 16-bit frames, which use a small part of
-    their range, the percentiles 0.1 and 99.9 of each frame become 0 and 255.
+
+def read_image(frame: Frame, channels: int) -> np.ndarray:
+    """Gray, uint8 [H, W, channels]; ``detail`` is the range that becomes 0..255.
 
     Raises:
       UserError: a damaged file, or another type.
     """
-    raw = decoding.decode(frame.image)
-    if raw.dtype == np.uint16:
-        low, high = np.percentile(raw, _PERCENTILES)
-        scaled = (raw.astype(np.float32) - low) * (255 / max(high - low, 1))
-        raw = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
-    return to_pixels(raw, channels, str(frame.image))
+    return decode_image(frame.image, channels, value_range=frame.detail)
 
 
 def read_label(frame: Frame) -> np.ndarray:
@@ -208,4 +222,5 @@ LAYOUT = Layout(
     read_instance=read_instance,
     read_image=read_image,
     small=True,
+    ranged=True,
 )

@@ -92,19 +92,24 @@ def test_one_sequence_is_split_by_time(tmp_path):
     assert [validation[i]["id"] for i in range(len(validation))] == ["02_t003"]
 
 
-def test_contrast_of_16_bits(tmp_path):
+def test_frames_of_16_bits_need_a_range_of_values(tmp_path):
     data = make_sequence(tmp_path, "01", {0: 2, 1: 2})
     raw = 300 + 10 * np.arange(48, dtype=np.uint16).reshape(6, 8)
-    write_tiff(tmp_path / "01/t000.tif", raw)
-    write_tiff(tmp_path / "01/t001.tif", np.full((6, 8), 300, np.uint16))
+    for t in range(5):
+        write_tiff(tmp_path / f"01/t00{t}.tif", raw)
     data |= {"data_dir": str(tmp_path / "records")}
-    image = datasets.load(data, "train")[0][0]["image"]
-    assert image.shape == (6, 8, 1) and image.dtype == np.uint8
-    # The percentiles lie just within the smallest and the largest value.
-    expected = 255 * np.arange(48).reshape(6, 8) / 47
-    assert np.abs(image[:, :, 0] - expected).max() <= 1
-    assert image.min() == 0 and image.max() == 255
-    assert datasets.load(data, "validation")[0][0]["image"].max() == 0  # blank
+    message = error_of(datasets.load, data, "train")
+    assert "have 16 bits, of which they use 300..770" in message
+    assert message.endswith("--config.data.value_range=300,770")
+    for low, high in ((300, 770), (400, 500)):  # each has records of its own
+        data["value_range"] = (low, high)
+        image = datasets.load(data, "train")[0][0]["image"]
+        assert image.shape == (6, 8, 1) and image.dtype == np.uint8
+        expected = np.clip((raw - float(low)) / (high - low), 0, 1) * 255
+        assert np.abs(image[:, :, 0] - expected).max() <= 0.5
+    # Records do not say which range is theirs.
+    message = error_of(datasets.load, data | {"root": ""}, "train")
+    assert message.startswith("--config.data.root: '' is empty")
 
 
 @pytest.mark.parametrize(
