@@ -13,6 +13,7 @@ The whole becomes ``KEY/VERSION`` by one rename.  Folders may be shared by hosts
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -30,8 +31,10 @@ from segjax.data import records
 from segjax.data.layout import Recipe
 from segjax.errors import UserError
 
-RECORDS = 256
-"""Most records of a shard: what a killed process loses."""
+RECORDS = 64
+"""Records of a shard, of which a killed process loses one; more in large splits."""
+SHARDS = 256
+"""Most shards of a split, each of which a reader keeps open."""
 STALE_SECONDS = 60.0
 """A claim that its owner has not renewed for so long counts no more."""
 _RENEW_SECONDS = 5.0
@@ -63,9 +66,10 @@ def shards_of(recipe: Recipe) -> list[Shard]:
     """The shards of all splits, in order."""
     shards = []
     for split, items in recipe.splits.items():
-        count = -(-len(items) // RECORDS)
+        size = max(RECORDS, math.ceil(len(items) / SHARDS))
+        count = math.ceil(len(items) / size)
         for i in range(count):
-            start, stop = i * RECORDS, min((i + 1) * RECORDS, len(items))
+            start, stop = i * size, min((i + 1) * size, len(items))
             file = f"{recipe.form.name}-{split}.array_record-{i:05d}-of-{count:05d}"
             shards.append(Shard(split, start, stop, file))
     return shards

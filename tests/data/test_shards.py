@@ -86,6 +86,18 @@ def test_one_and_two_processes_write_the_same_bytes(alone, data, tmp_path):
         np.testing.assert_array_equal(source[i]["label"], expected["label"])
 
 
+@pytest.mark.parametrize(
+    "images, count, first", [(1, 1, 1), (64, 1, 64), (65, 2, 64), (118_287, 256, 463)]
+)
+def test_shards_cover_a_split(images, count, first):
+    recipe = Recipe(Format("x", "1.0.0"), "key", {"train": range(images)}, record=dict)
+    made = shards.shards_of(recipe)
+    assert len(made) == count and made[0].stop == first
+    assert [shard.start for shard in made[1:]] == [shard.stop for shard in made[:-1]]
+    assert made[0].start == 0 and made[-1].stop == images
+    assert made[-1].file == f"x-train.array_record-{count - 1:05d}-of-{count:05d}"
+
+
 def test_ids_and_sizes_are_noted(alone, tmp_path, monkeypatch):
     """So that a start does not decode all labels; they are those of the labels."""
     copy = tmp_path / "copy"
