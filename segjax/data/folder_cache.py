@@ -105,10 +105,11 @@ def examine(pair: Pair, channels: int = 0) -> Examined:
 def check_instances(pair: Pair, size: tuple[int, int]) -> None:
     """Raises UserError unless the header of an instance map fits its image."""
     header = decoding.read_header(pair.instances)
-    if header.format != "PNG" or not (header.gray or header.palette):
+    colors = not (header.gray or header.palette)
+    if header.format != "PNG" or colors:
         raise UserError(
-            f"{pair.instances}: is a {header.format} of colors, expected a gray or "
-            "palette PNG whose values are the instances, 0 = none"
+            f"{pair.instances}: is a {header.format}{' of colors' * colors}, expected "
+            "a gray or palette PNG whose values are the instances, 0 = none"
         )
     if header.shown != size:
         raise UserError(
