@@ -82,6 +82,8 @@ def _flat(folder: Path) -> dict[str, Frame]:
 def _folders(folder: Path, *, masks: bool) -> dict[str, Frame]:
     """A folder per image, which holds the folders ``images`` and ``masks``."""
     ids = sorted(path.parent.name for path in folder.glob("*/images"))
+    images = [f"{name}/images/{name}.png" for name in ids]
+    require(folder, images, name="dsb2018", expected=EXPECTED)
     found: dict[str, list[str]] = {}
     for name in ids if masks else ():
         part = folder / name / "masks"
@@ -92,8 +94,7 @@ def _folders(folder: Path, *, masks: bool) -> dict[str, Frame]:
                 f"dsb2018: {part} holds no mask; expected {EXPECTED}: is the download "
                 "complete?"
             )
-    wanted = [f"{name}/images/{name}.png" for name in ids]
-    wanted += [f"{name}/masks/{mask}" for name in found for mask in found[name]]
+    wanted = [f"{name}/masks/{mask}" for name in found for mask in found[name]]
     require(folder, wanted, name="dsb2018", expected=EXPECTED)
 
     def frame(name: str) -> Frame:

@@ -80,7 +80,7 @@ def test_flat_files(tmp_path):
         ("sizes", "n3/masks/0.png: label map of n3 is 6x9, its image"),
         ("mask cut", "n3/masks/1.png: cannot be decoded"),
         ("mask empty", "files are empty, first n3/masks/1.png"),
-        ("image missing", "1 of 15 files are missing, first n3/images/n3.png"),
+        ("image missing", "1 of 5 files are missing, first n3/images/n3.png"),
         ("nothing", "holds 0 images, at least 2 are needed; expected stage1_train/ID"),
     ],
 )
