@@ -142,7 +142,15 @@ def record_of(layout: Layout, frame: Frame) -> Record:
     }
     if "instance" in example:
         record["instance"] = encode_png(example["instance"])
+    if not layout.small:  # small ones are always read from records
+        record["identity"] = _identity(frame, example["image"].shape[:2])
     return record
+
+
+def _identity(frame: Frame, size: Size) -> str:
+    """Id, size, and the bytes that the files take."""
+    label_bytes = sum(map(os.path.getsize, _labels(frame)))
+    return f"{frame.id} {size} {os.path.getsize(frame.image)} {label_bytes}"
 
 
 class FrameSource:
@@ -174,11 +182,7 @@ class FrameSource:
     @property
     def identities(self) -> list[str]:
         """See ``Source``: id, size, and the bytes that the files take."""
-        return [
-            f"{frame.id} {size} {os.path.getsize(frame.image)} "
-            f"{sum(map(os.path.getsize, _labels(frame)))}"
-            for frame, size in zip(self._frames, self.sizes)
-        ]
+        return [_identity(*pair) for pair in zip(self._frames, self.sizes)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in ("_layout", "_frames", "_instances")}

@@ -27,7 +27,11 @@ class Format(NamedTuple):
 
 
 Record = dict[str, str | bytes]
-"""One example: ``image``, ``label`` and the maps (bytes of image files), and ``id``."""
+"""One example: ``image``, ``label`` and the maps (bytes of image files), and ``id``.
+
+``identity``, if it is there, is what ``Source.identities`` says of the example where it
+is read in place; it is noted beside the records.
+"""
 
 
 class Recipe(NamedTuple):

@@ -25,6 +25,9 @@ class Head(NamedTuple):
     size: Size
     checksum: int
     """CRC-32 of the decoded label: PNG encoders differ between versions."""
+    identity: str = ""
+    """What ``Source.identities`` says of it where it is read in place; "" if it never
+    is."""
 
 
 def head_of(record: Mapping[str, str | bytes]) -> Head:
@@ -33,7 +36,9 @@ def head_of(record: Mapping[str, str | bytes]) -> Head:
     name = name.decode() if isinstance(name, bytes) else name
     assert isinstance(label, bytes)
     pixels = decode_image(label, 1, name)
-    return Head(name, pixels.shape[:2], zlib.crc32(pixels.tobytes()))
+    identity = record.get("identity", "")
+    assert isinstance(identity, str)
+    return Head(name, pixels.shape[:2], zlib.crc32(pixels.tobytes()), identity)
 
 
 class RecordSource:
@@ -123,7 +128,7 @@ class RecordSource:
             with self._reading():
                 heads = files.read_json(noted, what).get(split, ())
                 if len(heads) == len(self):
-                    return [Head(name, (h, w), crc) for name, (h, w), crc in heads]
+                    return [Head(name, (h, w), *rest) for name, (h, w), *rest in heads]
         return [head_of(self._record(index)) for index in range(len(self))]
 
     @property
@@ -133,8 +138,8 @@ class RecordSource:
 
     @property
     def identities(self) -> list[str]:
-        """See ``Source``: id, size and a checksum of the labels."""
-        return [json.dumps(head) for head in self._heads]
+        """See ``Source``: as of the files, or id, size and a checksum of the label."""
+        return [head.identity or json.dumps(head[:3]) for head in self._heads]
 
     def __getstate__(self) -> tuple[str, str, int, bool]:
         return self._state

@@ -275,6 +275,7 @@ def write_shard(
                 try:
                     record = recipe.record(shard.split, item)
                     heads.append(records.head_of(record))
+                    record.pop("identity", "")
                     if not bad:
                         writer.write(encode(record))
                 except UserError as error:

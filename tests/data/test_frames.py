@@ -109,6 +109,19 @@ def test_records_of_two_folders_are_no_answer_to_an_empty_root(data, tmp_path):
     assert "--config.data.root is empty" in message and "several" in message
 
 
+def test_records_are_recognized_as_the_files_they_were_made_of(data):
+    """Or runs that began in place would not know their images any more."""
+    splits = ("train", "validation", "test")
+    before = [datasets.load(data, split)[0] for split in splits]
+    prepare.prepare(datasets.recipe(data), data)
+    after = [datasets.load(data, split)[0] for split in splits]
+    for one, other in zip(before, after):
+        assert type(one) is not type(other)
+        assert one.identities == other.identities and one.sizes == other.sizes
+        assert datasets.fingerprint(one) == datasets.fingerprint(other)
+    assert before[0].identities[0].startswith("b (6, 8) ")
+
+
 def test_the_key_changes_with_the_splits(data):
     root, splits = LAYOUT.find(data)
     moved = {"train": splits["train"][:1], "validation": splits["train"][1:]}
