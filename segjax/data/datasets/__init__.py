@@ -220,7 +220,7 @@ def _check_used(data: DataConfig) -> None:
             f"its own; expected '': {own}"
         )
     if name != "folder":
-        layout = DATASETS[name](data).layout
+        layout = _describe_one(data).layout
         for field, default in (("channels", 0), ("value_range", WHOLE)):
             value = data.get(field, default)
             ranged = field == "value_range" and layout is not None and layout.ranged
