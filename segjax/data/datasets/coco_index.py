@@ -6,6 +6,7 @@ per image, with polygons as run lengths.  Readers then take the line of their im
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ import tqdm
 from segjax import files
 from segjax.data.layout import DataConfig
 from segjax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _VERSION = 1
 """To be raised whenever the lines of the same file change."""
@@ -81,21 +84,29 @@ def _write(
 ) -> None:
     tools = _pycocotools()
     images, objects = _read(path, categories)
-    places, offset = {}, 0
+    places, offset, empty = {}, 0, 0
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_write(lines) as partial, partial.open("wb") as file:
             bar = tqdm.tqdm(images.items(), f"index {path.name}", unit="image")
             for image, (name, height, width) in bar:
-                some = [
+                every = [
                     _encoded(thing, height, width, path=path, tools=tools)
                     for thing in objects.get(image, ())
                 ]
+                some = [thing for thing in every if thing[2]]
+                empty += len(every) - len(some)
                 line = json.dumps(some).encode() + b"\n" if some else b""
                 file.write(line)
                 places[name] = (offset, len(line), height, width)
                 offset += len(line)
         files.write_json(table, places, indent=None)
+        if empty:
+            _log.warning(
+                "note: %s: %d objects are left out, whose outlines have fewer than "
+                "three corners",
+                *(path, empty),
+            )
     except OSError as error:
         raise UserError(
             f"--config.data.data_dir: {table.parent}: cannot be written "
@@ -150,15 +161,20 @@ def _read(
 def _encoded(
     thing: dict[str, Any], height: int, width: int, *, path: Path, tools: Any
 ) -> tuple[int, int, list[list]]:
-    """Category, crowd and run lengths [height, width, counts] of an annotation."""
+    """Category, crowd and run lengths [height, width, counts] of an annotation.
+
+    There are none if its outline encloses nothing.
+    """
     shape = thing.get("segmentation")
     try:
         if isinstance(shape, list):
-            if not shape or any(len(p) < 6 or len(p) % 2 for p in shape):
-                raise ValueError("a polygon has three or more corners")
+            if any(len(polygon) % 2 for polygon in shape):
+                raise ValueError("a corner has two coordinates")
+            # Two corners enclose nothing, and pycocotools takes them for a box.
+            shape = [polygon for polygon in shape if len(polygon) >= 6]
             if not all(np.isfinite(np.asarray(p, np.float64)).all() for p in shape):
                 raise ValueError("a corner is not finite")
-            runs = tools.frPyObjects(shape, height, width)
+            runs = tools.frPyObjects(shape, height, width) if shape else []
         elif isinstance(shape, dict) and list(shape["size"]) == [height, width]:
             counts = shape["counts"]
             if isinstance(counts, str):

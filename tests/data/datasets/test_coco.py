@@ -46,7 +46,7 @@ def test_smaller_objects_lie_on_larger_ones_and_crowds_are_void(tmp_path):
     assert example["id"] == "000000000007"
     names = np.array([*info.classes] + [""] * 174 + ["void"])
     label = np.full((H, W), "background", object)
-    label[24:, 30:] = "void"
+    label[20:, 16:] = "void"
     label[4:28, 4:20] = label[0:4, 30:36] = "person"
     label[8:16, 8:16] = "cat"
     np.testing.assert_array_equal(names[example["label"]], label)
@@ -151,6 +151,17 @@ def change(**values) -> Callable[[Path], None]:
     return break_it
 
 
+@pytest.mark.parametrize("outline", [[], [[1, 2, 30, 31]]])
+def test_outlines_of_two_corners_enclose_nothing(tmp_path, caplog, outline):
+    sets.make_coco(tmp_path)
+    change(segmentation=outline)(tmp_path)
+    source, info = datasets.load(config(tmp_path, instances=True), "train")
+    assert "1 objects are left out, whose outlines have fewer than" in caplog.text
+    label, instance = source[0]["label"], source[0]["instance"]
+    assert set(np.unique(label)) == {0, 1, 255}  # the cat is left out
+    np.testing.assert_array_equal(instance == 1, label == 1)
+
+
 def rename_category(root: Path) -> None:
     content = json.loads((root / JSON).read_text())
     content["categories"][0]["name"] = "pedestrian"
@@ -194,8 +205,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "annotation 100 is of category 12 and image 7",
     ),
     "image": (change(image_id=8), "annotation 100 is of category 17 and image 8"),
-    "no outline": (change(segmentation=[]), OUTLINE),
-    "box": (change(segmentation=[[1, 2, 3, 4]]), OUTLINE),
+    "no outline": (change(segmentation=None), OUTLINE),
     "odd": (change(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), OUTLINE),
     "text": (change(segmentation=["123456"]), OUTLINE),
     "runs": (change(segmentation={"size": [H, W], "counts": [5]}), OUTLINE),
