@@ -220,6 +220,9 @@ def _probabilities(
     before = search
     if path.is_file():
         before = files.read_json(path, "what a search of experiments.tune_crf is of")
+        if isinstance(before.get("options"), dict):  # written before some options
+            defaults = json.loads(json.dumps(inference.PredictOptions()._asdict()))
+            before["options"] = defaults | before["options"]
     if different := [key for key in search if before.get(key) != search[key]]:
         key = different[0]
         raise UserError(

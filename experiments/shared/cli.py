@@ -130,15 +130,16 @@ def define_workdir_config() -> None:
     sys.argv = config.normalize_flags(sys.argv)
     values = config.make()
     workdir = flag_value("workdir")
-    if workdir and not arguments.wants_help(sys.argv):
+    if not arguments.wants_help(sys.argv):
         try:
             if flag_value("config"):
                 raise UserError(
                     "--config: the config of the run is read from --workdir; override "
                     "its fields with --config.FIELD=VALUE"
                 )
-            values = config.load(Path(workdir).expanduser() / "config.json")
-            arguments.check_overrides(values)
+            if workdir:
+                values = config.load(Path(workdir).expanduser() / "config.json")
+                arguments.check_overrides(values)
         except UserError as error:
             _fail(error)
     config_flags.DEFINE_config_dict("config", values)

@@ -98,6 +98,40 @@ def test_mixed_sizes_share_padded_shapes():
     assert few == [((8, 8), [0, 2]), ((9, 8), [1])]
 
 
+def test_large_images_are_left_out_and_batches_are_limited():
+    """At most 100 pixels per image, and per device and batch, but for single images."""
+    sizes = [(5, 5)] * 9 + [(10, 10)] * 3 + [(10, 11)]
+    plan = pipeline.eval_plan(sizes, 8, max_pixels=100, devices=2)
+    # Four small images per device; of the others one.
+    assert plan == [
+        *(((5, 5), list(range(8))), ((5, 5), [8])),
+        *(((10, 10), [9, 10]), ((10, 10), [11])),
+    ]
+    plan = pipeline.eval_plan(sizes, 8, max_pixels=50, devices=2)
+    assert [len(indices) for _, indices in plan] == [4, 4, 1]
+    assert len(pipeline.eval_plan(sizes, 8)) == 4  # no limit: 8 + 1, 3, 1
+    exact = pipeline.eval_plan([(h, 50) for h in range(40, 52)], 8, padding=0)
+    assert len({shape for shape, _ in exact}) == 12
+
+
+def test_limited_batches_hold_every_image_once():
+    source = Source()
+    for count in (1, 2):
+        seen = []
+        for i in range(count):
+            for batch in pipeline.eval_batches(
+                source,
+                batch_size=8,
+                channels=3,
+                process=(i, count),
+                max_pixels=2 * max(h * w for h, w in source.sizes),
+                devices=2,
+            ):
+                assert len(batch["id"]) == len(batch["image"]) < 8
+                seen += [name for name in batch["id"] if name]
+        assert sorted(seen) == sorted(f"im{i}" for i in range(12))
+
+
 def test_a_batch_that_cannot_be_split_is_refused():
     """Rounding down would leave images out of an evaluation without a word."""
     with pytest.raises(UserError, match="batch of 9 .* 2 processes"):

@@ -4,6 +4,8 @@ import csv
 import functools
 import json
 
+import forked
+import kill
 import numpy as np
 import pytest
 from PIL import Image
@@ -378,7 +380,7 @@ def reference(runs, data, tmp_path_factory):
 
 def save(folder, labels, kind):
     folder.mkdir(exist_ok=True)
-    for name, label in zip(NAMES, labels, strict=True):
+    for name, label in zip(NAMES, labels):
         if kind == "color":
             image = Image.fromarray(COLORS[label])
         elif kind == "reordered":  # as image editors do, with the same colors
@@ -514,6 +516,31 @@ def test_files_are_scored_at_the_size_of_the_images(runs, reference, tmp_path):
     config = changed(runs["a"][1], data={"resize": (12, 15)})
     again = evaluate.evaluate_predictions(config, output, output=tmp_path)
     assert again["confusion"] == found["confusion"]
+
+
+def test_files_need_no_model_and_no_workdir(data, reference, tmp_path):
+    """As a program: a config file says what the data are."""
+    _, labels, _, _ = reference
+    folder = tmp_path / "files"
+    save(folder, labels[:2], "gray")
+    command = [
+        *("-m", "experiments.evaluate", f"--predictions={folder}", "--allow_missing"),
+        *("--config=configs/own_data.py", f"--config.data.root={data[0]}"),
+        *("--metrics=image_iou", "--worst=1", "--config.eval_images=0"),
+        "--compilation_cache=",
+    ]
+    code, out, err = forked.run(command, kill.environment(1))
+    assert code == 0, err
+    assert "note: 1 of 3 images have no prediction" in err
+    written = json.loads((folder / "evaluation/validation.json").read_text())
+    truths = [data[1][name] for name in NAMES[:2]]
+    np.testing.assert_array_equal(written["confusion"], confusion(truths, labels[:2]))
+    assert f"{100 * written['scores']['miou']:.2f}" in out and "image_miou" in out
+    names = {path.name for path in (folder / "evaluation").iterdir()}
+    assert names == {
+        *("validation.json", "validation_images.csv", "validation_confusion.png"),
+        "validation_worst_0.png",
+    }
 
 
 def test_predict_takes_a_split_of_the_data_set(runs, data, reference, tmp_path):

@@ -192,6 +192,24 @@ def test_bad_requests(run, tmp_path):
         export.parse_sizes(["8"])
 
 
+def test_options_become_part_of_the_programs(run, tmp_path):
+    options = inference.PredictOptions(rotations=3, scales=(1.0, 0.5))
+    export.export(
+        *(run[1], run[0]),
+        output=tmp_path,
+        sizes=[(20, 24)],
+        platforms=["cpu"],
+        options=options,
+    )
+    image = np.random.default_rng(2).integers(0, 256, (20, 24, 3), np.uint8)
+    (scores,) = exported_loader.load(tmp_path)([image], probabilities=True)
+    model = inference.load(run[0])
+    for chosen, different in ((options, False), (inference.PredictOptions(), True)):
+        predictor = jax.jit(inference.compose(model.models, chosen))
+        expected = np.asarray(predictor(model.variables, image[None])[0])
+        assert (np.abs(scores - expected).max() > 1e-3) == different
+
+
 def test_every_damaged_file_is_found(exported, tmp_path):
     """One bit of each file, and each fact of the metadata."""
     output, facts = exported

@@ -583,6 +583,11 @@ BAD_COMMANDS = {
     ("evaluate", "--workdir=RUN", "test"): "unexpected argument 'test'",
     ("predict", "--workdir=RUN", "x.png"): "--output must be given",
     ("predict", "--workdir=RUN", "--output=FOLDER"): "no images given",
+    ("evaluate", "--predictions=FOLDER", "--config=configs/quickstart.py", "--flip"): (
+        "--flip says how to predict: leave it or --predictions out"
+    ),
+    ("evaluate", "--config=configs/quickstart.py"): "is read from --workdir",
+    ("evaluate", "--workdir=RUN", "--allow_missing"): "is for --predictions",
 }
 
 
