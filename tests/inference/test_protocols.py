@@ -128,6 +128,20 @@ def test_an_ensemble_by_product_is_a_normalized_geometric_mean(strided):
     np.testing.assert_allclose(window(strided, IMAGE[None])[0], expected, atol=1e-5)
 
 
+def test_tiles_in_parts_are_fused_by_product(unet):
+    (first,) = unet
+    both = first, jax.tree.map(lambda x: x[..., ::-1] * 2, first)
+    choice = PredictOptions(tile=TILE, ensemble_rule="product")
+    cut = pixels(TILE, TILE, 1, seed=6)
+    run = jax.jit(large.window_predictor((UNET,), PredictOptions(tile=TILE)))
+    parts = [np.asarray(run((own,), cut[None])[0], float) for own in both]
+    product = np.prod(parts, axis=0) ** 0.5
+    window = jax.jit(large.window_predictor((UNET, UNET), choice))
+    expected = product / product.sum(-1, keepdims=True)
+    np.testing.assert_allclose(window(both, cut[None])[0], expected, atol=1e-5)
+    assert np.abs(np.mean(parts, axis=0) - expected).max() > 1e-4
+
+
 def test_a_product_survives_probabilities_of_zero():
     def sure(variables, images):
         return jax.nn.one_hot(variables + 0 * images[..., 0].astype(int), 3)
