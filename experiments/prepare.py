@@ -29,6 +29,7 @@ image or a full disk.
 """
 
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -65,7 +66,9 @@ def write(config: ConfigDict, processes: int) -> list[str]:
     cli.log(f"{recipe.form.name}: {_counts(sizes)} images, to {folder}")
     done: Counter[str] = Counter()
     earlier = 0
-    with tqdm.tqdm(total=sum(sizes.values()), desc="preparing", unit="image") as bar:
+    there = bool(prepare.prepared(recipe.form, recipe.key, config.data))
+    total = sum(sizes.values())
+    with tqdm.tqdm(total=total, desc="preparing", unit="image", disable=there) as bar:
         for event in prepare.write(recipe, config.data, processes=processes):
             if event.problem:
                 tqdm.tqdm.write(f"bad: {event.problem}", file=bar.fp)
@@ -90,7 +93,7 @@ def write(config: ConfigDict, processes: int) -> list[str]:
         f"{how}: {folder}",
         "read by: python -m experiments.train --config FILE --workdir WORKDIR "
         + " ".join(
-            f"--config.data.{name}={data[name]}"
+            shlex.quote(f"--config.data.{name}={data[name]}")
             for name in ("name", "root", "data_dir")
             if data[name]
         ),

@@ -7,6 +7,7 @@ another data set and stale records are never read.
 
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,10 @@ from segjax.data import shards
 from segjax.data.layout import DataConfig, Format, Recipe
 from segjax.errors import UserError
 
+_log = logging.getLogger(__name__)
+
+MANY = 1000
+"""So many records take a while, which is said before they are written."""
 _METADATA = "dataset_info.json"
 
 
@@ -61,9 +66,16 @@ def prepare(recipe: Recipe, data: DataConfig) -> str:
     Raises:
       UserError: as of ``write``.
     """
+    folder, count = folder_of(recipe, data), sum(map(len, recipe.splits.values()))
+    if count >= MANY and not prepared(recipe.form, recipe.key, data):
+        _log.warning(
+            "note: preparing %d records of %s first, in %s; experiments.prepare does "
+            "that in parallel",
+            *(count, recipe.form.name, folder),
+        )
     for _ in write(recipe, data):
         pass
-    return str(folder_of(recipe, data))
+    return str(folder)
 
 
 def write(

@@ -106,7 +106,8 @@ def write(recipe: Recipe, folder: Path, *, processes: int = 1) -> Iterator[Progr
             (partial / name).mkdir(parents=True, exist_ok=True)
         left = {} if is_complete(folder) else {s.file: s for s in shards_of(recipe)}
         problems: dict[tuple[str, int], str] = {}
-        run = _run_alone if processes == 1 else _run_together
+        processes = min(processes, len(left))
+        run = _run_alone if processes < 2 else _run_together
         for event in run(recipe, left, partial=partial, processes=processes):
             if event.problem:
                 at = event.shard.split, event.shard.start + event.records - 1
@@ -179,7 +180,7 @@ def _run_together(
     lean = recipe._replace(splits={})
     workers: dict[Connection, tuple[Any, Shard | None]] = {}
     try:
-        for _ in range(min(processes, len(left))):
+        for _ in range(processes):
             ours, theirs = context.Pipe()
             worker = context.Process(
                 target=_work, args=(theirs, lean, partial), daemon=True

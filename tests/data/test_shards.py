@@ -155,6 +155,17 @@ assert not {{"segjax", "tensorflow"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
+def test_long_work_is_announced(data, monkeypatch, caplog):
+    recipe = datasets.recipe(data)
+    prepare.prepare(recipe, data | {"data_dir": data["data_dir"] + "/a"})
+    assert not caplog.messages
+    monkeypatch.setattr(prepare, "MANY", 27)
+    for _ in range(2):  # once
+        prepare.prepare(recipe, data)
+    (message,) = caplog.messages
+    assert message.startswith("note: preparing 27 records of scenes first, in ")
+
+
 # --- Who writes
 
 
@@ -177,12 +188,9 @@ def test_a_killed_preparation_is_continued(alone, data, tmp_path):
     assert not (tmp_path / "scenes" / KEY / "1.0.0").exists()
     (left,) = prepare.find_all(data)
     assert left.folder == partial and not left.records and left.stale
-    written = [
-        event.shard.file
-        for event in prepare.write(datasets.recipe(data), data)
-        if not event.finished
-    ]
-    assert set(written).isdisjoint(before) and len(set(written) | set(before)) == SHARDS
+    events = list(prepare.write(datasets.recipe(data), data))
+    assert len({event.shard.file for event in events}) == SHARDS
+    assert before.keys().isdisjoint(e.shard.file for e in events if not e.finished)
     assert contents(tmp_path) == contents(alone)
     folder = tmp_path / "scenes" / KEY / "1.0.0"
     assert {n: (folder / n).stat().st_mtime_ns for n in before} == before
