@@ -5,9 +5,15 @@
     python -m experiments.train --config configs/own_data.py:small --workdir runs/own \\
         --config.data.root=FOLDER
 
-FOLDER holds images/ and masks/ (docs/data.md).  It is checked first, and the class
-frequencies and suggested class weights are printed; the weights can be used with
---config.loss.class_weights=1.0,2.5.
+FOLDER holds images/ and masks/, or is laid out as PASCAL VOC (docs/data.md).  It is
+checked first, and the class frequencies and suggested class weights are printed; the
+weights can be used with --config.loss.class_weights=1.0,2.5.  To look at it before:
+
+    python -m experiments.prepare --check=FOLDER --output=/tmp/look \\
+        --config configs/own_data.py
+
+Images may have any number of channels: --config.data.channels=5.  For 16-bit images
+that do not use all values, --check proposes a --config.data.value_range=LOW,HIGH.
 
 full, the default, is sized for a GPU; on two CPU cores it takes days.  small takes
 minutes there: a quarter of the channels, an eighth of the pixels per step and a third

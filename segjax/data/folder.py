@@ -16,6 +16,7 @@ value that is no class, is an error that names the file.
 import functools
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ from segjax.labels import VOID
 
 _LOOKED_AT = 8
 """Images of 16 bits whose values are looked at."""
+_LARGE = 2**24
+"""Images of more pixels take too long for that."""
 
 
 class Scan(NamedTuple):
@@ -192,7 +195,11 @@ def _scan(
     train = table[list(splits["train"])]
     pixels = {name: table[list(at), :k].sum(0) for name, at in splits.items()}
     notes += _absent(folder, classes, pixels=pixels, source=source)
-    deep = [path for path, each in zip(images, examined) if each.image_bits == 16]
+    deep = [
+        path
+        for path, each in zip(images, examined)
+        if each.image_bits == 16 and math.prod(each.size) <= _LARGE
+    ]
     if deep:
         damaged: list[str] = []  # named when they are read
         held = folder_ranges.observe(deep, channels, limit=_LOOKED_AT, bad=damaged)
@@ -346,10 +353,12 @@ class FolderSource:
 
     @property
     def identities(self) -> list[str]:
-        """Stem, size, and the bytes that the files of image and mask take."""
+        """Stem, size, and the bytes that the files of image and masks take."""
         return [
-            f"{stem} {size} {os.path.getsize(image)} {os.path.getsize(mask)}"
-            for (stem, image, mask, _), size in zip(self._files, self.sizes)
+            " ".join(
+                [f"{pair.stem} {size}", *map(str, map(os.path.getsize, pair.paths))]
+            )
+            for pair, size in zip(self._files, self.sizes)
         ]
 
     def __getitem__(self, index: int) -> Example:

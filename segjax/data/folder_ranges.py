@@ -13,6 +13,8 @@ from segjax.errors import UserError
 
 RARE = 0.001
 """Values below and above, as a share of all, that the usual range leaves out."""
+_BLOCK = 2**20
+"""Pixels that are counted at a time: counting takes 8 bytes for each."""
 _FEW_LEVELS = 64
 """Fewer of the 256 gray levels than this are hardly meant."""
 
@@ -67,8 +69,7 @@ def observe(
             image = decoding.decode(path, channels=channels)
         except UserError as error:
             return error
-        rows = image.reshape(-1, image.shape[2] if image.ndim == 3 else 1).T
-        counts = np.array([np.bincount(row, minlength=2**16) for row in rows])
+        counts = _count(image.reshape(-1, image.shape[2] if image.ndim == 3 else 1))
         if channels == 1:  # there may be colors among them
             counts = counts.sum(0, keepdims=True)
         return 8 * image.dtype.itemsize, np.broadcast_to(counts, (channels, 2**16))
@@ -97,6 +98,15 @@ def observe(
         highest=(2**16 - 1 - (total[:, ::-1] > 0).argmax(1)).tolist(),
         usual=list(zip(low, high)),
     )
+
+
+def _count(pixels: np.ndarray) -> np.ndarray:
+    """How often each channel of [N, C] has each value, int64 [C, 65536]."""
+    counts = np.zeros((pixels.shape[1], 2**16), np.int64)
+    for at in range(0, len(pixels), _BLOCK):
+        for row, values in zip(counts, pixels[at : at + _BLOCK].T):
+            row += np.bincount(values, minlength=2**16)
+    return counts
 
 
 def advice(values: Values, value_range: ValueRange) -> str:

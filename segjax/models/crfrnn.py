@@ -227,6 +227,7 @@ class CRFRNN(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        filters.check_colors(images.shape[-1])
         unary, endpoints = self.network(images, train)
         endpoints = {**endpoints, "unary": unary}
         # Losses on the scales of DeepLab v2 are its own; unary_loss is the one here.

@@ -7,9 +7,11 @@ from workdirs import make_run
 
 from experiments import export, predict
 from experiments.shared import exported_loader
-from segjax import inference
+from segjax import config as config_lib
+from segjax import inference, models
 from segjax.data import images
 from segjax.errors import UserError
+from segjax.models.network import abstract_variables
 from segjax.ops import mean_field
 
 LOW, HIGH, CHANNELS = 100, 4000, 5
@@ -111,3 +113,18 @@ def test_members_of_an_ensemble_read_images_alike(run, tmp_path):
 def test_a_crf_needs_colors(run):
     with pytest.raises(UserError, match="a CRF compares colors, which images of 5"):
         inference.load(run[0] / "run", crf=mean_field.Settings())
+
+
+def test_crf_rnn_needs_colors_too():
+    fields = {"base": "fcn", "base_options": ("image_stats=unit",)}
+    model = models.build(config_lib.make(model_name="crfrnn", model=fields), 3)
+    abstract_variables(model, 1)
+    with pytest.raises(UserError, match="a CRF compares colors, which images of 5"):
+        abstract_variables(model, 5)
+
+
+@pytest.mark.parametrize("name", ["fcn", "pspnet", "deeplab", "dilation", "deconvnet"])
+def test_statistics_of_rgb_images_are_refused_before_any_work(name):
+    model = models.build(config_lib.make(model_name=name), 3)
+    with pytest.raises(UserError, match="for 3 channels, .* 5; set it to 'unit'"):
+        abstract_variables(model, 5)
