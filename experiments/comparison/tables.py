@@ -102,9 +102,14 @@ def published_rows(scores: Sequence[Score], data: Data) -> Rows:
         rows.append(
             (score.method, score.split)
             + tuple(number_text(iou, "{:.1f}") for iou in ious)
-            + (f"{score.miou:.1f}", score.source, score.note or "-")
+            + (_printed(score.miou), score.source, score.note or "-")
         )
     return rows
+
+
+def _printed(percent: float) -> str:
+    """With one or two decimals, as papers print it."""
+    return f"{percent:.2f}".removesuffix("0")
 
 
 PUBLISHED = (
@@ -270,7 +275,7 @@ def latex(
         name = ", ".join(filter(None, (score.method, score.split, score.note)))
         cells = [escape(f"{name} ({score.source})")]
         cells += [number_text(iou, "{:.1f}").replace("-", "--") for iou in ious]
-        lines.append(" & ".join([*cells, f"{score.miou:.1f}"]) + r" \\")
+        lines.append(" & ".join([*cells, _printed(score.miou)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

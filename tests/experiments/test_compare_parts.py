@@ -172,6 +172,9 @@ def test_published_scores_stand_in_a_part_of_their_own(camvid):
     values = dict(zip(head, first))
     assert values["published"] == "Dilation8" and values["Sky"] == "89.9"
     assert values["mIoU"] == "65.3" and values["split"] == "test, 480x640"
+    assert [row[head.index("mIoU")] for row in parts[-1].rows[1:]] == [
+        *("65.3", "61.6", "46.4", "71.95"),
+    ]
     text = tables.comma_separated(results, data=data, published=published)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["kind"] for row in rows] == ["measured"] * 2 + ["published"] * 4
