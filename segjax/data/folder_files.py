@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segjax import files
-from segjax.data.folder_layout import LISTS, FolderLayout, Part, recognize
+from segjax.data.folder_layout import (
+    LISTS,
+    FolderLayout,
+    Part,
+    recognize,
+    unread_folders,
+)
 from segjax.data.listing import IMAGE_SUFFIXES, split_folder
 from segjax.data.splits import by_hash
 from segjax.errors import UserError
@@ -67,6 +73,7 @@ def find(folder: Path, instances: bool = False) -> Files:
         layout.note,
         suffix,
         _note(skipped, "files are of a format that is not read"),
+        _note(unread_folders(folder, layout), "folders of images are not read"),
         _note(_unread_lists(layout), "lists are not read"),
         _note(unlisted, "images are in no list"),
     ]

@@ -10,6 +10,7 @@ splits outside  train/images/   train/masks/        none: the folders
 ==============  ==============  ==================  =======================
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,11 +74,33 @@ def recognize(root: Path) -> FolderLayout:
     if all((root / name).is_dir() for name in _VOC[:2]):
         own = any((root / name).is_file() for names in LISTS.values() for name in names)
         lists = root if own else root / _VOC_LISTS
-        note = f"the layout is that of PASCAL VOC, with the lists of {lists}"
+        which = f"with the lists of {lists}" if lists.is_dir() else "without lists"
+        note = f"the layout is that of PASCAL VOC, {which}"
         return FolderLayout((Part(*_VOC),), lists, note)
     if parts := _outside(root):
         return _by_folder(root, parts)
     raise _missing(root, "images")
+
+
+def unread_folders(root: Path, layout: FolderLayout) -> list[str]:
+    """Folders of images beside or inside those that are read, relative to the root."""
+    read = {part.images for part in layout.parts}
+    above = {part.images.rpartition("/")[0] for part in layout.parts} - {""}
+    inside = [f"{name}/{inner}" for name in read for inner in _folders(root / name)]
+    if "images" in above:
+        inside += [f"images/{name}" for name in _folders(root / "images")]
+    elif above:
+        inside += [
+            f"{n}/images" for n in _folders(root) if (root / n / "images").is_dir()
+        ]
+    return sorted(set(inside) - read)
+
+
+def _folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if e.name[0] != "." and e.is_dir()]
 
 
 def _mask_folder(folder: Path) -> str:

@@ -74,6 +74,11 @@ def test_pascal_voc_without_lists_needs_every_mask(tmp_path):
     shutil.rmtree(tmp_path / "ImageSets")
     message = error_of(datasets.scan_folder, data)
     assert "3 of 7 images have no mask, first JPEGImages/x.jpg" in message
+    for stem in "xyz":
+        (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
+    assert "PASCAL VOC, without lists" in datasets.scan_folder(data).notes[0]
+    Image.fromarray(rgb(0)).save(tmp_path / "JPEGImages" / "x.jpg")
+    message = error_of(datasets.scan_folder, data)
     assert "expected " + str(tmp_path / "SegmentationClass/x.png") in message
     assert "list the images that have one in train.txt and val.txt" in message
 
@@ -148,6 +153,21 @@ def test_folders_of_splits_may_lack_validation_and_masks_to_test(tmp_path):
     (tmp_path / "masks" / "train").rename(tmp_path / "masks" / "val")
     message = error_of(folder.scan, str(tmp_path))
     assert "no folder of that kind for training" in message
+
+
+def test_folders_of_images_that_are_not_read_are_said(tmp_path):
+    for part in ("images", "masks"):
+        array = rgb(0) if part == "images" else mask()
+        for name in ("train", "val", "test2"):
+            write(tmp_path / "a" / part / name / "1.png", array)
+            write(tmp_path / "b" / name / part / "1.png", array)
+        for name in ("1.png", "2.png", "inner/3.png"):
+            write(tmp_path / "c" / part / name, array)
+    (tmp_path / "c" / "images" / ".thumbnails").mkdir()
+    for root, unread in (("a", "images/test2"), ("b", "test2/images"), ("c", "inner")):
+        notes = folder.scan(str(tmp_path / root)).notes
+        (note,) = [note for note in notes if "folders of images" in note]
+        assert note.startswith("1 folders of images are not read") and unread in note
 
 
 def test_masks_with_a_suffix(tmp_path):
