@@ -84,6 +84,9 @@ def finish(
       stages: of the images.
       facts: of the predictions, for the results.
       output: folder.
+
+    Raises:
+      UserError: no pixel has a label, as in test splits of challenges.
     """
     config, source, info = scored.config, scored.source, scored.info
     cli.make_folder(output)
@@ -103,6 +106,11 @@ def finish(
         worst=scored.worst,
         threads=config.threads,
     )
+    if not collected.confusion.any():
+        raise UserError(
+            f"no pixel of the split {scored.split!r} of {info.name} has a label, so "
+            "there is nothing to score; experiments.predict --split segments it"
+        )
     results = {
         "dataset": info.name,
         "split": scored.split,

@@ -96,6 +96,8 @@ class RecordSource:
             ) from error
 
     def _record(self, index: int) -> dict[str, bytes]:
+        if not -self._length <= index < self._length:  # ends a loop over the source
+            raise IndexError(f"{index} of {self._length} records")
         with self._reading():
             record = self._records[index]
             # Records of a truncated file come back without their features.

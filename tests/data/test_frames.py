@@ -88,7 +88,7 @@ def test_records_hold_what_is_read_in_place(data):
         for root in (data["root"], ""):  # an empty root: the only records there
             records, _ = datasets.load(data | {"root": root}, split)
             assert not isinstance(records, frames.FrameSource)
-            assert len(records) == len(ids)
+            assert [example["id"] for example in records] == ids
             for i in range(len(ids)):
                 one, other = in_place[i], records[i]
                 assert one.keys() == {"image", "label", "id", "instance"}

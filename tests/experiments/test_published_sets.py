@@ -16,6 +16,7 @@ from published_sets import make_cityscapes, make_dsb2018
 from experiments import evaluate, predict, train
 from segjax import config as config_lib
 from segjax.data import datasets
+from segjax.errors import UserError
 
 SIZE = (32, 48)
 TREES = {
@@ -76,3 +77,7 @@ def test_train_evaluate_predict(name, tmp_path):
         np.add.at(confusion, (example["label"][known], ids[known]), 1)
     assert results["confusion"] == confusion.tolist()
     assert 0 < confusion.sum() <= 2 * SIZE[0] * SIZE[1]
+    if name == "cityscapes":  # whose test labels were never released
+        with pytest.raises(UserError, match="no pixel of the split 'test' of city"):
+            evaluate.evaluate(config, workdir, split="test", output=tmp_path / "test")
+        assert not (tmp_path / "test" / "test.json").exists()
