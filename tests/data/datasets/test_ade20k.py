@@ -1,24 +1,12 @@
 """ADE20K's scene parsing benchmark, on tiny trees."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from image_folders import cut, error_of, rgb, write
+from image_folders import cut, error_of, write
 from published_sets import assert_readable
+from set_trees import make_ade20k
 
 from segjax.data import datasets
-
-
-def make_ade20k(root: Path) -> dict:
-    home = root / "ADEChallengeData2016"
-    for part, stems in {"training": ["t2", "t1"], "validation": ["v1"]}.items():
-        for i, stem in enumerate(stems):
-            write(home / f"images/{part}/{stem}.jpg", rgb(i, 6 + i))
-            raw = np.full((6 + i, 8), 150, np.uint8)
-            raw[0], raw[1] = 0, 1
-            write(home / f"annotations/{part}/{stem}.png", raw)
-    return {"name": "ade20k", "root": str(root)}
 
 
 def test_classes():

@@ -6,33 +6,10 @@ import numpy as np
 import pytest
 from image_folders import error_of, rgb, write
 from published_sets import assert_readable
+from set_trees import CAMVID_FRAMES, CAMVID_LABEL, make_camvid720
 
 from segjax.data import datasets
 from segjax.data.datasets import camvid, camvid_original
-
-FRAMES = {
-    "train": ["0001TP_006690", "0001TP_008520", "0006R0_f00930", "0016E5_08190"],
-    "validation": ["0016E5_07959", "0016E5_08159"],
-    "test": ["0001TP_008550", "Seq05VD_f00000"],
-}
-LABEL = {  # row: color, its class of 11 and its name
-    0: ((0, 0, 0), 255, None),
-    1: ((192, 0, 128), 1, "Archway"),
-    2: ((128, 0, 192), 3, "LaneMkgsDriv"),
-    3: ((192, 0, 192), 10, "MotorcycleScooter"),
-    4: ((64, 192, 0), 1, "Wall"),
-    5: ((0, 0, 192), 4, "Sidewalk"),
-}
-
-
-def make_camvid(root: Path) -> dict:
-    colors = np.zeros((6, 8, 3), np.uint8)
-    for row, (color, _, _) in LABEL.items():
-        colors[row] = color
-    for i, name in enumerate(sorted(sum(FRAMES.values(), []))):
-        write(root / f"701_StillsRaw_full/{name}.png", rgb(i))
-        write(root / f"LabeledApproved_full/{name}_L.png", colors)
-    return {"name": "camvid720", "root": str(root)}
 
 
 def test_every_original_class_is_in_one_group():
@@ -46,18 +23,20 @@ def test_every_original_class_is_in_one_group():
 
 
 def test_examples(tmp_path):
-    data = make_camvid(tmp_path / "raw") | {"data_dir": str(tmp_path / "records")}
-    label = assert_readable(data, FRAMES)["validation"][0]["label"]
-    assert label[:, 0].tolist() == [k for _, k, _ in LABEL.values()]
+    data = make_camvid720(tmp_path / "raw") | {"data_dir": str(tmp_path / "records")}
+    label = assert_readable(data, CAMVID_FRAMES)["validation"][0]["label"]
+    assert label[:, 0].tolist() == [k for _, k, _ in CAMVID_LABEL.values()]
     data["name"] = "camvid32"
-    label = assert_readable(data, FRAMES)["train"][0]["label"]
+    label = assert_readable(data, CAMVID_FRAMES)["train"][0]["label"]
     names = datasets.describe(data).classes
-    assert [names[k] for k in label[1:, 0]] == [n for _, _, n in LABEL.values()][1:]
+    assert [names[k] for k in label[1:, 0]] == [n for _, _, n in CAMVID_LABEL.values()][
+        1:
+    ]
     assert label[0, 0] == 255 and len(names) == 31
 
 
 def test_lists(tmp_path):
-    data = make_camvid(tmp_path)
+    data = make_camvid720(tmp_path)
     (tmp_path / "train.txt").write_text(
         "/SegNet/CamVid/train/0016E5_08159.png /SegNet/CamVid/trainannot/x.png\n"
     )
@@ -86,7 +65,7 @@ def stray(path: Path, count: int, size: int) -> None:
 
 
 def test_stray_colors_are_void(tmp_path):
-    data = make_camvid(tmp_path)
+    data = make_camvid720(tmp_path)
     name = "0001TP_006690"
     write(tmp_path / f"701_StillsRaw_full/{name}.png", rgb(0, 20, 20))
     path = tmp_path / f"LabeledApproved_full/{name}_L.png"
@@ -111,7 +90,7 @@ def test_stray_colors_are_void(tmp_path):
     ],
 )
 def test_errors(tmp_path, how, expected):
-    data = make_camvid(tmp_path)
+    data = make_camvid720(tmp_path)
     label = tmp_path / "LabeledApproved_full/0001TP_006690_L.png"
     if how == "ids":
         write(label, np.zeros((6, 8), np.uint8))
@@ -131,7 +110,7 @@ def test_errors(tmp_path, how, expected):
 
 
 def test_the_form_of_segnet_is_told_from_the_original(tmp_path):
-    data = make_camvid(tmp_path) | {"name": "camvid"}
+    data = make_camvid720(tmp_path) | {"name": "camvid"}
     message = error_of(datasets.load, data, "train")
     assert "holds the original frames of 720x960" in message
     assert "--config.data.name=camvid720" in message

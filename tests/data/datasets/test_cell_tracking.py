@@ -1,43 +1,12 @@
 """2-D sets of the Cell Tracking Challenge, on tiny sequences."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from image_folders import cut, error_of, rgb
 from published_sets import assert_readable, write_tiff
+from set_trees import cell_frame, cell_markers, cell_masks, make_sequence
 
 from segjax.data import datasets
-
-
-def frame(seed: int, h: int = 6) -> np.ndarray:
-    return rgb(seed, h)[:, :, 0]
-
-
-def masks(cells: int) -> np.ndarray:
-    """Cells 5, 6, .. of 2x2 pixels side by side; the markers are 1, 2, ..."""
-    numbers = np.zeros((6, 8), np.uint16)
-    for k in range(cells):
-        numbers[1:3, 3 * k : 3 * k + 2] = 5 + k
-    return numbers
-
-
-def markers(cells: int) -> np.ndarray:
-    return np.where(masks(cells) > 0, masks(cells) - 4, 0).astype(np.uint16)
-
-
-def make_sequence(
-    root: Path, name: str, gold: dict[int, int], *, silver: bool = False, count: int = 5
-) -> dict:
-    """Frames 000, 001, ..; every frame shows two cells, ``gold`` masks so many."""
-    for t in range(count):
-        write_tiff(root / name / f"t{t:03d}.tif", frame(10 * int(name) + t))
-        write_tiff(root / f"{name}_GT/TRA/man_track{t:03d}.tif", markers(2))
-        if silver:
-            write_tiff(root / f"{name}_ST/SEG/man_seg{t:03d}.tif", masks(2))
-    for t, cells in gold.items():
-        write_tiff(root / f"{name}_GT/SEG/man_seg{t:03d}.tif", masks(cells))
-    return {"name": "cell_tracking", "root": str(root)}
 
 
 def test_silver_truth_trains_and_gold_truth_validates(tmp_path):
@@ -51,19 +20,19 @@ def test_silver_truth_trains_and_gold_truth_validates(tmp_path):
     }
     examples = assert_readable(data, expected)
     example = examples["train"][1]
-    np.testing.assert_array_equal(example["image"][:, :, 0], frame(11))
-    np.testing.assert_array_equal(example["label"], masks(2) > 0)
-    np.testing.assert_array_equal(example["instance"], masks(2))
+    np.testing.assert_array_equal(example["image"][:, :, 0], cell_frame(11))
+    np.testing.assert_array_equal(example["label"], cell_masks(2) > 0)
+    np.testing.assert_array_equal(example["instance"], cell_masks(2))
     # Of two cells the first gold frame shows one: what is no cell there is not known.
     part, whole = (e["label"] for e in examples["validation"])
-    np.testing.assert_array_equal(part, np.where(masks(1) > 0, 1, 255))
-    np.testing.assert_array_equal(whole, masks(2) > 0)
+    np.testing.assert_array_equal(part, np.where(cell_masks(1) > 0, 1, 255))
+    np.testing.assert_array_equal(whole, cell_masks(2) > 0)
     assert examples["validation"][0]["instance"].max() == 5
 
 
 def test_a_marker_is_inside_if_half_of_it_is(tmp_path):
     make_sequence(tmp_path, "01", {0: 2, 1: 2})
-    moved = np.roll(markers(2), 1, axis=0)  # half of each marker
+    moved = np.roll(cell_markers(2), 1, axis=0)  # half of each marker
     write_tiff(tmp_path / "01_GT/TRA/man_track000.tif", moved)
     write_tiff(
         tmp_path / "01_GT/TRA/man_track001.tif", np.roll(moved, 1, axis=1)
@@ -154,9 +123,9 @@ def test_errors(tmp_path, how, expected):
     elif how == "color":
         write_tiff(mask, rgb(0))
     elif how == "slices":
-        write_tiff(mask.with_name("man_seg_000_001.tif"), masks(2))
+        write_tiff(mask.with_name("man_seg_000_001.tif"), cell_masks(2))
     elif how == "pages":
-        write_tiff(root / "01/t000.tif", np.stack([frame(0)] * 5))
+        write_tiff(root / "01/t000.tif", np.stack([cell_frame(0)] * 5))
     elif how == "no TIFF":
         (root / "01/t000.tif").write_bytes(b"text")
     elif how == "one frame":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from image_folders import cut, error_of, rgb, write
 from published_sets import assert_readable, make_cityscapes
+from set_trees import make_kitti
 
 from segjax.data import datasets
 from segjax.data.datasets import cityscapes
@@ -131,20 +132,6 @@ def test_empty_and_missing_folders(tmp_path):
 
 
 # --- KITTI
-
-
-def make_kitti(root: Path, count: int = 5) -> dict:
-    for i in range(count):
-        name = f"{i:06d}_10.png"
-        write(root / "training/image_2" / name, rgb(i))
-        ids = np.full((6, 8), 26, np.uint16)
-        ids[0], ids[1] = 11, 30
-        write(root / "training/semantic" / name, ids.astype(np.uint8))
-        write(
-            root / "training/instance" / name, ids * 256 + np.arange(8, dtype=np.uint16)
-        )
-    write(root / "testing/image_2/000000_10.png", rgb(9))
-    return {"name": "kitti_semantic", "root": str(root)}
 
 
 def test_kitti(tmp_path):

@@ -1,35 +1,11 @@
 """ISBI 2012 as slices and as volumes, on tiny stacks."""
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 from image_folders import H, W, error_of, write
+from set_trees import isbi_slices, make_isbi
 
 from segjax.data import datasets
-
-
-def slices(n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, H, W), np.uint8)
-
-
-def make_isbi(root: Path, form: str, n: int = 11, test: int = 2) -> None:
-    volume, unlabeled = slices(n, 0), slices(test, 2)
-    labels = np.where(slices(n, 1) > 100, 255, 0).astype(np.uint8)
-    stacks = {"image": volume, "label": labels}
-    if form == "tiff":
-        root.mkdir(parents=True)
-        cv2.imwritemulti(str(root / "train-volume.tif"), list(volume))
-        cv2.imwritemulti(str(root / "train-labels.tif"), list(labels))
-        cv2.imwritemulti(str(root / "test-volume.tif"), list(unlabeled))
-        return
-    for name, stack in stacks.items():
-        for z, page in enumerate(stack):
-            write(root / "membrane" / "train" / name / f"{z}.png", page)
-    for z, page in enumerate(unlabeled):
-        write(root / "membrane" / "test" / f"{z}.png", page)
-        write(root / "membrane" / "test" / f"{z}_predict.png", page)  # not a slice
 
 
 @pytest.mark.parametrize("form", ["png", "tiff"])
@@ -48,11 +24,13 @@ def test_isbi2012(tmp_path, form):
     examples = [train[i] for i in range(8)] + [validation[i] for i in range(3)]
     assert [e["id"] for e in examples] == [f"train_{z:02d}" for z in range(11)]
     np.testing.assert_array_equal(
-        [e["image"][:, :, 0] for e in examples], slices(11, 0)
+        [e["image"][:, :, 0] for e in examples], isbi_slices(11, 0)
     )
-    np.testing.assert_array_equal([e["label"] for e in examples], slices(11, 1) > 100)
+    np.testing.assert_array_equal(
+        [e["label"] for e in examples], isbi_slices(11, 1) > 100
+    )
     assert test[1]["id"] == "test_01" and (test[1]["label"] == 255).all()
-    np.testing.assert_array_equal(test[1]["image"][:, :, 0], slices(2, 2)[1])
+    np.testing.assert_array_equal(test[1]["image"][:, :, 0], isbi_slices(2, 2)[1])
     assert test[1]["image"].shape == (H, W, 1)
 
 
@@ -77,7 +55,9 @@ def test_isbi2012_errors(tmp_path):
     assert "slice 10" in message(tmp_path / "a")
 
     make_isbi(tmp_path / "c", "png")
-    write(tmp_path / "c" / "membrane" / "train" / "image" / "03.png", slices(1, 0)[0])
+    write(
+        tmp_path / "c" / "membrane" / "train" / "image" / "03.png", isbi_slices(1, 0)[0]
+    )
     assert "holds both 03.png and 3.png" in message(tmp_path / "c")
 
     make_isbi(tmp_path / "b", "tiff")
