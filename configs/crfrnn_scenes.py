@@ -1,16 +1,18 @@
 """CRF-RNN on procedural scenes at 64x64, for two CPU cores: base network, then jointly.
 
+    python -m experiments.chain --config configs/crfrnn_scenes.py:joint \\
+        --workdir runs/crfrnn
     python -m experiments.train --config configs/crfrnn_scenes.py:base \\
-        --workdir runs/crfrnn_base
-    python -m experiments.train --config configs/crfrnn_scenes.py:joint \\
-        --workdir runs/crfrnn --config.init_from=runs/crfrnn_base
+        --workdir runs/base
+
+The first trains base and then joint from it.
 
 The base is a small DeepLab that scores every 8th pixel and interpolates, so that its
 boundaries are coarse.  In two stages as in the paper: the network alone, then network
-and CRF end to end, from its weights; without init_from, "joint" trains both from
-scratch.  The kernels are narrower than the paper's, whose images are eight times as
-wide, and not as narrow in color, for the noise of the scenes.  No paper reports this
-setting.
+and CRF end to end, from its weights; "joint" by experiments.train without init_from
+trains both from scratch.  The kernels are narrower than the paper's, whose images are
+eight times as wide, and not as narrow in color, for the noise of the scenes.  No paper
+reports this setting.
 """
 
 from experiments.shared import recipes
@@ -46,6 +48,7 @@ VARIANTS = {
         "total_steps": 300,
     },
 }
+STARTS_FROM = {"joint": "base"}
 
 
 def get_config(arg: str = ""):

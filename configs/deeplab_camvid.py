@@ -3,10 +3,10 @@
     python -m experiments.train --config configs/deeplab_camvid.py:deeplab-largefov \\
         --workdir runs/largefov --config.data.root=/path/to/CamVid \\
         --config.init_from=weights/vgg16.safetensors
-    python -m experiments.train \\
+    python -m experiments.chain \\
         --config configs/deeplab_camvid.py:deeplab-msc-largefov \\
         --workdir runs/msc --config.data.root=/path/to/CamVid \\
-        --config.init_from=runs/largefov
+        --config.init_from=weights/vgg16.safetensors
     python -m experiments.train \\
         --config configs/deeplab_camvid.py:deeplab-v2-resnet101 \\
         --workdir runs/resnet101 --config.data.root=/path/to/CamVid \\
@@ -87,6 +87,8 @@ VARIANTS = {
     "deeplab-v2-resnet101": _RESNET,
     "deeplab-v2-resnet101-largefov": _RESNET,
 }
+# deeplab-msc has the poolings of LargeFOV, and no published stage of its own before it.
+STARTS_FROM = {"deeplab-msc-largefov": "deeplab-largefov"}
 
 
 def get_config(arg: str = ""):

@@ -2,14 +2,14 @@
 
     python -m experiments.train --config configs/zoomout_scenes.py:backbone \\
         --workdir runs/hypercolumn_scenes
-    python -m experiments.train --config configs/zoomout_scenes.py:zoomout \\
-        --workdir runs/zoomout_scenes --config.init_from=runs/hypercolumn_scenes
+    python -m experiments.chain --config configs/zoomout_scenes.py:zoomout \\
+        --workdir runs/zoomout_scenes
 
 The paper takes VGG16 from ImageNet. Here a narrow one is trained first, as the backbone
 of a hypercolumn network, with the batch normalization that training from scratch needs;
 then the zoom-out classifier is trained on what it computes, with 144 superpixels of
 about 28 pixels each. Without init_from the backbone would be one that nothing has
-trained. No paper reports this setting.
+trained. The second command trains both stages. No paper reports this setting.
 """
 
 from experiments.shared import recipes
@@ -42,6 +42,7 @@ VARIANTS = {
         "total_steps": 150,
     },
 }
+STARTS_FROM = {"zoomout": "backbone"}
 
 
 def get_config(arg: str = ""):

@@ -12,8 +12,9 @@
   slurm     one task per GPU, submitted by submitit (sbatch)
   local     this machine, in one or several processes
 
-Every engine starts experiments.train with the config and its overrides.  It continues
-from its last checkpoint, so whatever stops it, being started again is all it needs.
+Every engine starts experiments.train with the config and its overrides, or with --chain
+experiments.chain.  It continues from its last checkpoint, so whatever stops it, being
+started again is all it needs.
 gs://BUCKET/.. is a folder that the engine mounts; slurm and local take folders that
 all machines see.  docs/pods.md goes through it step by step.
 
@@ -37,7 +38,7 @@ from experiments.launch.job import (
     to_yaml,
     worker_command,
 )
-from experiments.shared import cli
+from experiments.shared import chains, cli
 from segjax import config as config_lib
 from segjax import sharding
 from segjax.errors import UserError
@@ -72,16 +73,17 @@ def make_job(values: flags.FlagValues) -> Job:
         "local": values.processes,
     }.get(values.engine, found and found.chips * values.slices)
     # The file may be there for the workers only.
-    config = values.config.copy_and_resolve_references()
-    config.init_from = ""
-    config_lib.check(config)
-    for field, parts in (
-        ("batch_size", config.grad_accum_steps),
-        ("eval_batch_size", 1),
-    ):
-        sharding.check_batch_size(
-            config[field], field, grad_accum_steps=parts, devices=devices
-        )
+    for stage in _configs(values):
+        config = stage.copy_and_resolve_references()
+        config.init_from = ""
+        config_lib.check(config)
+        for field, parts in (
+            ("batch_size", config.grad_accum_steps),
+            ("eval_batch_size", 1),
+        ):
+            sharding.check_batch_size(
+                config[field], field, grad_accum_steps=parts, devices=devices
+            )
     extra = ["--distributed=on"] if on_tpu else []
     if on_tpu:
         _check_data(config.data)
@@ -92,7 +94,12 @@ def make_job(values: flags.FlagValues) -> Job:
     workdir = values.workdir
     if not on_tpu:
         workdir = str(Path(workdir).expanduser().absolute())
-    command, buckets = worker_command(sys.argv[1:], workdir, extra)
+    command, buckets = worker_command(
+        sys.argv[1:],
+        workdir,
+        extra,
+        "experiments.chain" if values.chain else "experiments.train",
+    )
     if buckets and not on_tpu:
         raise UserError(
             f"--engine {values.engine} mounts no buckets; found gs://{buckets[0]}"
@@ -109,6 +116,19 @@ def make_job(values: flags.FlagValues) -> Job:
         max_restarts=values.max_restarts,
         environment=tuple(map(_variable, values.env)),
     )
+
+
+def _configs(values: flags.FlagValues) -> list[ConfigDict]:
+    """The config of the run, or those of the stages with --chain."""
+    if not values.chain:
+        return [values.config]
+    given = config_lib.flatten(values.config)
+    stages = chains.read(
+        cli.flag_value("config"),
+        {key: given[key] for key in config_flags.get_override_values(values["config"])},
+        workdir=values.workdir,
+    )
+    return [stage.config for stage in stages]
 
 
 def _check_data(data: ConfigDict) -> None:
@@ -197,6 +217,8 @@ def define_flags(values: flags.FlagValues) -> None:
     string("workdir", None, "gs://BUCKET/FOLDER, or a shared folder.", **to)
     flags.DEFINE_enum("engine", None, ENGINES, "What starts the workers.", **to)
     flags.DEFINE_bool("dry_run", False, "Print what would be submitted.", **to)
+    text = "Train the chain that ends with this variant: experiments.chain."
+    flags.DEFINE_bool("chain", False, text, **to)
     string("job_name", "", "Default: of the config and the workdir.", **to)
     integer("max_restarts", 20, "Restarts after which to give up.", 0, **to)
     string("topology", "", "TPU slice, such as v5e:4x4 or v4:2x2x4.", **to)

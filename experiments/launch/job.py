@@ -47,7 +47,10 @@ class Job(NamedTuple):
 
 
 def worker_command(
-    arguments: Sequence[str], workdir: str, extra: Sequence[str] = ()
+    arguments: Sequence[str],
+    workdir: str,
+    extra: Sequence[str] = (),
+    program: str = "experiments.train",
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The training command for the arguments ``--config ...`` of a launch.
 
@@ -55,6 +58,7 @@ def worker_command(
       arguments: of this program; those of training are passed on.
       workdir: a path of the workers or gs://BUCKET/FOLDER.
       extra: further arguments of the worker.
+      program: of the workers; experiments.chain has the same flags and exit codes.
 
     Returns:
       The command, in which buckets are mounted folders; those buckets.
@@ -83,7 +87,7 @@ def worker_command(
         return re.sub(r"gs://([^/,]+)", replace, text)
 
     arguments = [*chosen, f"--workdir={workdir}", *extra]
-    command = ("python", "-m", "experiments.train", *map(mounted, arguments))
+    command = ("python", "-m", program, *map(mounted, arguments))
     return command, tuple(dict.fromkeys(found))
 
 

@@ -77,6 +77,13 @@ _VGG16 = DEEPLAB_OPTIM | {"lr": 1e-3, "lr_mult": ("fc8=10", "bias=2")}
 DEEPLAB_V1_OPTIM = _VGG16 | {"schedule": "step", "step_every": 2000}
 DEEPLAB_V2_OPTIM = _VGG16 | {"schedule": "poly"}
 
+# CRF-RNN (ICCV 2015), end to end: whole images one by one, the loss summed over pixels.
+CRFRNN_OPTIM = {
+    "lr": 1e-13,
+    "momentum": 0.99,
+    "lr_mult": ("bias=2", "ker_weights=1e4", "compatibility_matrix=1e3"),
+}
+
 
 def adam(lr: float) -> dict[str, Any]:
     """``config.optim``: Adam, polynomial from ``lr``, without weight decay."""

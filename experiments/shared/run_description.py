@@ -48,15 +48,7 @@ def check_same_run(
         return
     trained = workdir_lib.read_dataset(workdir)
     workdir_lib.check_same_classes(trained, info, where=str(workdir))
-    before = config_lib.flatten(config_lib.load(path))
-    now = config_lib.flatten(config)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and key not in FREE_FIELDS:
-            raise UserError(
-                f"{workdir} was trained with --config.{key}={before.get(key)!r}, this "
-                f"command has {now.get(key)!r}: use another --workdir, or the old "
-                "value to continue"
-            )
+    check_same_config(config, workdir)
     folder = workdir / workdir_lib.CHECKPOINTS
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if steps and max(steps) > config.total_steps:
@@ -72,6 +64,26 @@ def check_same_run(
                 f"run began with ({split.images} then, {splits[name].images} now; "
                 "their names or sizes differ): restore them, or start from this run "
                 f"in another --workdir with --config.init_from={workdir}"
+            )
+
+
+def check_same_config(config: ConfigDict, workdir: Path) -> None:
+    """Refuses to continue a run that was trained with another config.
+
+    Raises:
+      UserError: a field differs that changes what is learned.
+    """
+    path = workdir / workdir_lib.CONFIG
+    if not path.exists():
+        return
+    before = config_lib.flatten(config_lib.load(path))
+    now = config_lib.flatten(config)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in FREE_FIELDS:
+            raise UserError(
+                f"{workdir} was trained with --config.{key}={before.get(key)!r}, this "
+                f"command has {now.get(key)!r}: use another --workdir, or the old "
+                "value to continue"
             )
 
 

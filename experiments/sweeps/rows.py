@@ -276,36 +276,55 @@ def check_row(row: Row, data: bool) -> Row:
     if not data:
         config.init_from = ""
     try:
-        config_lib.check(config)
-        if data:
-            training_run.build_run(config)
-        classes, shape = example(config)
-        model = models.build(config, classes)
-        training.check_loss(model, config.loss)
-
-        def optimizer_of(params: dict):
-            return optim.create(config.optim, params, config.total_steps)
-
-        state = jax.eval_shape(
-            lambda: training.create_state(
-                model, optimizer_of, image_shape=shape, seed=config.seed
-            )
-        )
-        step = training.make_step(
-            model,
-            optimizer_of(state.params),
-            options=config.loss,
-            seed=0,
-            grad_accum_steps=config.grad_accum_steps,
-        )
-        images = (config.batch_size, *shape)
-        batch = {
-            "image": jax.ShapeDtypeStruct(images, jnp.uint8),
-            "label": jax.ShapeDtypeStruct(images[:-1], jnp.uint8),
-        }
-        jax.eval_shape(step, state, batch)
-        resolved = row.config.copy_and_resolve_references()
-        resolved.total_steps = config.total_steps
-        return row._replace(config=resolved)
+        checked = check_config(config, data)
     except (UserError, ValueError) as error:  # of networks: shapes that do not fit
         raise UserError(f"row {row.name}: {error}") from error
+    resolved = row.config.copy_and_resolve_references()
+    resolved.total_steps = checked.total_steps
+    return row._replace(config=resolved)
+
+
+def check_config(config: ConfigDict, data: bool) -> ConfigDict:
+    """Builds the model of a config and traces its training step; computes nothing.
+
+    Args:
+      config: to be checked; with `data`, its ``total_steps`` become those of its
+        ``total_epochs``.
+      data: also looks for the data, as the run will.
+
+    Returns:
+      The config.
+
+    Raises:
+      UserError: what is wrong with it.
+      ValueError: the network does not fit the shapes.
+    """
+    config_lib.check(config)
+    if data:
+        training_run.build_run(config)
+    classes, shape = example(config)
+    model = models.build(config, classes)
+    training.check_loss(model, config.loss)
+
+    def optimizer_of(params: dict):
+        return optim.create(config.optim, params, config.total_steps)
+
+    state = jax.eval_shape(
+        lambda: training.create_state(
+            model, optimizer_of, image_shape=shape, seed=config.seed
+        )
+    )
+    step = training.make_step(
+        model,
+        optimizer_of(state.params),
+        options=config.loss,
+        seed=0,
+        grad_accum_steps=config.grad_accum_steps,
+    )
+    images = (config.batch_size, *shape)
+    batch = {
+        "image": jax.ShapeDtypeStruct(images, jnp.uint8),
+        "label": jax.ShapeDtypeStruct(images[:-1], jnp.uint8),
+    }
+    jax.eval_shape(step, state, batch)
+    return config

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.rglob("docs/**/*.md")]
 PROGRAMS = [
     path
     for path in [*ROOT.glob("experiments/*.py"), *ROOT.glob("experiments/*/*.py")]

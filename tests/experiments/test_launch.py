@@ -520,6 +520,21 @@ def test_worker_command_keeps_the_config_and_nothing_else():
         job.worker_command(["--config=/etc/other.py"], "gs://c/runs")
 
 
+def test_a_chain_is_started_by_its_last_stage_and_every_stage_is_checked():
+    arguments = ("--engine=local", "--workdir=/tmp/chain", "--chain", "--processes=1")
+    config = "configs/dilation_camvid.py"
+    line = printed(*arguments, "--config", f"{config}:joint", "--config.seed=3")
+    assert (
+        f"python -m experiments.chain --config={config}:joint --config.seed=3" in line
+    )
+    with pytest.raises(UserError, match="'front_end' starts from no other variant"):
+        launch(*arguments, "--config", f"{config}:front_end")
+    # The batch of the first stage is 8, that of the last one 1.
+    whole = (*arguments, "--config", f"{config}:joint", "--config.batch_size=4")
+    with pytest.raises(UserError, match=r"batch_size=4 does not split evenly over 3"):
+        launch(*whole, "--processes=3")
+
+
 @pytest.mark.parametrize(
     "config, workdir, name",
     [
