@@ -21,7 +21,9 @@ setup(
         "matplotlib>=3.9",  # plots
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "opencv-python-headless>=4.10.0.84",  # decoding, warping
+        # Decoding, warping, proposals; replaces opencv-python-headless, as both are
+        # the module cv2.
+        "opencv-contrib-python-headless>=4.10.0.84",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.25",
         "pillow>=12.0",  # masks, WebP, AVIF, and the codecs of TIFF

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from segjax import compilation, errors, losses, optim
-from segjax.data import augment_options, datasets, scenes
+from segjax import compilation, errors, losses, optim, proposals
+from segjax.data import augment_options, datasets, object_crops, scenes
 from segjax.errors import UserError
 from segjax.labels import VOID
 from segjax.ops import filters, mean_field
@@ -173,6 +173,34 @@ _DATA = {
         (),
         NAMES,
         "names of classes, which become 0, 1, ..; all others are void; (): all",
+    ),
+    "objects": Field(
+        "none",
+        _one_of(*object_crops.STAGES),
+        "what is trained on: whole images, or DeconvNet's crops of objects (stage1: "
+        "every object, all else is background; stage2: proposals that overlap one); "
+        "docs/systems/deconvnet.md",
+    ),
+    "object_side": Field(
+        250, _integer(1, 2**13), "px, height and width that crops are resized to"
+    ),
+    "object_least": Field(
+        16, _integer(1, 2**16), "px, least side of the box of an object that counts"
+    ),
+    "object_balance": Field(
+        0.0,
+        _FRACTION,
+        "crops of rare classes are repeated up to this share of the crops of the most "
+        "frequent class; 0: not",
+    ),
+    "proposals": Field(
+        "edge_boxes", _one_of(*proposals.METHODS), "of stage2: how boxes are proposed"
+    ),
+    "edge_model": Field(
+        "",
+        _TEXT,
+        "edge_boxes: file of a structured forest (OpenCV's model.yml.gz); '': edges "
+        "are gradients",
     ),
     "train_split": Field("train", _TEXT, "the split that is trained on"),
     "eval_split": Field("validation", _TEXT, "the split that is evaluated"),

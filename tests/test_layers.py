@@ -28,14 +28,15 @@ ALLOWED = {
     "segjax/ops": (),
     "segjax/models": ("segjax.ops",),
     "segjax/analysis": ("segjax.ops", "segjax.models", "segjax.published"),
-    "segjax/data": (),
+    "segjax/proposals": (),
+    "segjax/data": ("segjax.proposals",),
     "segjax/published.py": (),
     "segjax/published_scores.py": (),
     "segjax/weights": (),
     "segjax/config.py": ("segjax.models", "segjax.config_fields", "segjax.losses"),
     "segjax/config_fields.py": (
         *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),
-        "segjax.data",
+        *("segjax.data", "segjax.proposals"),
     ),
     "segjax/workdir.py": ("segjax.data",),
     "segjax/losses.py": (),
@@ -51,6 +52,7 @@ ALLOWED = {
     "segjax/training.py": ("segjax.ops", "segjax.models", "segjax.losses"),
     "segjax/inference": (
         *("segjax.ops", "segjax.models", "segjax.data", "segjax.config"),
+        "segjax.proposals",
         *("segjax.checkpoint", "segjax.checkpoint_scores"),
         *("segjax.sharding", "segjax.workdir"),
         *("segjax.config_fields", "segjax.compilation"),
@@ -117,7 +119,7 @@ def test_models_and_ops_need_only_jax_and_flax():
 
 def test_data_is_read_and_scored_without_jax():
     for path in FILES:
-        if part(path) in ("segjax/data", "segjax/scoring"):
+        if part(path) in ("segjax/data", "segjax/proposals", "segjax/scoring"):
             assert not of(imports(path), "jax", "flax", "optax", "orbax"), path
 
 

@@ -13,7 +13,7 @@ from experiments.shared import cli, initialization
 from segjax import compilation, models, optim, sharding, training
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
-from segjax.data import datasets, folder, pipeline, transforms
+from segjax.data import datasets, folder, object_crops, pipeline, transforms
 from segjax.errors import UserError
 from segjax.ops import conv
 
@@ -96,6 +96,14 @@ def load_data(config: ConfigDict) -> tuple[datasets.Source, datasets.Dataset]:
         if config.data.keep_classes:
             kept = ", ".join(info.classes)
             cli.log(f"note: only {kept} are kept, the other classes are void")
+    source = object_crops.wrap(
+        source,
+        info,
+        config.data,
+        process=(jax.process_index(), jax.process_count()),
+        workers=config.workers,
+        threads=config.threads,
+    )
     return source, info
 
 
@@ -104,6 +112,10 @@ def splits(
 ) -> dict[str, workdir_lib.Split]:
     """Which images a run trains and evaluates on, by the names of the splits."""
     sources = {config.data.train_split: source, config.data.eval_split: eval_source}
+    if isinstance(source, object_crops.ObjectCrops):
+        # The split has whole images; what it is cut into must not change, either.
+        sources[config.data.train_split] = source.images
+        sources[f"{config.data.train_split}, crops"] = source
     return {
         name: workdir_lib.Split(len(split), datasets.fingerprint(split))
         for name, split in sources.items()

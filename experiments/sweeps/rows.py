@@ -253,6 +253,8 @@ def example(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
     """
     info = datasets.describe(config.data)
     size = config.augment.crop if any(config.augment.crop) else info.size
+    if config.data.objects != "none" and not any(config.augment.crop):
+        size = (config.data.object_side,) * 2
     if not any(size):
         source, _ = datasets.load(config.data, config.data.train_split)
         size = training_run.common_size(source)
