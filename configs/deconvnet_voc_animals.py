@@ -85,16 +85,16 @@ VARIANTS = {
     "fcn": {
         "model_name": "fcn",
         "model": {
-            "widths": (16, 32, 48, 64, 64),
-            "fc_channels": 256,
-            "norm": "batch",
-            "pad": 72,
+            "backbone": "resnet50",
+            "stage_sizes": (2, 2, 2, 2),
+            "widths": (16,),
+            "pad": 3,
             "image_stats": "unit",
         },
         "data": {"resize": (144, 192)},
         "augment": {
-            "crop": (96, 128),
-            "scale": (0.5, 1.0),
+            "crop": (144, 192),
+            "scale": (0.75, 1.25),
             "flip": 0.5,
             **recipes.COLORS,
         },

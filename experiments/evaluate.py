@@ -116,7 +116,7 @@ def evaluate(
     images = chain(
         evaluation_stages.in_batches(
             evaluation_stages.make_step(plan, radius=scored.radius, keep=scored.keep),
-            source,
+            segmenter.with_regions(source),
             mesh=mesh,
             reading={
                 "batch_size": config.eval_batch_size,
@@ -126,6 +126,7 @@ def evaluate(
                 "padding": padding,
                 "max_pixels": limit,
                 "devices": mesh.size,
+                "regions": segmenter.regions,
             },
         ),
         evaluation_stages.in_parts(

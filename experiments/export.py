@@ -76,6 +76,12 @@ def export(
     for name in formats:
         if name not in export_programs.FORMATS:
             raise errors.unknown("--formats", name, export_programs.FORMATS)
+    if options and options.proposals:
+        raise UserError(
+            f"--proposals={options.proposals}: boxes are proposed by OpenCV, which "
+            "exported programs do without: leave it out, and predict with "
+            "experiments.predict"
+        )
     resize = tuple(config.data.resize)
     if any(resize):
         if set(sizes) - {resize}:

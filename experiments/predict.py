@@ -198,6 +198,7 @@ def _settings(
         "resize": list(segmenter.resize),
         "value_range": list(segmenter.value_range),
         "precision": segmenter.precision,
+        "search": segmenter.search_facts(),
         "padding": padding,
         "max_pixels": max_pixels,
     }

@@ -57,7 +57,7 @@ def benchmark(
             "experiments.predict predicts in parts: only smaller images are measured"
         )
     names = prediction_files.output_names(paths)
-    predictor = inference.compose(segmenter.models, segmenter.options)
+    predictor = segmenter.predictor()
     labels = inference.predict_labels(predictor)
     alone = jax.jit(compilation.precision(segmenter.precision)(labels))
 
@@ -148,6 +148,11 @@ def main(argv) -> None:
     if "probabilities" in values.outputs:
         raise UserError("--outputs: probabilities are not measured; name the others")
     cli.start()
+    if options.proposals:
+        raise UserError(
+            f"--proposals={options.proposals}: only predictions of whole images are "
+            "measured; leave it out"
+        )
     segmenter = inference.load(
         values.workdir,
         *values.ensemble,

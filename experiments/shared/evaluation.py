@@ -28,13 +28,21 @@ def make_eval_step(
 
 
 def eval_batches(
-    config: ConfigDict, source: datasets.Source, channels: int
+    config: ConfigDict, source: datasets.Source, channels: int, regions: int = 0
 ) -> Iterator[dict]:
-    """This process's share of the evaluation batches of a source."""
+    """This process's share of the evaluation batches of a source.
+
+    Args:
+      config: of the run.
+      source: the same on every process.
+      channels: of its images.
+      regions: see ``pipeline.eval_batches``.
+    """
     return pipeline.eval_batches(
         source,
         batch_size=config.eval_batch_size,
         channels=channels,
         process=(jax.process_index(), jax.process_count()),
         threads=config.threads,
+        regions=regions,
     )

@@ -97,7 +97,10 @@ def _protocol(segmenter: inference.Segmenter) -> list[str]:
     return [name for name in names if name not in _DETAILS]
 
 
-_DETAILS = ("tile", "stride", "scale_rule", "ensemble_rule")
+_DETAILS = (
+    *("tile", "stride", "scale_rule", "ensemble_rule"),
+    *("proposal_rule", "proposal_method", "proposal_side"),
+)
 """Options that change nothing alone: tiles equal the whole image."""
 
 
@@ -108,6 +111,8 @@ def _plain(segmenter: inference.Segmenter) -> inference.Segmenter:
         variables=segmenter.variables[:1],
         options=options,
         executables={},
+        crops=segmenter.crops[:1],
+        search=None,
     )
 
 
@@ -144,7 +149,7 @@ def make_step(plan: Pass, *, radius: int, keep: bool) -> Callable:
     mesh, split = last.mesh, sharding.split(last.mesh)
     run = []
     for segmenter in plan.segmenters:
-        predictor = inference.compose(segmenter.models, segmenter.options)
+        predictor = segmenter.predictor()
         predictor = compilation.precision(segmenter.precision)(predictor)
         run.append(jax.jit(predictor, out_shardings=split))
     score = evaluators.make_score(len(last.info.classes), radius)
@@ -152,7 +157,7 @@ def make_step(plan: Pass, *, radius: int, keep: bool) -> Callable:
 
     def step(batch: dict) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         columns = [
-            predict(segmenter.variables, batch["image"])
+            predict(segmenter.variables, *segmenter.inputs(batch))
             for predict, segmenter in zip(run, plan.segmenters)
         ]
         if plan.crf:

@@ -55,7 +55,7 @@ def write_programs(
         jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
     ]
     weights = {name: np.asarray(leaf) for name, (_, leaf) in zip(names, leaves)}
-    predict = inference.compose(segmenter.models, segmenter.options)
+    predict = segmenter.predictor()
     predict = compilation.precision(segmenter.precision)(predict)
 
     def run(weights: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:

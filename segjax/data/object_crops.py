@@ -18,13 +18,13 @@ import numpy as np
 import tqdm
 from scipy import ndimage
 
+from segjax import proposals
 from segjax.data.channel_groups import by_group
 from segjax.data.images import resize_label
 from segjax.data.layout import DataConfig
 from segjax.data.source import Dataset, Example, Size, Source
 from segjax.errors import UserError
 from segjax.labels import VOID
-from segjax import proposals
 from segjax.proposals import Settings, boxes, stored
 
 STAGES = ("none", "stage1", "stage2")

@@ -20,6 +20,7 @@ from segjax.data.source import Example, Size, Source
 from segjax.data.workers import start_workers
 from segjax.errors import UserError
 from segjax.labels import VOID
+from segjax.proposals import boxes
 
 # Many examples are read at once; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
@@ -41,6 +42,8 @@ class Batch(TypedDict):
     """uint16 [n, h, w], 0 = no instance, if the source has instance maps."""
     added_weight: NotRequired[np.ndarray]
     """float32 [n, h, w], added to the class weights in the loss."""
+    regions: NotRequired[np.ndarray]
+    """int32 [n, 1 + P, 4], boxes of evaluation batches: see inference.proposals."""
 
 
 def train_batches(
@@ -197,6 +200,7 @@ def eval_batches(
     padding: float = batching.PADDING,
     max_pixels: float = math.inf,
     devices: int = 1,
+    regions: int = 0,
 ) -> Iterator[Batch]:
     """All examples once, unaugmented, in batches of static shape.
 
@@ -210,6 +214,7 @@ def eval_batches(
       padding: see ``eval_plan``.
       max_pixels: see ``eval_plan``.
       devices: see ``eval_plan``.
+      regions: rows of the regions of an example; 0: examples have none.
 
     Returns:
       Batches of ``batch_size / n`` examples, or of fewer where ``max_pixels`` asks for
@@ -235,6 +240,8 @@ def eval_batches(
         label = np.full((local_size, *shape), VOID, np.uint8)
         ids = [""] * local_size
         instance: np.ndarray | None = None
+        rows = np.zeros((local_size, regions, 4), np.int32)
+        rows[:] = boxes.NONE
         for position, example in enumerate(source[i] for i in local):
             h, w = example["label"].shape
             image[position] = mirror_to(example["image"], shape)
@@ -244,8 +251,14 @@ def eval_batches(
                 if instance is None:
                     instance = np.zeros((local_size, *shape), np.uint16)
                 instance[position, :h, :w] = example["instance"]
+            if regions:
+                rows[position] = example["regions"]
         batch: Batch = {"image": image, "label": label, "id": np.array(ids)}
-        return batch if instance is None else {**batch, "instance": instance}
+        if instance is not None:
+            batch["instance"] = instance
+        if regions:
+            batch["regions"] = rows
+        return batch
 
     return iter(
         grain.MapDataset.source(plan).map(read).to_iter_dataset(_read_options(threads))

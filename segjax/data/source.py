@@ -28,6 +28,8 @@ class Example(TypedDict):
     instance: NotRequired[np.ndarray]
     """uint16 [H, W], 0 = no instance.  Of the sources of data sets that have instances,
     where the config asks for them (``data.instances``)."""
+    regions: NotRequired[np.ndarray]
+    """int32 [1 + P, 4], of sources that ``inference.proposals`` wraps."""
 
 
 class Source(Protocol):

@@ -21,8 +21,10 @@ from segjax.data import batching, images, pipeline, windows
 from segjax.errors import UserError
 from segjax.inference import large
 from segjax.inference.predictors import label_type
+from segjax.inference.proposals import regions
 from segjax.inference.resizing import resized_rows
 from segjax.inference.stored import Stored, file_version
+from segjax.proposals import boxes
 
 if TYPE_CHECKING:  # that module imports this one
     from segjax.inference.trained import Segmenter
@@ -78,6 +80,7 @@ class Failure(NamedTuple):
 class _Decoded(NamedTuple):
     image: np.ndarray  # at its own size
     input: np.ndarray  # what the network gets
+    regions: np.ndarray | None  # int32 [1 + P, 4], if it gets them, too
     version: tuple[int, ...]
 
 
@@ -221,8 +224,8 @@ def run(
                 began = time.perf_counter()
                 compiled = executable.result()
                 waited = time.perf_counter() - began
-                batch = stack([one.input for one in decoded.values()], group)
-                launched.append((decoded, compiled(batch), waited))
+                arrays = _arrays(list(decoded.values()), group)
+                launched.append((decoded, compiled(*arrays), waited))
                 if len(launched) > 1:
                     yield from results()
             while launched:
@@ -249,6 +252,18 @@ def stack(inputs: Sequence[np.ndarray], group: batching.BatchGroup) -> np.ndarra
     for row, image in zip(batch, inputs):
         row[:] = pipeline.mirror_to(image, group.padded_shape)
     return batch
+
+
+def _arrays(decoded: Sequence[_Decoded], group: batching.BatchGroup) -> list:
+    """The inputs of the executable of a group."""
+    arrays = [stack([one.input for one in decoded], group)]
+    found = [one.regions for one in decoded if one.regions is not None]
+    if found:
+        rows = np.zeros((group.batch_size, *found[0].shape), np.int32)
+        rows[:] = boxes.NONE
+        rows[: len(found)] = found
+        arrays.append(rows)
+    return arrays
 
 
 def whole_label(prediction: Prediction, classes: int) -> np.ndarray:
@@ -297,7 +312,7 @@ def _decode(
         if any(segmenter.resize):
             resized = size != segmenter.resize
             scaled = images.resize_image(image, segmenter.resize) if resized else image
-            return _Decoded(image, scaled, version)
+            return _Decoded(image, scaled, _regions(segmenter, scaled), version)
     except UserError as error:
         return error
     except MemoryError:
@@ -307,7 +322,11 @@ def _decode(
             f"{source}: holds {size[0]}x{size[1]} pixels, its header said less: it is "
             "damaged or has changed meanwhile; replace or remove it"
         )
-    return _Decoded(image, image, version)
+    return _Decoded(image, image, _regions(segmenter, image), version)
+
+
+def _regions(segmenter: Segmenter, image: np.ndarray) -> np.ndarray | None:
+    return regions(image, segmenter.search) if segmenter.search else None
 
 
 def _finish(

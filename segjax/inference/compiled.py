@@ -14,7 +14,7 @@ from segjax.ops import mean_field
 
 OUTPUTS = ("labels", "probabilities", "scores")
 
-Executable = Callable[[np.ndarray], dict[str, jax.Array]]
+Executable = Callable[..., dict[str, jax.Array]]
 
 
 def compile_predictor(
@@ -26,6 +26,7 @@ def compile_predictor(
     outputs: Sequence[str] = ("labels",),
     crf: mean_field.Settings | None = None,
     precision: str = "default",
+    regions: int = 0,
 ) -> Executable:
     """Compiles a predictor; calling the result compiles nothing more.
 
@@ -41,9 +42,12 @@ def compile_predictor(
         [N, H, W, K]; and "scores", the same as float32.
       crf: refines the probabilities; None: no CRF.
       precision: of products, see ``compilation.precision``.
+      regions: rows of the regions of an image (``inference.proposals``), if the
+        predictor takes them; 0: it takes images alone.
 
     Returns:
-      A function of images, uint8 of that shape; it does not wait for its results.
+      A function of images, uint8 of that shape, and of regions, int32
+      [N, regions, 4], if there are any; it does not wait for its results.
     """
     split = sharding.split(mesh)
 
@@ -61,18 +65,22 @@ def compile_predictor(
         return jitted.lower(*arguments).compile()
 
     images = jax.ShapeDtypeStruct(tuple(shape), np.uint8, sharding=split)
+    inputs = [images]
+    if regions:
+        rows = (shape[0], regions, 4)
+        inputs.append(jax.ShapeDtypeStruct(rows, np.int32, sharding=split))
     if crf is None:
-        run = compiled(lambda v, x: select(predictor(v, x)), variables, images)
-        return lambda x: run(variables, jax.device_put(x, split))
+        run = compiled(lambda v, *x: select(predictor(v, *x)), variables, *inputs)
+        return lambda *x: run(variables, *jax.device_put(x, split))
 
-    network = compiled(predictor, variables, images)
+    network = compiled(predictor, variables, *inputs)
     info = network.out_info
     scores = jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=split)
     last = compiled(select, scores)
 
-    def run_with_crf(x: np.ndarray) -> dict[str, jax.Array]:
-        images = jax.device_put(x, split)
-        scores = network(variables, images)
+    def run_with_crf(*x: np.ndarray) -> dict[str, jax.Array]:
+        images, *more = jax.device_put(x, split)
+        scores = network(variables, images, *more)
         return last(refine(scores, images, settings=crf, mesh=mesh))
 
     return run_with_crf

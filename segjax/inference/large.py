@@ -33,6 +33,12 @@ def layout(models: Sequence[nn.Module], options: PredictOptions, size: Size) -> 
     Raises:
       UserError: with these options an image cannot be predicted in parts.
     """
+    if options.proposals:
+        raise UserError(
+            f"--proposals={options.proposals} needs the whole image: raise "
+            f"--max_pixels above its {size[0] * size[1]} pixels, or leave --proposals "
+            "out"
+        )
     tilings = {model.tiling for model in models}
     if not any(tiling.margin for tiling in tilings):
         return windows.sliding(size, options.window or (SIDE,), options.stride)

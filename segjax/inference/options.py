@@ -13,8 +13,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax.errors import UserError
-from segjax.inference import predictors, windows
+from segjax.inference import predictors, proposals, windows
 from segjax.inference.predictors import Predictor
+from segjax.proposals import METHODS
+from segjax.proposals import Settings as ProposalSettings
 
 
 class PredictOptions(NamedTuple):
@@ -28,9 +30,18 @@ class PredictOptions(NamedTuple):
     flip: bool = False
     rotations: int = 1
     ensemble_rule: str = "mean"
+    proposals: int = 0
+    proposal_rule: str = "max"
+    proposal_method: str = "edge_boxes"
+    proposal_side: float = 0.5
 
 
-RULES = {"scale_rule": ("mean", "max"), "ensemble_rule": ("mean", "product")}
+RULES = {
+    "scale_rule": ("mean", "max"),
+    "ensemble_rule": ("mean", "product"),
+    "proposal_rule": proposals.RULES,
+    "proposal_method": tuple(METHODS),
+}
 """The values of the fields that choose one of several rules."""
 
 
@@ -50,6 +61,16 @@ HELP = {
     "mirror image turned by 0, 90, 180 and 270 degrees.",
     "ensemble_rule": "How the models of an ensemble are fused: the mean of their "
     "probabilities, or their product, as a geometric mean that is normalized.",
+    "proposals": "Models that are trained on crops of objects (config.data.objects) "
+    "see crops around this many object proposals instead of the whole image "
+    "(DeconvNet: 50); 0: the whole image.",
+    "proposal_rule": "How the scores of the crops of a pixel are joined: their maximum "
+    "or sum (DeconvNet's equations 1 and 2), or the maximum of these and 0 (its "
+    "released code).",
+    "proposal_method": "How boxes are proposed.",
+    "proposal_side": "Boxes count whose sides, once enlarged, have at least this "
+    "fraction of the side of the network's input in pixels (DeconvNet's released code: "
+    "112 of 224).",
 }
 """What each field means: the help of the flag of that name."""
 
@@ -59,18 +80,37 @@ def from_config(config: ConfigDict) -> PredictOptions:
     return PredictOptions(tile=config.tile)
 
 
-def compose(models: Sequence[nn.Module], options: PredictOptions) -> Predictor:
+def compose(
+    models: Sequence[nn.Module],
+    options: PredictOptions,
+    crops: Sequence[tuple[int, int]] = (),
+) -> Predictor:
     """The predictor of these options.
 
     From the inside out: models, ensemble, windows, mirror image, rotations, scales.
 
+    Args:
+      models: of the same classes.
+      options: how to predict.
+      crops: (h, w) of the crops of objects that each model was trained on, (0, 0) for
+        those of whole images; (): all of them. Only proposals need it.
+
     Returns:
-      A predictor whose variables are a tuple, one per model.
+      A predictor whose variables are a tuple, one per model. With proposals its third
+      argument are regions (proposals.py).
 
     Raises:
       UserError: options that cannot be combined, or a wrong value.
     """
-    check(models, options)
+    check(models, options, crops)
+    if options.proposals:
+        parts = [
+            proposals.instance_wise(model, crop, options.proposal_rule)
+            if any(crop)
+            else _without_regions(predictors.whole(model))
+            for model, crop in zip(models, crops, strict=True)
+        ]
+        return predictors.ensemble(parts, options.ensemble_rule)
     if options.scale_rule == "max":
         return predictors.max_scale(models[0], options.scales)
     if options.tile:
@@ -81,6 +121,10 @@ def compose(models: Sequence[nn.Module], options: PredictOptions) -> Predictor:
     if options.window:
         predictor = predictors.sliding(predictor, options.window, stride=options.stride)
     return averaged(predictor, options)
+
+
+def _without_regions(predictor: Predictor) -> Predictor:
+    return lambda variables, images, regions: predictor(variables, images)
 
 
 def averaged(predictor: Predictor, options: PredictOptions) -> Predictor:
@@ -98,7 +142,11 @@ def averaged(predictor: Predictor, options: PredictOptions) -> Predictor:
     return predictor
 
 
-def check(models: Sequence[nn.Module], options: PredictOptions) -> None:
+def check(
+    models: Sequence[nn.Module],
+    options: PredictOptions,
+    crops: Sequence[tuple[int, int]] = (),
+) -> None:
     """Raises UserError unless the models can be used in this way."""
     if options.tile and options.window:
         raise UserError(
@@ -127,6 +175,7 @@ def check(models: Sequence[nn.Module], options: PredictOptions) -> None:
         )
     if options.scale_rule == "max":
         _check_max(models, options)
+    _check_proposals(options, crops)
     for model in models:
         name = type(model).__name__
         if options.tile:
@@ -148,6 +197,38 @@ def _check_max(models: Sequence[nn.Module], options: PredictOptions) -> None:
         raise UserError(
             f"--scale_rule=max cannot be combined with --{others[0]}, which averages "
             "probabilities: the maximum is of the scores of one model"
+        )
+
+
+def _check_proposals(options: PredictOptions, crops: Sequence[tuple[int, int]]) -> None:
+    """Raises UserError where object proposals cannot be what is asked for."""
+    most, count = ProposalSettings().number, options.proposals
+    if not 0 <= count <= most:
+        raise UserError(f"--proposals: found {count}, expected 0 (none) to {most}")
+    if not 0 <= options.proposal_side < math.inf:
+        raise UserError(
+            f"--proposal_side: found {options.proposal_side}, expected 0 or more"
+        )
+    defaults = PredictOptions()
+    if not count:
+        for name in ("proposal_rule", "proposal_method", "proposal_side"):
+            if (value := getattr(options, name)) != getattr(defaults, name):
+                raise UserError(
+                    f"--{name}={value} says how proposals are used, but there are "
+                    "none: give --proposals=50, or leave it out"
+                )
+        return
+    for name in ("tile", "window", "flip", "rotations", "scales", "scale_rule"):
+        if getattr(options, name) != getattr(defaults, name):
+            raise UserError(
+                f"--proposals={count} cannot be combined with --{name}: give one of "
+                "them"
+            )
+    if not any(map(any, crops)):
+        raise UserError(
+            f"--proposals={count}: no model was trained on crops of objects; leave it "
+            "out, or give --config.data.objects=stage2 and --config.augment.crop, the "
+            "input of the network, if it was so elsewhere"
         )
 
 

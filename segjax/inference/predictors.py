@@ -21,7 +21,8 @@ from segjax.errors import UserError
 from segjax.inference import windows
 from segjax.ops import geometry, resize
 
-Predictor = Callable[[Any, jax.Array], jax.Array]
+Predictor = Callable[..., jax.Array]
+"""Of variables and images; with object proposals also of regions (proposals.py)."""
 
 
 def whole(model: nn.Module) -> Predictor:
@@ -32,13 +33,13 @@ def whole(model: nn.Module) -> Predictor:
     """
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(_whole_scores(model, variables, images), axis=-1)
+        return jax.nn.softmax(whole_scores(model, variables, images), axis=-1)
 
     return predict
 
 
-def _whole_scores(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
-    """The class scores of ``whole`` before the softmax."""
+def whole_scores(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    """The class scores of ``whole`` before the softmax, float32 [N, H, W, K]."""
     height, width = images.shape[1:3]
     rows, columns = (_extension(model.tiling, side) for side in (height, width))
     extended = windows.mirror(images, rows, columns)
@@ -196,7 +197,7 @@ def max_scale(model: nn.Module, scales: Sequence[float]) -> Predictor:
       UserError: no scale, or one that is not positive.
     """
     _check_scales(scales)
-    run = functools.partial(_whole_scores, model)
+    run = functools.partial(whole_scores, model)
 
     def predict(variables: Sequence[Any], images: jax.Array) -> jax.Array:
         (own,) = variables
@@ -238,11 +239,16 @@ def ensemble(predictors: Sequence[Predictor], rule: str = "mean") -> Predictor:
         whose idea is that of DeconvNet's released code; that multiplies scores of two
         networks, not probabilities. A probability of 0 counts as the smallest normal
         number of float32.
+
+    Returns:
+      A predictor; further arguments than variables and images go to each of them.
     """
 
-    def predict(variables: Sequence[Any], images: jax.Array) -> jax.Array:
+    def predict(
+        variables: Sequence[Any], images: jax.Array, *inputs: jax.Array
+    ) -> jax.Array:
         members = zip(predictors, variables, strict=True)
-        parts = [predictor(own, images) for predictor, own in members]
+        parts = [predictor(own, images, *inputs) for predictor, own in members]
         if rule == "product":
             least = jnp.finfo(jnp.float32).tiny
             parts = [jnp.log(jnp.maximum(part, least)) for part in parts]

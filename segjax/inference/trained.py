@@ -1,8 +1,9 @@
 """A trained model for use: ``load(workdir).predict(images)``."""
 
+import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,15 @@ from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import batching, datasets, windows
 from segjax.errors import UserError
-from segjax.inference import collection, compiled, large
+from segjax.inference import collection, compiled, large, proposals
 from segjax.inference.compiled import Executable
 from segjax.inference.options import PredictOptions, compose, from_config
+from segjax.inference.predictors import Predictor
 from segjax.models.network import abstract_variables
 from segjax.ops import filters, mean_field
+from segjax.proposals import Settings as ProposalSettings
+from segjax.proposals import check as check_proposals
+from segjax.proposals import stored
 
 
 class Segmenter(NamedTuple):
@@ -46,6 +51,36 @@ class Segmenter(NamedTuple):
     mesh: jax.sharding.Mesh
     executables: dict
     """Compiled so far."""
+    crops: tuple[tuple[int, int], ...]
+    """(h, w) of the crops of objects that each model was trained on; (0, 0): whole
+    images."""
+    search: proposals.Search | None
+    """Finds the regions of an image; None: there are no proposals."""
+
+    def predictor(self) -> Predictor:
+        """See ``options.compose``."""
+        return compose(self.models, self.options, self.crops)
+
+    @property
+    def regions(self) -> int:
+        """Rows of the regions of an image; 0 without proposals."""
+        return 1 + self.search.number if self.search else 0
+
+    def search_facts(self) -> dict[str, Any] | None:
+        """What the regions depend on besides the options; None without proposals."""
+        if not self.search:
+            return None
+        model = self.search.settings.edge_model
+        return {"crops": self.crops, "edge_model": stored.model_hash(model)}
+
+    def inputs(self, batch: Mapping[str, Any]) -> tuple:
+        """What the predictor takes of a batch, behind the variables."""
+        names = ("image", "regions") if self.search else ("image",)
+        return tuple(batch[name] for name in names)
+
+    def with_regions(self, source: datasets.Source) -> datasets.Source:
+        """The source, its examples with regions if the predictor takes them."""
+        return proposals.WithRegions(source, self.search) if self.search else source
 
     def predict(
         self,
@@ -97,13 +132,14 @@ class Segmenter(NamedTuple):
         key = tuple(shape), tuple(outputs)
         if key not in self.executables:
             self.executables[key] = compiled.compile_predictor(
-                compose(self.models, self.options),
+                self.predictor(),
                 self.variables,
                 shape=(*shape, self.info.channels),
                 mesh=self.mesh,
                 outputs=outputs,
                 crf=self.crf,
                 precision=self.precision,
+                regions=self.regions,
             )
         return self.executables[key]
 
@@ -187,7 +223,11 @@ def load(
     networks, variables, steps = zip(*loaded)
     if options is None:
         options = from_config(configs[0])
-    compose(networks, options)  # says what cannot be combined
+    crops = tuple(proposals.crop_of(one) for one in configs)
+    compose(networks, options, crops)  # says what cannot be combined
+    search = _search(options, configs[0], crops) if options.proposals else None
+    if search:
+        check_proposals(search.settings, infos[0].channels)
     if crf is not None:
         filters.check_colors(infos[0].channels)
     resize = tuple(configs[0].data.resize)
@@ -209,6 +249,22 @@ def load(
         batch_size=configs[0].eval_batch_size,
         mesh=mesh,
         executables={},
+        crops=crops,
+        search=search,
+    )
+
+
+def _search(
+    options: PredictOptions, config: ConfigDict, crops: Sequence[tuple[int, int]]
+) -> proposals.Search:
+    least = min(side for crop in crops if any(crop) for side in crop)
+    return proposals.Search(
+        settings=ProposalSettings(
+            method=options.proposal_method, edge_model=config.data.edge_model
+        ),
+        folder=stored.folder_of(config.data.data_dir),
+        number=options.proposals,
+        least=math.ceil(options.proposal_side * least),
     )
 
 

@@ -18,7 +18,7 @@ class Settings(NamedTuple):
 
     method: str = "edge_boxes"
     """Of :data:`METHODS`."""
-    count: int = 2000
+    number: int = 2000
     """The most of an image (DeconvNet, section 4.4: about 2000)."""
     edge_model: str = ""
     """edge_boxes: file of a structured forest; "": edges are gradients."""
@@ -26,11 +26,11 @@ class Settings(NamedTuple):
 
 METHODS: dict[str, Callable[[np.ndarray, Settings], np.ndarray]] = {
     "edge_boxes": lambda image, settings: edge_boxes.boxes(
-        image, count=settings.count, model=settings.edge_model
+        image, count=settings.number, model=settings.edge_model
     ),
-    "selective_search": lambda image, settings: selective_search.segments(
-        image, count=settings.count
-    ).boxes,
+    "selective_search": lambda image, settings: (
+        selective_search.segments(image, count=settings.number).boxes
+    ),
 }
 """Each maps uint8 [H, W, C] to int32 [N, 4]: see :func:`propose`."""
 
@@ -53,7 +53,7 @@ def propose(image: np.ndarray, settings: Settings) -> np.ndarray:
       settings: method and number.
 
     Returns:
-      int32 [N, 4], N at most ``settings.count``: left, top, right and bottom pixel,
+      int32 [N, 4], N at most ``settings.number``: left, top, right and bottom pixel,
       inclusive, inside the image; the most promising box first.
 
     Raises:

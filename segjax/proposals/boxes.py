@@ -38,7 +38,8 @@ def enlarge(boxes: np.ndarray, factor: float) -> np.ndarray:
     """
     boxes = np.asarray(boxes)
     sides = boxes[..., 2:] - boxes[..., :2] + 1
-    added = np.floor((factor - 1) * sides / 2 + 0.5).astype(boxes.dtype)
+    # Half a pixel is one; factor - 1 is a little less than meant.
+    added = np.floor((factor - 1) * sides / 2 + 0.5 + 1e-9).astype(boxes.dtype)
     return np.concatenate([boxes[..., :2] - added, boxes[..., 2:] + added], axis=-1)
 
 

@@ -49,10 +49,10 @@ def boxes(image: np.ndarray, *, count: int, model: str = "") -> np.ndarray:
     # The default of 1000 pixels is meant for images of about 500x375.
     finder.setMinBoxArea(min(1000.0, 0.005 * height * width))
     found, _ = finder.getBoundingBoxes(edges, orientation)
-    found = np.reshape(np.asarray(found, np.int32), (-1, 4))[:count]
-    left, top = np.maximum(found[:, 0], 0), np.maximum(found[:, 1], 0)
-    right = np.minimum(found[:, 0] + found[:, 2], width) - 1
-    bottom = np.minimum(found[:, 1] + found[:, 3], height) - 1
+    left, top, wide, tall = np.reshape(found, (-1, 4))[:count].T
+    right = np.minimum(left + wide, width) - 1
+    bottom = np.minimum(top + tall, height) - 1
+    left, top = np.maximum(left, 0), np.maximum(top, 0)
     good = (left <= right) & (top <= bottom)
     return np.stack([left, top, right, bottom], -1).astype(np.int32)[good]
 
@@ -131,9 +131,22 @@ def _forest(path: str):
             f"--config.data.edge_model: {path} not found; expected the structured "
             "forest model.yml.gz of OpenCV's extra files, or '' for gradients"
         )
-    try:
-        return cv2.ximgproc.createStructuredEdgeDetection(path)
-    except cv2.error as error:
+    # OpenCV reads such a file unchecked, and crashes where something is missing.
+    if not _is_forest(path):
         raise UserError(
             f"--config.data.edge_model: {path} is no structured forest of OpenCV"
-        ) from error
+        )
+    return cv2.ximgproc.createStructuredEdgeDetection(path)
+
+
+def _is_forest(path: str) -> bool:
+    try:
+        file = cv2.FileStorage(path, cv2.FILE_STORAGE_READ)
+        return all(not file.getNode(name).empty() for name in _PARTS)
+    except (cv2.error, SystemError):
+        return False
+
+
+_PARTS = (
+    *("options", "childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins"),
+)

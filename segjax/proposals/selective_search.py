@@ -59,7 +59,8 @@ def segments(image: np.ndarray, *, count: int) -> Segments:
     check(image.shape[2])
     colors = np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
     rng = np.random.default_rng(0)
-    maps, rows = [], []
+    maps: list[np.ndarray] = []
+    rows: list[tuple] = []
     for space in SPACES:
         converted = cv2.cvtColor(colors, space)
         for scale in SCALES:
@@ -171,9 +172,7 @@ def merge(
         yield new.box, new.ids
 
 
-def union(
-    first: Sequence[int], second: Sequence[int]
-) -> tuple[int, int, int, int]:
+def union(first: Sequence[int], second: Sequence[int]) -> tuple[int, int, int, int]:
     """The smallest box around two."""
     return (
         min(first[0], second[0]),
@@ -204,16 +203,12 @@ def _histograms(
 ) -> np.ndarray:
     """Of maps of bins 0..number-1, one after the other; they sum to 1 together."""
     flat = regions.ravel().astype(np.int64) * number
-    rows = [
-        np.bincount(flat + part.ravel(), minlength=count * number) for part in bins
-    ]
+    rows = [np.bincount(flat + part.ravel(), minlength=count * number) for part in bins]
     joined = np.concatenate([row.reshape(count, number) for row in rows], axis=1)
     return joined / joined.sum(1, keepdims=True)
 
 
-def _color_histograms(
-    image: np.ndarray, regions: np.ndarray, count: int
-) -> np.ndarray:
+def _color_histograms(image: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
     bins = image.astype(np.int64) * _COLOR_BINS // 256
     return _histograms(list(np.moveaxis(bins, 2, 0)), regions, count, _COLOR_BINS)
 
@@ -225,7 +220,8 @@ def _texture_histograms(
     bins = []
     for channel in np.moveaxis(image, 2, 0):
         smooth = cv2.GaussianBlur(channel.astype(np.float32), (0, 0), 1.0)
-        gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
+        gx = cv2.Sobel(smooth, cv2.CV_32F, 1, 0)
+        gy = cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
         for k in range(_DIRECTIONS):
             angle = 2 * np.pi * k / _DIRECTIONS
             response = np.maximum(gx * np.cos(angle) + gy * np.sin(angle), 0)

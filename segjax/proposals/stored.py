@@ -62,15 +62,17 @@ def boxes(image: np.ndarray, settings: Settings, folder: Path) -> np.ndarray:
 
 
 def _path(image: np.ndarray, settings: Settings, folder: Path) -> Path:
-    model = _model_hash(os.path.expanduser(settings.edge_model))
-    text = f"{VERSION} {settings.method} {settings.count} {model} {image.shape}"
+    model = model_hash(settings.edge_model)
+    text = f"{VERSION} {settings.method} {settings.number} {model} {image.shape}"
     digest = hashlib.sha256(text.encode())
     digest.update(np.ascontiguousarray(image).data)
     name = digest.hexdigest()[:32]
     return folder / settings.method / name[:2] / f"{name}.npy"
 
 
-def _model_hash(path: str) -> str:
+def model_hash(path: str) -> str:
+    """Of the contents of an edge model; "" for none."""
+    path = os.path.expanduser(path)
     if not path or not os.path.isfile(path):
         return ""
     status = os.stat(path)
@@ -104,7 +106,8 @@ def collect(
       threads: see ``workers``.
     """
     index, count = process
-    order = [i for k in range(count) for i in range((index + k) % count, len(source), count)]
+    turns = [(index + k) % count for k in range(count)]
+    order = [i for turn in turns for i in range(turn, len(source), count)]
     found: list[np.ndarray] = [np.zeros((0, 4), np.int32)] * len(source)
     with _executor(source, settings, folder, workers, threads) as pool:
         results = pool.map(_one, order, chunksize=4 if workers else 1)
