@@ -47,6 +47,7 @@ ALLOWED = {
     "segjax/compilation.py": (),
     "segjax/checkpoint_scores.py": ("segjax.workdir",),
     "segjax/checkpoint.py": ("segjax.training", "segjax.checkpoint_scores"),
+    "segjax/recalibration.py": ("segjax.sharding",),
     "segjax/writer.py": ("segjax.workdir",),
     "segjax/viz.py": (),
     "segjax/training.py": ("segjax.ops", "segjax.models", "segjax.losses"),
