@@ -62,6 +62,7 @@ _FACTORS = Range(
     lambda value: _pair(value) and 0 < value[0] <= value[1],
 )
 _DEGREES = Range("degrees from 0 to 180", lambda value: _number(value, 0, 180))
+_LEAN = Range("degrees from 0 to 60", lambda value: _number(value, 0, 60))
 _SWITCH = Range("True or False", lambda value: isinstance(value, bool))
 _NODES = Range(
     "an integer from 2 to 1000",
@@ -90,6 +91,14 @@ class Options(NamedTuple):
     scale: Annotated[
         tuple[float, float], _FACTORS, "range of the scale factor, drawn uniformly"
     ] = (1.0, 1.0)
+    aspect: Annotated[
+        tuple[float, float],
+        _FACTORS,
+        "range of a factor on width / height, drawn log-uniformly; the area stays",
+    ] = (1.0, 1.0)
+    shear: Annotated[
+        float, _LEAN, "largest angle in degrees by which columns lean; uniform"
+    ] = 0.0
     rotate: Annotated[
         float, _DEGREES, "largest angle in degrees; uniform in [-rotate, rotate]"
     ] = 0.0
@@ -123,6 +132,9 @@ class Options(NamedTuple):
     ] = 0.0
     saturation: Annotated[
         float, _FRACTION, "distances to gray times a factor in 1 +- saturation (RGB)"
+    ] = 0.0
+    hue: Annotated[
+        float, _DEGREES, "largest turn of the hue in degrees; uniform (RGB)"
     ] = 0.0
     gamma: Annotated[
         float,
@@ -188,12 +200,13 @@ def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
             )
         values[name] = tuple(value) if isinstance(option.default, tuple) else value
     chosen = Options(**values)
-    if chosen.saturation > 0 and len(mean) not in (1, 3):
-        raise UserError(
-            f"--config.augment.saturation: found {chosen.saturation}, expected 0 for "
-            f"images of {len(mean)} channels, of which it is not known that they are "
-            "red, green and blue"
-        )
+    for name in ("saturation", "hue"):
+        if getattr(chosen, name) > 0 and len(mean) not in (1, 3):
+            raise UserError(
+                f"--config.augment.{name}: found {getattr(chosen, name)}, expected 0 "
+                f"for images of {len(mean)} channels, of which it is not known that "
+                "they are red, green and blue"
+            )
     return chosen
 
 

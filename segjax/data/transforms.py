@@ -1,9 +1,9 @@
 """Joint augmentation of an image and its label map (NumPy and OpenCV).
 
-Scale, rotation, mirrors, translation, crop and elastic deformation are composed into
-one map from output pixels to input pixels (``warping``), so every example is resampled
-once, however many of them are on: the image bilinearly, the label map by nearest
-neighbor. Changes of color follow.
+Scale, aspect, shear, rotation, mirrors, translation, crop and elastic deformation are
+composed into one map from output pixels to input pixels (``warping``), so every example
+is resampled once, however many of them are on: the image bilinearly, the label map by
+nearest neighbor. Changes of color follow.
 
 Every augmentation draws from a random stream of its own name, see ``streams``. A new
 one is an annotated field of ``augment_options.Options`` and a function: of geometry in
@@ -14,6 +14,7 @@ scale, rotation, blur, mirror and crop; U-Net (MICCAI 2015, section 3.1) for the
 deformation.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,8 +52,8 @@ def augment(
     """Augments one example; a pure function of its arguments and the state of ``rng``.
 
     A scaled image larger than the crop is cropped at a uniformly random place, a
-    smaller one is centered in its padding. Rotation is about the center of the scaled
-    image. Changes of color come last and also touch the padding.
+    smaller one is centered in its padding. Shear and rotation are about the center of
+    the scaled image. Changes of color come last and also touch the padding.
 
     Args:
       example: "image" uint8 [H, W, C] , "label" uint8 [H, W], perhaps
@@ -111,12 +112,17 @@ def _draw_geometry(
         return stream(name).random(2) if on else np.array([0.5, 0.5])
 
     low, high = options.scale
+    scale = low + (high - low) * draw("scale", high > low)[0]
+    narrow, wide = options.aspect
+    aspect = narrow * (wide / narrow) ** draw("aspect", wide > narrow)[0]
+    lean = options.shear * (2 * draw("shear", options.shear > 0)[0] - 1)
     rotated, angle = draw("rotate", options.rotate > 0)
     shift = options.translate * (2 * draw("translate", options.translate > 0) - 1)
     return input_from_output(
         image_size,
         size,
-        scale=low + (high - low) * draw("scale", high > low)[0],
+        scale=(scale / math.sqrt(aspect), scale * math.sqrt(aspect)),
+        lean=lean,
         degrees=options.rotate * (2 * angle - 1) * (rotated < options.rotate_prob),
         turns=int(stream("rot90").integers(4)) if options.rot90 else 0,
         mirror=(
@@ -143,6 +149,17 @@ def saturate(image: np.ndarray, stream: Stream, options: Options) -> np.ndarray:
         return image
     factor = 1 + options.saturation * (2 * stream("saturation").random() - 1)
     return cv2.transform(image, factor * np.eye(3) + (1 - factor) * _LUMA)
+
+
+def turn_hue(image: np.ndarray, stream: Stream, options: Options) -> np.ndarray:
+    """Turns the hue (HSV) by one angle; what is gray stays as it is."""
+    if options.hue <= 0 or image.shape[2] != 3:
+        return image
+    angle = options.hue * (2 * stream("hue").random() - 1)
+    # In float32: OpenCV's hues of 8 bits are steps of two degrees.
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0] + angle) % 360
+    return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).clip(0, 255).astype(np.uint8)
 
 
 def change_tone(image: np.ndarray, stream: Stream, options: Options) -> np.ndarray:
@@ -177,6 +194,6 @@ def add_noise(image: np.ndarray, stream: Stream, options: Options) -> np.ndarray
     return cv2.add(image, grain, dtype=cv2.CV_8U)
 
 
-COLOR_CHANGES = (saturate, change_tone, blur, add_noise)
+COLOR_CHANGES = (saturate, turn_hue, change_tone, blur, add_noise)
 """In this order.  Each maps uint8 [h, w, C] to the same shape and type (OpenCV may drop
 a single channel) and draws from streams of its own names."""

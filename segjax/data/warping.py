@@ -24,7 +24,8 @@ def input_from_output(
     image_size: Sequence[int],
     size: Sequence[int],
     *,
-    scale: float = 1.0,
+    scale: float | tuple[float, float] = 1.0,
+    lean: float = 0.0,
     degrees: float = 0.0,
     turns: int = 0,
     mirror: tuple[bool, bool] = (False, False),
@@ -35,12 +36,14 @@ def input_from_output(
     """The map from output to input pixel indices of a scaled, turned and cropped image.
 
     The image is scaled (its new sides rounded to pixels, as ``cv2.resize`` does),
-    given quarter turns, rotated, mirrored and shifted, and then cropped.
+    given quarter turns, sheared, rotated, mirrored and shifted, and then cropped.
 
     Args:
       image_size: height and width of the input.
       size: height and width of the output.
-      scale: factor on both sides.
+      scale: factor on both sides, or (on the height, on the width).
+      lean: clockwise angle in degrees, -90 to 90 without these, by which columns lean;
+        rows keep their direction and the center of the image its place.
       degrees: counter-clockwise angle about the center of the scaled image.
       turns: counter-clockwise quarter turns (``np.rot90``).
       mirror: (upside down, left-right).
@@ -64,6 +67,7 @@ def input_from_output(
     linear = (
         np.diag((sides / scaled)[::-1])
         @ np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), turns % 4)
+        @ np.array([[1, math.tan(math.radians(lean))], [0, 1]])
         @ np.array([[cosine, -sine], [sine, cosine]])
         @ np.diag(np.where(mirror, -1, 1)[::-1])
     )

@@ -271,10 +271,9 @@ def test_tone_and_noise_of_many_channels():
     assert (out != image).any(axis=(0, 1)).all()
 
 
-def test_changes_of_color_need_colors():
+@pytest.mark.parametrize("name", ["saturation", "hue"])
+def test_changes_of_color_need_colors(name):
     for channels in (1, 3):
-        transforms.options({"saturation": 0.2}, (0.0,) * channels)
-    message = error_of(transforms.options, {"saturation": 0.2}, (0.0,) * 4)
-    assert (
-        "--config.augment.saturation: found 0.2, expected 0 for images of 4" in message
-    )
+        transforms.options({name: 0.2}, (0.0,) * channels)
+    message = error_of(transforms.options, {name: 0.2}, (0.0,) * 4)
+    assert f"--config.augment.{name}: found 0.2, expected 0 for images of 4" in message

@@ -469,6 +469,12 @@ def test_options_from_a_config():
         ("brightness", 1.1),
         ("contrast", -0.5),
         ("saturation", None),
+        ("hue", 181.0),
+        ("shear", 61.0),
+        ("shear", -1.0),
+        ("aspect", (0, 1)),
+        ("aspect", (2.0, 0.5)),
+        ("aspect", 1.5),
         ("gamma", -0.5),
         ("blur_prob", 2.0),
         ("noise", "much"),
@@ -485,6 +491,8 @@ def test_nonsense_is_refused(name, value):
 EACH = {
     "crop": (20, 24),
     "scale": (0.6, 1.7),
+    "aspect": (0.5, 1.9),
+    "shear": 25.0,
     "rotate": 40.0,
     "rotate_prob": 0.5,
     "flip": 0.5,
@@ -497,12 +505,15 @@ EACH = {
     "brightness": 0.5,
     "contrast": 0.5,
     "saturation": 0.5,
+    "hue": 60.0,
     "gamma": 0.5,
     "blur_prob": 0.5,
     "noise": 9.0,
 }
 GEOMETRY = {  # option -> the argument of ``input_from_output`` that it decides
     "scale": "scale",
+    "aspect": "aspect",  # with "scale" the factors on height and width
+    "shear": "lean",
     "rotate": "degrees",
     "rot90": "turns",
     "flip": "mirror",
@@ -526,6 +537,9 @@ def drawn(monkeypatch, config, seed):
     monkeypatch.setattr(transforms, "input_from_output", matrix)
     monkeypatch.setattr(transforms, "warp", warp)
     out = augmented(noise_example(), config, seed)
+    down, across = calls["scale"]
+    calls["scale"] = round(math.sqrt(down * across), 9)
+    calls["aspect"] = round(across / down, 9)
     calls["shift"] = np.asarray(calls["shift"]).tolist()
     calls["place"] = np.asarray(calls["place"]).tolist()
     return calls | {"image": out["image"].astype(int)}
@@ -534,7 +548,7 @@ def drawn(monkeypatch, config, seed):
 @pytest.mark.parametrize("removed", EACH)
 def test_removing_one_augmentation_leaves_the_draws_of_the_others(monkeypatch, removed):
     geometry = {name: EACH[name] for name in [*GEOMETRY, "elastic_sigma"]}
-    neutral = {"scale": (1.0, 1.0), "rotate": 0.0, "rot90": False}
+    neutral = {"scale": (1.0, 1.0), "aspect": (1.0, 1.0), "rot90": False}
     for seed in range(4):
         whole = drawn(monkeypatch, geometry, seed)
         without = geometry | {removed: EACH[removed]}
@@ -542,7 +556,7 @@ def test_removing_one_augmentation_leaves_the_draws_of_the_others(monkeypatch, r
             without[removed] = neutral.get(removed, 0.0)
         less = drawn(monkeypatch, without, seed)
         own = "nodes" if removed.startswith("elastic") else GEOMETRY.get(removed)
-        for name in ("scale", "degrees", "turns", "shift", "place", "nodes"):
+        for name in less.keys() - {"mirror", "margin", "image"}:
             if name != own and not (removed == "rotate_prob" and name == "degrees"):
                 assert less[name] == whole[name] or removed == "crop", (name, removed)
         kept = [removed != "vflip", removed != "flip"]
@@ -574,7 +588,9 @@ def test_streams_differ_by_name_and_by_example():
         return transforms.streams(np.random.default_rng(seed))(name).random(3).tolist()
 
     assert first(0, "flip") == first(0, "flip")
-    assert len({tuple(first(seed, name)) for seed in (0, 1) for name in EACH}) == 34
+    assert len(
+        {tuple(first(seed, name)) for seed in (0, 1) for name in EACH}
+    ) == 2 * len(EACH)
     # Names are drawn apart: no correlation between two of them over many examples.
     pairs = [(first(seed, "flip")[0], first(seed, "vflip")[0]) for seed in range(400)]
     assert abs(np.corrcoef(np.transpose(pairs))[0, 1]) < 0.2

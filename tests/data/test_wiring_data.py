@@ -279,6 +279,8 @@ def test_every_field_of_the_config_is_an_option():
     changed = {
         "crop": (9, 8),
         "scale": (0.5, 1.5),
+        "aspect": (0.8, 1.2),
+        "shear": 7.0,
         "rotate": 3.0,
         "rotate_prob": 0.25,
         "flip": 0.125,
@@ -292,6 +294,7 @@ def test_every_field_of_the_config_is_an_option():
         "brightness": 0.1,
         "contrast": 0.3,
         "saturation": 0.4,
+        "hue": 11.0,
         "gamma": 0.6,
         "blur_prob": 0.7,
         "noise": 8.0,
