@@ -252,7 +252,11 @@ def _describes(values: Any, expected: Mapping[str, Any]) -> bool:
     """Whether results are of this evaluation; those of earlier versions are not."""
     if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
         return False
-    found = dict(values) | {"config": _that_matters(values["config"])}
+    try:  # fields that configs have since then get their defaults
+        config = config_lib.make(**config_lib.json_like(values["config"]))
+    except UserError:
+        return False
+    found = dict(values) | {"config": _that_matters(config_lib.json_like(config))}
     found["crf"] = values["crf"].get("settings") if "crf" in values else None
     found = json.loads(json.dumps(found))
     return all(key in found and found[key] == expected[key] for key in expected)

@@ -285,6 +285,11 @@ def test_the_same_evaluation_is_not_repeated(methods, compared, folder, monkeypa
     for path in place.glob("validation*"):
         (own / path.name).write_bytes(path.read_bytes())
     assert score(folder / "none").scores == results[1].runs[0].scores
+    # Of an earlier version, whose configs had fewer fields.
+    values = json.loads((own / "validation.json").read_text())
+    del values["config"]["precision"]
+    files.write_json(own / "validation.json", values)
+    assert score(folder / "none").scores == results[1].runs[0].scores
     assert calls == []
     flipped = inference.PredictOptions(flip=True)
     config = config_lib.load(run.workdir / "config.json")
