@@ -210,7 +210,7 @@ def test_workers_change_nothing_and_the_death_of_one_is_one_line(stream):
 
 
 PROGRAM = """
-import json, multiprocessing, sys, time
+import json, multiprocessing, signal, sys, time
 import numpy as np
 from segjax.data import pipeline, transforms
 
@@ -226,12 +226,14 @@ class Source:
 if __name__ == "__main__":
     options = transforms.Options()
     stream = pipeline.train_batches(Source(), options, batch_size=4, seed=1, workers=2)
-    kept = []
+    kept = 0
+    # Shells start jobs in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print("starting", flush=True)
     try:
         for batch in stream:
-            kept.append(batch)
-            if len(kept) == 3:
+            kept += 1
+            if kept == 3:
                 workers = [p.pid for p in multiprocessing.active_children()]
                 print(json.dumps(workers), flush=True)
             time.sleep(0.02)
@@ -241,17 +243,20 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
+@pytest.fixture
+def program(tmp_path):
     """A user's own program, which parses no flags, in a process group of its own."""
-    (folder / "program.py").write_text(PROGRAM)
-    return subprocess.Popen(
-        [sys.executable, str(folder / "program.py")],
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        yield process
+        process.kill()  # it would run on for ever
 
 
 def is_running(pid: int) -> bool:
@@ -263,8 +268,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_end_with_a_program_that_is_killed(tmp_path):
-    program = start(tmp_path)
+def test_workers_end_with_a_program_that_is_killed(program):
     assert program.stdout.readline() == "starting\n"
     workers = json.loads(program.stdout.readline())
     assert len(workers) == 2 and all(map(is_running, workers))
@@ -279,9 +283,8 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path):
 @pytest.mark.parametrize(
     "delay", [None, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 1, 2, 4))]
 )
-def test_ctrl_c_prints_nothing_of_the_workers(tmp_path, delay):
+def test_ctrl_c_prints_nothing_of_the_workers(program, delay):
     """Also while they start and still import their modules."""
-    program = start(tmp_path)
     assert program.stdout.readline() == "starting\n"
     if delay is None:
         json.loads(program.stdout.readline())
