@@ -141,31 +141,35 @@ def test_a_batch_that_cannot_be_split_is_refused():
 
 
 class Slow(Source):
-    """Counts how many threads read at once."""
+    """Counts how many threads read at once; each waits for so many of them."""
 
-    def __init__(self):
-        self.reading, self.most, self.lock = 0, 0, threading.Lock()
+    def __init__(self, expected):
+        super().__init__()
+        self.expected, self.reading, self.most = expected, 0, 0
+        self.changed = threading.Condition()
 
     def __getitem__(self, i):
-        with self.lock:
+        with self.changed:
             self.reading += 1
             self.most = max(self.most, self.reading)
-        time.sleep(0.02)
-        with self.lock:
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.most >= self.expected, timeout=30)
+        time.sleep(0.02)  # time for more of them than there should be
+        with self.changed:
             self.reading -= 1
         return super().__getitem__(i)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3, 9])
 def test_as_many_threads_read_as_asked_for(threads, caplog):
-    source = Slow()
+    source = Slow(max(threads, 1))
     stream = pipeline.train_batches(
         source, AUGMENT, batch_size=1, seed=1, threads=threads
     )
     for _ in range(36):
         next(stream)
     assert source.most == max(threads, 1)
-    source = Slow()
+    source = Slow(max(threads, 1))
     batches = pipeline.eval_batches(source, batch_size=1, channels=3, threads=threads)
     assert len(list(batches)) == 12
     assert source.most == max(threads, 1)
