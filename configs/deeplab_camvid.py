@@ -26,12 +26,12 @@ DeepLab-LargeFOV has 61.6 on CamVid at 480x640 (as Dilation's paper reports).
 
 From the authors' solvers: the loss on the network's cells, compared with every eighth
 pixel; mirrored crops; momentum 0.9, decay 5e-4 but not of biases, which learn at twice
-the rate; class scores at 10 times. v1: rate 1e-3 divided by 10 every 2,000 of 6,000
-steps, batches of 20 (LargeFOV 30), and for the multi-scale features (MSc) the trained
-network held fixed. v2: polynomial from 1e-3 (ResNet 2.5e-4) over 20,000 steps of 10
-crops; the ResNet with its normalization frozen, crops at scales from 0.5 to 1.5 (five
-values there, any here) and a loss on each scale of its input as well as on their
-maximum.
+the rate; class scores at 10 times. v1: fc6 and fc7 from a part of VGG16's
+(docs/weights.md), rate 1e-3 divided by 10 every 2,000 of 6,000 steps, batches of 20
+(LargeFOV 30), and for the multi-scale features (MSc) the trained network held fixed.
+v2: polynomial from 1e-3 (ResNet 2.5e-4) over 20,000 steps of 10 crops; the ResNet with
+its normalization frozen, crops at five scales from 0.5 to 1.5 and a loss on each scale
+of its input as well as on their maximum.
 
 Adapted: the number of steps is VOC's; that of CamVid's epochs is many times higher.
 The v2 ResNet starts from COCO there, from ImageNet here.
@@ -60,7 +60,7 @@ _V2 = {
 }
 _RESNET = _V2 | {
     "model": {"frozen_bn": True},
-    "scale": (0.5, 1.5),
+    "scales": (0.5, 0.75, 1.0, 1.25, 1.5),
     "optim": recipes.DEEPLAB_OPTIM
     | {
         "schedule": "poly",
@@ -99,7 +99,7 @@ def get_config(arg: str = ""):
         model=NETWORKS[name].fields | recipe.get("model", {}),
         augment={
             "crop": recipe["crop"],
-            "scale": recipe.get("scale", (1.0, 1.0)),
+            "scales": recipe.get("scales", ()),
             "flip": 0.5,
         },
         batch_size=recipe["batch_size"],

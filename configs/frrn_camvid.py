@@ -6,8 +6,8 @@
         --workdir runs/frrn_b --config.data.root=/path/to/CamVid
 
 From the authors' code: cross-entropy over the 512 x 64 worst pixels of every image,
-Adam with a rate of 1e-3 divided by 1.25 every 5,000 steps (its floor of 5e-5 would be
-reached at 70,000), batches of 3; shifts by up to an eighth of the height, mirrored at
+Adam with a rate of 1e-3 divided by 1.25 every 5,000 steps, not below 5e-5 (reached at
+70,000 steps), batches of 3; shifts by up to an eighth of the height, mirrored at
 the border, and gamma.
 
 Adapted: images of 352x480, where the paper reduces Cityscapes to 256x512 (A) and
@@ -46,6 +46,7 @@ def get_config(arg: str = ""):
             "schedule": "step",
             "step_every": 5000,
             "step_factor": 0.8,
+            "lr_floor": 5e-5,
             "weight_decay": 0.0,
         },
         eval_every=500,

@@ -256,7 +256,7 @@ def check(config: ConfigDict) -> None:
     )
     optim = config.optim
     require(
-        not optim.nesterov or (optim.name != "adam" and optim.momentum > 0),
+        not optim.nesterov or (optim.name.endswith("sgd") and optim.momentum > 0),
         "optim.nesterov",
         f"False with --config.optim.name={optim.name} and "
         f"--config.optim.momentum={optim.momentum}: it is a form of the momentum of "

@@ -290,13 +290,14 @@ _OPTIM = {
     "name": Field(
         "sgd",
         _one_of(*optim.OPTIMIZERS),
-        "sgd (lr outside the momentum), caffe_sgd (inside) or adam",
+        "sgd (lr outside the momentum), caffe_sgd (inside), adam, or nadam: Adam with "
+        "Nesterov's momentum (FusionNet)",
     ),
     "lr": Field(0.01, _number(0), "learning rate"),
     "momentum": Field(
         0.9,
         Range("from 0 to below 1", lambda v: _is_number(v, 0, 1) and v < 1),
-        "decay of the first moment, adam's too",
+        "decay of the first moment, adam's and nadam's too",
     ),
     "nesterov": Field(
         False, _SWITCH, "sgd, caffe_sgd with a momentum: Nesterov's form of it"
@@ -304,7 +305,7 @@ _OPTIM = {
     "b2": Field(
         0.999,
         Range("from 0 to below 1", lambda v: _is_number(v, 0, 1) and v < 1),
-        "adam: decay of the second moment",
+        "adam, nadam: decay of the second moment",
     ),
     "schedule": Field(
         "poly", _one_of(*optim.SCHEDULES), "how the learning rate falls with the steps"

@@ -117,6 +117,31 @@ def cross_entropy(
     return jnp.sum(jnp.where(weight > 0, nll * weight, 0.0)), jnp.sum(weight)
 
 
+def absolute_error(
+    logits: jax.Array,
+    labels: jax.Array,
+    options: Options = DEFAULT,
+    added: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One minus the probability of the true class, over the valid pixels.
+
+    The mean absolute error of FusionNet's released training: with two classes it is
+    abs(p - y) of a sigmoid p and the label y in {0, 1}.
+
+    Args:
+      logits: [N, h, w, K] float.
+      labels: [N, H, W] integer train ids, 255 = void; cropped to the center.
+      options: ``class_weights``.
+      added: [N, H, W] float >= 0, added to the weights of the classes.
+
+    Returns:
+      As :func:`cross_entropy`.
+    """
+    labels, weight = _pixels(logits, labels, options, added)
+    error = -jnp.expm1(-_nll(logits, labels))
+    return jnp.sum(jnp.where(weight > 0, error * weight, 0.0)), jnp.sum(weight)
+
+
 def hard_pixels(
     logits: jax.Array,
     labels: jax.Array,
@@ -305,6 +330,7 @@ Loss = Callable[
 ]
 PIXEL_LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
+    "absolute_error": absolute_error,
     "hard_pixels": hard_pixels,
 }
 """Sums over pixels, which ``config.loss.normalize`` may divide by the images."""

@@ -129,6 +129,13 @@ OPTIMIZERS: dict[str, Callable[..., tuple[optax.GradientTransformation, ...]]] =
         rate,
         factors,
     ),
+    # Dozat, 2016, as optax has it: a constant momentum. FusionNet's Keras lets it grow
+    # in the first steps.
+    "nadam": lambda options, rate, factors: (
+        optax.scale_by_adam(options.momentum, options.b2, nesterov=True),
+        rate,
+        factors,
+    ),
 }
 
 

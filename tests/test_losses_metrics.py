@@ -54,6 +54,18 @@ def test_count_of_the_labels_is_what_the_loss_returns(name, fields):
         assert losses.LOSSES[name](logits, labels, options)[1] == expected
 
 
+def test_absolute_error_is_that_of_a_sigmoid():
+    """Of two classes; far from the truth and near it without cancellation."""
+    rng = np.random.default_rng(2)
+    labels = rng.choice([0, 1, 255], (2, 3, 5)).astype(np.uint8)
+    logits = 20 * rng.normal(size=(2, 3, 5, 2)).astype(np.float32)
+    p = scipy.special.expit((logits[..., 1] - logits[..., 0]).astype(np.float64))
+    valid = labels != 255
+    total, count = losses.absolute_error(logits, labels)
+    assert count == valid.sum()
+    np.testing.assert_allclose(total, np.abs(p - labels)[valid].sum(), rtol=1e-6)
+
+
 def test_count_of_hard_pixels():
     labels = np.full((2, 3, 5), 255, np.uint8)
     for pixels, expected in ((4, 8), (100, 30)):
@@ -294,6 +306,10 @@ NAN, INF = float("nan"), float("inf")
         (
             {"optim": {"name": "adam", "nesterov": True}},
             "optim.nesterov is True; expected False with --config.optim.name=adam",
+        ),
+        (
+            {"optim": {"name": "nadam", "nesterov": True}},
+            "optim.nesterov is True; expected False with --config.optim.name=nadam",
         ),
         (
             {"optim": {"momentum": 0.0, "nesterov": True}},

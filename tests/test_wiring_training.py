@@ -105,6 +105,9 @@ def optimized(o):
                 first[name] = m * first[name] + (1 - m) * g
                 second[name] = o["b2"] * second[name] + (1 - o["b2"]) * g**2
                 mean = first[name] / (1 - m ** (t + 1))
+                if o["name"] == "nadam":  # Dozat: looks one step ahead
+                    ahead = m * first[name] / (1 - m ** (t + 2))
+                    mean = ahead + (1 - m) * g / (1 - m ** (t + 1))
                 square = second[name] / (1 - o["b2"] ** (t + 1))
                 names[name] = w - rate * mean / (np.sqrt(square) + 1e-8)
     return {a: {b: names[f"{a}/{b}"] for b in PARAMS[a]} for a in PARAMS}
@@ -138,6 +141,9 @@ OPTIM_CASES = [
     {"momentum": 0.0},
     {"nesterov": True},
     {"name": "caffe_sgd", "nesterov": True},
+    {"name": "nadam"},
+    {"name": "nadam", "momentum": 0.3},
+    {"name": "nadam", "b2": 0.7},
     {"name": "adam", "momentum": 0.3},
     {"name": "adam", "b2": 0.7},
     {"name": "adam", "weight_decay": 0.5},
@@ -229,6 +235,9 @@ LOSS_CASES = [  # fields, what the auxiliary loss weighs at step 5
     ({"normalize": "images"}, 0.4),
     ({"class_weights": (1.0, 0.0, 2.5, 0.5)}, 0.4),
     ({"class_weights": (1.0, 0.0, 2.5, 0.5), "normalize": "images"}, 0.4),
+    ({"name": "absolute_error"}, 0.4),
+    ({"name": "absolute_error", "class_weights": (1.0, 0.0, 2.5, 0.5)}, 0.4),
+    ({"name": "absolute_error", "normalize": "images"}, 0.4),
     (HARD | {"hard_pixels": 4}, 0.4),
     (HARD | {"hard_pixels": 3, "normalize": "images"}, 0.4),
     ({"aux_weight": 0.8}, 0.8),
@@ -260,7 +269,12 @@ def weighed_loss(weights, batch, fields):
         count = kept.sum()
     if fields["normalize"] == "images":
         count = len(labels)
-    slopes = (p - truth) * pixel_weights[..., None] / count
+    slopes = p - truth
+    if fields["name"] == "absolute_error":
+        right = (truth * p).sum(-1)
+        nll = 1 - right
+        slopes = right[..., None] * slopes
+    slopes = slopes * pixel_weights[..., None] / count
     gradient = np.einsum("nhwc,nhwk->ck", x, slopes)
     return (nll * pixel_weights).sum() / count, gradient
 

@@ -61,6 +61,14 @@ _FACTORS = Range(
     "two positive factors (low, high) with low <= high",
     lambda value: _pair(value) and 0 < value[0] <= value[1],
 )
+_SET = Range(
+    "positive factors, or ()",
+    lambda value: (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and all(_number(factor) and factor > 0 for factor in value)
+    ),
+)
 _DEGREES = Range("degrees from 0 to 180", lambda value: _number(value, 0, 180))
 _LEAN = Range("degrees from 0 to 60", lambda value: _number(value, 0, 60))
 _SWITCH = Range("True or False", lambda value: isinstance(value, bool))
@@ -91,6 +99,12 @@ class Options(NamedTuple):
     scale: Annotated[
         tuple[float, float], _FACTORS, "range of the scale factor, drawn uniformly"
     ] = (1.0, 1.0)
+    scales: Annotated[
+        tuple[float, ...],
+        _SET,
+        "the scale factor is one of these, drawn uniformly (DeepLab v2: "
+        "0.5,0.75,1,1.25,1.5), instead of from the range; (): the range",
+    ] = ()
     aspect: Annotated[
         tuple[float, float],
         _FACTORS,
@@ -207,6 +221,11 @@ def options(config: Mapping[str, Any], mean: Sequence[float]) -> Options:
                 f"for images of {len(mean)} channels, of which it is not known that "
                 "they are red, green and blue"
             )
+    if chosen.scales and chosen.scale != (1.0, 1.0):
+        raise UserError(
+            f"--config.augment.scale: found {chosen.scale}, expected (1.0, 1.0) with "
+            f"--config.augment.scales={chosen.scales}, which takes its place"
+        )
     return chosen
 
 

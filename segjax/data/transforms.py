@@ -111,8 +111,7 @@ def _draw_geometry(
         """Two numbers in [0, 1); making a generator takes longer than drawing."""
         return stream(name).random(2) if on else np.array([0.5, 0.5])
 
-    low, high = options.scale
-    scale = low + (high - low) * draw("scale", high > low)[0]
+    scale = _scale(options, lambda: stream("scale").random(2)[0])
     narrow, wide = options.aspect
     aspect = narrow * (wide / narrow) ** draw("aspect", wide > narrow)[0]
     lean = options.shear * (2 * draw("shear", options.shear > 0)[0] - 1)
@@ -133,6 +132,14 @@ def _draw_geometry(
         shift=np.rint(shift * size),
         margin=options.margin,
     )
+
+
+def _scale(options: Options, draw: Callable[[], float]) -> float:
+    """A factor of the set or of the range; `draw` is uniform in [0, 1)."""
+    if options.scales:
+        return options.scales[int(draw() * len(options.scales))]
+    low, high = options.scale
+    return low + (high - low) * draw() if high > low else low
 
 
 def _draw_nodes(stream: Stream, options: Options) -> np.ndarray | None:

@@ -27,6 +27,8 @@ STAGE_SIZES: dict[str, tuple[int, ...]] = {
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+    "resnet269": (3, 30, 48, 8),
 }
 # The networks of basic blocks; those of the others are bottlenecks.
 BASIC = ("resnet18", "resnet34")

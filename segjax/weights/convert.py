@@ -56,7 +56,22 @@ class Arrays(NamedTuple):
     negated: tuple[str, ...] = ()  # those of ours whose sign is the other one
 
 
-Entry = Conv | Norm | Arrays
+class Thinned(NamedTuple):
+    """A convolution of which a part is kept: DeepLab's fc6 and fc7, from VGG16's.
+
+    DeepLab v1 (section 4.1) keeps a random subset of 1,024 of the 4,096 filters, and
+    fewer taps of the kernel. The taps that stay are evenly spaced: 0, 3, 6 of 7 with a
+    side of 3; 0, 2, 4, 6 with 4. Subsets of n channels are the first ones of
+    ``numpy.random.RandomState(draw).permutation(n)``, in their order in the file.
+    """
+
+    conv: Conv
+    side: int  # of the kernel in the file
+    draw: int  # of the subset of outputs
+    inputs: int = -1  # the draw of the subset of inputs; -1: all of them
+
+
+Entry = Conv | Norm | Arrays | Thinned
 # Says what is wrong with an array of the file, "" if nothing is.
 Check = Callable[[np.ndarray], str]
 
@@ -122,6 +137,8 @@ def convert(
             work.conv(layer, entry)
         elif isinstance(entry, Norm):
             work.norm(layer, entry)
+        elif isinstance(entry, Thinned):
+            work.thinned(layer, entry)
         else:
             work.plain(layer, entry)
     for source, target in table.added.items():
@@ -226,6 +243,34 @@ class _Work:
         target = f"params/{layer}/bias"
         if target in self.shapes:
             self.vector(entry.bias, target)
+
+    def thinned(self, layer: str, entry: Thinned) -> None:
+        conv, side = entry.conv, entry.side
+        target, bias_target = f"params/{layer}/kernel", f"params/{layer}/bias"
+        array, bias = self.take(conv.kernel, target), self.take(conv.bias, bias_target)
+        if array is None or bias is None:
+            return
+        height, width, inputs, outputs = self.shapes[target]
+        there = bias.size, array.size // max(side**2 * bias.size, 1)
+        kernel = _kernel(array, (side, side, there[1], there[0]), conv.layout)
+        fewer = inputs <= there[1] if entry.inputs >= 0 else inputs == there[1]
+        if kernel is None or outputs > there[0] or not fewer:
+            self.wrong_shape(conv.kernel, target, conv.layout)
+            return
+        rows, columns = taps(side, height), taps(side, width)
+        kept = _subset(there[0], outputs, entry.draw)
+        kernel = kernel[rows][:, columns][..., kept]
+        if entry.inputs >= 0:
+            kernel = kernel[:, :, _subset(there[1], inputs, entry.inputs)]
+        self.results[target] = kernel
+        self.results[bias_target] = bias.reshape(-1)[kept].astype(np.float64)
+        if conv.layout != "HWIO":
+            self.how[target].append(f"{conv.layout} to HWIO")
+        if height != side:
+            self.how[target].append(f"{height}x{width} of {side}x{side} taps")
+        if outputs != there[0]:
+            for name in (target, bias_target):
+                self.how[name].append(f"{outputs} of {there[0]} outputs")
 
     def norm(self, layer: str, entry: Norm) -> None:
         mean, var = f"batch_stats/{layer}/mean", f"batch_stats/{layer}/var"
@@ -338,6 +383,22 @@ class _Work:
             self.how[name].append("scale of the images folded in")
         if shifted := fold(layer, self.results, factor=factor, offset=offset):
             self.how[shifted].append("mean of the images folded in")
+
+
+def taps(side: int, kept: int) -> list[int]:
+    """Evenly spaced rows of a kernel from the first to the last; [] if there are none.
+
+    A single one is the central row.
+    """
+    if kept == 1:
+        return [side // 2] if side % 2 else []
+    step, rest = divmod(side - 1, kept - 1)
+    return [] if rest or not step else list(range(0, side, step))
+
+
+def _subset(count: int, kept: int, draw: int) -> np.ndarray:
+    """Which of `count` channels are kept: a random subset, the same at any time."""
+    return np.sort(np.random.RandomState(draw).permutation(count)[:kept])
 
 
 def _kernel(

@@ -24,7 +24,7 @@ VGG_MODELS = (
     *("hypercolumn", "zoomout"),
 )
 RESNET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
-BOTTLENECKS = ("resnet50", "resnet101")
+BOTTLENECKS = ("resnet50", "resnet101", "resnet152", "resnet269")
 SQUEEZENET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
 
 
@@ -56,6 +56,20 @@ def _classifier(
         return trunk(networks.part(name), target.names)
 
     return layer
+
+
+def _vgg16(
+    trunk: backbones.Naming, scores: Entry
+) -> Callable[[str, Target], Entry | None]:
+    """VGG16 with fully-connected layers, of which DeepLab keeps a part (v1, 4.1)."""
+    layer = _classifier(trunk, {"fc8": scores})
+
+    def named(name: str, target: Target) -> Entry | None:
+        if target.model == "deeplab" and name.startswith("head/"):
+            return networks.deeplab_hidden(name, target, trunk=trunk)
+        return layer(name, target)
+
+    return named
 
 
 _GOOGLENET_SCORES = {
@@ -214,7 +228,7 @@ SOURCES = (
         VGG_MODELS,
         ("vgg16",),
         r"conv1_1\[0\]",
-        _classifier(backbones.vgg16_caffe, {"fc8": caffe("fc8")}),
+        _vgg16(backbones.vgg16_caffe, caffe("fc8")),
         VGG,
         ignored=r"(conv5_\d|fc[678])\[[01]\]",
     ),
@@ -253,7 +267,7 @@ SOURCES = (
         VGG_MODELS,
         ("vgg16",),
         r"features\.28\.weight",
-        _classifier(backbones.vgg16_torch, {"fc8": torch("classifier.6")}),
+        _vgg16(backbones.vgg16_torch, torch("classifier.6")),
         TORCHVISION,
         ignored=r"(features\.2[468]|classifier\.[036])\.(weight|bias)",
     ),
@@ -262,7 +276,7 @@ SOURCES = (
         VGG_MODELS,
         ("vgg16",),
         r"block1_conv1/kernel",
-        _classifier(backbones.vgg16_keras, {"fc8": keras("predictions")}),
+        _vgg16(backbones.vgg16_keras, keras("predictions")),
         VGG,
         ignored=r"(block5_conv\d|fc1|fc2|predictions)/.*",
     ),

@@ -314,6 +314,19 @@ def test_scale_is_uniform_within_bounds():
     assert 1.15 < np.mean(scales) < 1.35  # 1.25 if uniform, 1.08 if log-uniform
 
 
+def test_scales_are_drawn_from_a_set(monkeypatch):
+    factors = (0.5, 0.75, 1.0, 1.25, 1.5)
+    found = [
+        drawn(monkeypatch, {"scales": factors}, seed)["scale"] for seed in range(200)
+    ]
+    assert set(found) == set(factors)
+    assert min(found.count(factor) for factor in factors) > 20
+    only = drawn(monkeypatch, {"scales": (0.7,)}, 0)
+    assert only["scale"] == 0.7
+    with pytest.raises(UserError, match=r"augment.scale: found \(0.5, 2.0\), expected"):
+        transforms.options({"scale": (0.5, 2.0), "scales": factors}, MEAN)
+
+
 def test_crops_are_uniform_over_what_fits():
     example = coordinate_example()
     corners = [
@@ -451,6 +464,9 @@ def test_options_from_a_config():
         ("scale", (0.0, 1.0)),
         ("scale", 0.5),
         ("scale", (1.0, math.inf)),
+        ("scales", (1.0, 0.0)),
+        ("scales", 0.5),
+        ("scales", "0.5"),
         ("rotate", -10.0),
         ("rotate", 181),
         ("rotate_prob", 1.5),

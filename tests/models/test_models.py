@@ -390,16 +390,27 @@ def test_fcn_alignment():
     [
         ("resnet50", "plain", 23_508_032),
         ("resnet101", "plain", 42_500_160),
+        # torchvision's 60,192,808 without its 2,049,000 class scores.
+        ("resnet152", "plain", 58_143_808),
+        # 3 (3 + 30 + 48 + 8) + 2 layers, counted from the list of layers.
+        ("resnet269", "plain", 100_024_384),
         ("resnet50", "deep", 23_631_808),
         ("resnet101", "deep", 42_623_936),
     ],
 )
 def test_resnet_counts(name, stem, expected):
-    model = resnet.ResNet(stage_sizes=resnet.STAGE_SIZES[name], stem=stem)
+    sizes = resnet.STAGE_SIZES[name]
+    assert 3 * sum(sizes) + 2 == int(name.removeprefix("resnet"))
+    model = resnet.ResNet(stage_sizes=sizes, stem=stem)
     variables = abstract_variables(model)
     assert values(variables["params"]) == expected
     if stem == "plain":
-        expected = {"resnet50": 53_120, "resnet101": 105_344}[name]
+        expected = {
+            "resnet50": 53_120,
+            "resnet101": 105_344,
+            "resnet152": 151_424,
+            "resnet269": 252_800,
+        }[name]
         assert values(variables["batch_stats"]) == expected
 
 

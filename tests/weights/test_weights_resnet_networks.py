@@ -272,6 +272,13 @@ def test_pspnet(name, library):
     assert_close(found, ops.resize(x, (33, 41)))
 
 
+@pytest.mark.parametrize("backbone", ["resnet152", "resnet269"])
+def test_pspnet_of_other_depths(backbone):
+    for arrays in (psp_semseg(), psp_caffe()):
+        imported = run_import(arrays, "pspnet", backbone=backbone, **PSP)
+        assert "params/backbone/block3_1/conv2/kernel" in imported.result.arrays
+
+
 def test_pspnet_of_other_fields():
     arrays = psp_semseg()
     # Other strides: the same arrays, but another network.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from segjax.errors import UserError
 from segjax.weights import checks
-from segjax.weights.convert import Arrays, Check, Conv, Entry
+from segjax.weights.convert import Arrays, Check, Conv, Entry, Thinned, taps
 from segjax.weights.images import Images
 from segjax.weights.names import backbones
 from segjax.weights.names.backbones import affine, caffe, psp_norm, torch, torch_norm
@@ -230,6 +230,27 @@ def deeplab_vgg(layer: str, target: Target) -> Conv | None:
         return caffe("_".join(filter(None, (match[1], experiment))) + (match[2] or ""))
     name = part(layer)
     return caffe(name) if re.fullmatch(r"conv\d_\d", name) else None
+
+
+def deeplab_hidden(
+    layer: str, target: Target, *, trunk: backbones.Naming
+) -> Thinned | None:
+    """fc6 and fc7 of a branch of DeepLab's head, from those of VGG16.
+
+    None where they cannot be: with batch normalization, or a kernel whose taps are not
+    evenly spaced among those of the 7x7 one.
+    """
+    match = re.fullmatch(r"head/(fc[67])(_\d+)?", layer)
+    suffix = (match[2] or "") if match else ""
+    kernel = target.shapes.get(f"params/head/fc6{suffix}/kernel", (0,))
+    if not match or not taps(7, kernel[0]):
+        return None
+    conv = trunk(match[1], target.names)
+    if not isinstance(conv, Conv) or f"params/{layer}/bias" not in target.shapes:
+        return None
+    if match[1] == "fc6":
+        return Thinned(conv, side=7, draw=6)
+    return Thinned(conv, side=1, draw=7, inputs=6)
 
 
 def deeplab_kazuto(layer: str, target: Target) -> Entry | None:
