@@ -115,6 +115,8 @@ NETWORKS: dict[str, Network] = {
     "contextual": Network("contextual", {}, 2, (480, 480, 1)),
     "frrn-a": Network("frrn", dict(variant="a"), 19, (256, 512, 3)),
     "frrn-b": Network("frrn", dict(variant="b"), 19, (512, 1024, 3)),
+    "cfm-a": Network("cfm", {}, 21, _VGG),
+    "cfm-b": Network("cfm", dict(design="b"), 21, _VGG),
     "hypercolumn": Network("hypercolumn", {}, 21, _VGG),
     "pspnet50-ade20k": Network(
         "pspnet", dict(**_PSPNET, stride_in_1x1=True), 150, (473, 473, 3)

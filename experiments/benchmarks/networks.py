@@ -60,6 +60,7 @@ NETWORKS = (
     "contextual",
     "frrn-a",
     "frrn-b",
+    "cfm-a",
     "hypercolumn",
     "pspnet50-ade20k",
     "pspnet101-voc",

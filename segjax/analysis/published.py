@@ -233,6 +233,13 @@ NUMBERS: dict[str, tuple[Number, ...]] = {
         Number("field of pooling5", "584", LAYERS),
         Number("stride of pooling5", "32", LAYERS),
     ),
+    "cfm-a": (
+        Number("parameters", "258,172,757", LAYERS),
+        Number("parameters of backbone", "14,714,688", LAYERS),
+        Number("field of conv5_3", "196", LAYERS),
+        Number("stride of conv5_3", "16", LAYERS),
+    ),
+    "cfm-b": (Number("parameters", "136,443,733", LAYERS),),
     "hypercolumn": (
         Number("parameters", "134,360,021", LAYERS),
         Number("parameters of score", "99,477", LAYERS),

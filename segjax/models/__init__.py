@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 
 from segjax import errors
+from segjax.models.cfm import CFM
 from segjax.models.contextual import DeepContextual
 from segjax.models.crfrnn import CRFRNN
 from segjax.models.deconvnet import DeconvNet
@@ -24,6 +25,7 @@ from segjax.models.unet import UNet
 from segjax.models.zoomout import Zoomout
 
 MODELS: dict[str, type[nn.Module]] = {
+    "cfm": CFM,
     "contextual": DeepContextual,
     "crfrnn": CRFRNN,
     "deconvnet": DeconvNet,

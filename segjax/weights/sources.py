@@ -21,7 +21,7 @@ TORCHVISION = Images(*IMAGE_STATS["imagenet"])
 
 VGG_MODELS = (
     *("classifier", "contextual", "deconvnet", "deeplab", "dilation", "fcn"),
-    *("hypercolumn", "zoomout"),
+    *("cfm", "hypercolumn", "zoomout"),
 )
 RESNET_MODELS = ("classifier", "deeplab", "fcn", "pspnet")
 BOTTLENECKS = ("resnet50", "resnet101", "resnet152", "resnet269")

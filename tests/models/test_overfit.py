@@ -9,6 +9,15 @@ from segjax.data import scenes
 from segjax.ops import geometry
 
 NARROW = {
+    "cfm": {
+        "widths": (8, 16, 16, 24, 24),
+        "norm": "batch",
+        "fc_channels": 32,
+        "bins": (2, 1),
+        "superpixels": 144,
+        "segment_batch": 64,
+        "dropout": 0.0,
+    },
     "contextual": {"widths": (8, 16, 24, 32), "branch_channels": 16, "norm": "batch"},
     "crfrnn": {
         "base_options": (
@@ -81,8 +90,8 @@ NARROW = {
 
 
 # The others run for a second or two, and compiling without optimization saves ten.
-LONG = ("crfrnn", "deconvnet", "dilation", "fcn", "frrn")
-SLOW = ("crfrnn", "deconvnet", "dilation", "zoomout")
+LONG = ("cfm", "crfrnn", "deconvnet", "dilation", "fcn", "frrn")
+SLOW = ("cfm", "crfrnn", "deconvnet", "dilation", "zoomout")
 
 
 @pytest.fixture

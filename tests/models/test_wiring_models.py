@@ -416,6 +416,7 @@ def test_defaults_of_dropout_are_the_papers():
         "fusionnet": 0.0,
         "hypercolumn": 0.5,  # VGG16's own
         "zoomout": 0.5,
+        "cfm": 0.5,
     }
     found = {name: models.model_fields(name).get("dropout") for name in models.MODELS}
     assert {name: rate for name, rate in found.items() if rate is not None} == rates
