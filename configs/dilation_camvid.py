@@ -19,7 +19,7 @@ Adapted: the paper has images of 480x640 and a joint crop of 852; the images of 
 split have 360x480, which the second stage takes whole (732x852 with their margin). The
 paper does not give the steps of the second stage: 20,000 here, those of its KITTI. The
 third stage, which the paper has on VOC 2012 only and without a schedule, takes whole
-images and as many steps. The mean color is ImageNet's.
+images and as many steps. The mean color is that of the authors' CamVid network.
 
 Published: 65.3 mIoU on the test set at 480x640. Estimated memory: 8 GB, 3 GB jointly.
 """
@@ -31,8 +31,9 @@ _DILATION = {
     "model_name": "dilation",
     "loss": {"resolution": "output_stride"},
 }
-_FIELDS = {"padding": "valid", "upsampling": "interp"}
-_BASE = {"context": "basic", "padding": "reflect", "upsampling": "interp"}
+_MEAN = "105.41212523,108.77808759,110.70313206"
+_FIELDS = {"padding": "valid", "upsampling": "interp", "image_stats": _MEAN}
+_BASE = _FIELDS | {"context": "basic", "padding": "reflect"}
 VARIANTS = {
     "front_end": {
         **_DILATION,

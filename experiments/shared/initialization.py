@@ -10,12 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import config as config_lib
-from segjax import models, weights
+from segjax import image_stats, models, weights
 from segjax import workdir as workdir_lib
 from segjax.inference.trained import load_model
 from segjax.models import crfrnn
 from segjax.models.network import abstract_variables
-from segjax.ops import image
 
 
 def model_info(config: ConfigDict, classes: tuple[str, ...] = ()) -> weights.ModelInfo:
@@ -28,7 +27,7 @@ def model_info(config: ConfigDict, classes: tuple[str, ...] = ()) -> weights.Mod
     fields = config_lib.json_like(config.model)
     if "base_options" in fields:  # of the network within, too
         fields |= crfrnn.base_fields(fields["base"], fields["base_options"])
-    images = weights.Images(*image.IMAGE_STATS[fields["image_stats"]])
+    images = weights.Images(*image_stats.find(fields["image_stats"]))
     return weights.ModelInfo(config.model_name, fields, images, tuple(classes))
 
 
@@ -36,7 +35,7 @@ def image_stats_of(images: weights.Images | None) -> str:
     """The name of these image statistics, to a hundredth of a gray level, or ""."""
     if images is None:
         return ""
-    for name, (scale, mean, deviation) in image.IMAGE_STATS.items():
+    for name, (scale, mean, deviation) in image_stats.IMAGE_STATS.items():
         known = scale == images.scale and len(mean) == len(images.mean)
         near = dict(rtol=0, atol=0.01 * scale)
         if (

@@ -11,7 +11,7 @@ Where the paper and the authors' networks differ, or their networks among themse
   every layer: different values near the border. Field `context_padding`.
 * The Basic identity initialization is without noise in the paper and with noise of
   deviation 0.01 in the code. Field `context_noise`.
-* The authors subtract the mean of each data set; here `image_stats` does.
+* The authors subtract the mean of each data set: `image_stats` takes its numbers.
 """
 
 import math

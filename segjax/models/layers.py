@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax import errors
+from segjax import errors, image_stats
 from segjax.errors import UserError
-from segjax.ops import conv, image, pool
+from segjax.ops import conv, pool
 
 # He et al. 2015: Gaussian of variance 2 / fan-in, for layers followed by a ReLU.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -237,7 +237,7 @@ def check_common(model: nn.Module) -> None:
     check_range(model, "bn_momentum", lowest=0, highest=1)
     if hasattr(model, "bn_unbiased"):
         check_choice(model, "bn_unbiased", (False, True))
-    image.check_image_stats(model.image_stats)
+    image_stats.find(model.image_stats)
     check_choice(model, "dtype", ("float32", "bfloat16"))
 
 

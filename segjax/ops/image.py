@@ -4,30 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax import errors
+from segjax import image_stats as image_stats_lib
 from segjax.errors import UserError
-from segjax.image_stats import IMAGE_STATS
-
-
-def check_image_stats(image_stats: str) -> None:
-    """Raises a UserError that lists the known names if `image_stats` is not one."""
-    if image_stats not in IMAGE_STATS:
-        raise errors.unknown("--config.model.image_stats", image_stats, IMAGE_STATS)
 
 
 def normalize(images: jax.Array, image_stats: str, dtype: str = "float32") -> jax.Array:
     """Normalizes `images` [N, H, W, C], RGB in 0..255, uint8 or float.
 
     Args:
-      image_stats: a key of ``IMAGE_STATS``. "caffe" and "vgg" subtract an RGB mean,
-        "imagenet" also divides by 255 and the deviation, "unit" maps 0..255 to -1..1.
+      image_stats: a key of ``image_stats.IMAGE_STATS``, or means with commas. "caffe"
+        and "vgg" subtract an RGB mean, "imagenet" also divides by 255 and the
+        deviation, "unit" maps 0..255 to -1..1; "105.4,108.8,110.7" is subtracted.
       dtype: type of the result; the arithmetic is float32.
 
     Raises:
       UserError: unknown `image_stats`, or a number of channels it has no mean for.
     """
-    check_image_stats(image_stats)
-    scale, mean, deviation = IMAGE_STATS[image_stats]
+    scale, mean, deviation = image_stats_lib.find(image_stats)
     channels = images.shape[-1]
     if len(mean) not in (1, channels):
         raise UserError(

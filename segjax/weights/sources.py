@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from segjax.image_stats import IMAGE_STATS
 from segjax.weights import checks
-from segjax.weights.convert import Conv, Entry
+from segjax.weights.convert import Entry
 from segjax.weights.images import Images
 from segjax.weights.names import backbones, frrn, networks, unet
 from segjax.weights.names.backbones import caffe, keras, torch
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 
 def _classifier(
-    trunk: backbones.Naming, scores: Mapping[str, Conv] = {}
+    trunk: backbones.Naming, scores: Mapping[str, Entry] = {}
 ) -> Callable[[str, Target], Entry | None]:
     """`scores`: our score layers of model "classifier"."""
 

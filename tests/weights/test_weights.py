@@ -18,11 +18,12 @@ from test_weights_vgg import FCN, VGG, fcn_caffe, vgg_files
 from experiments import import_weights
 from segjax import weights
 from segjax.errors import UserError
-from segjax.ops import conv, image
+from segjax.image_stats import IMAGE_STATS
+from segjax.ops import conv
 from segjax.weights import checks, convert, sources
 from segjax.weights.readers import caffe, safetensors_file
 
-CAFFE_IMAGES = weights.Images(*image.IMAGE_STATS["caffe"])
+CAFFE_IMAGES = weights.Images(*IMAGE_STATS["caffe"])
 
 # --- formats ---
 

@@ -16,10 +16,10 @@ from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.ops import image
+from segjax.image_stats import IMAGE_STATS
 from segjax.weights.readers import caffe, safetensors_file
 
-CAFFE_IMAGES = weights.Images(*image.IMAGE_STATS["caffe"])
+CAFFE_IMAGES = weights.Images(*IMAGE_STATS["caffe"])
 
 
 @pytest.fixture
