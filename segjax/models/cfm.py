@@ -59,7 +59,7 @@ class CFM(nn.Module):
       image_stats: see ops/image.py.
       dtype: of the backbone, fc6 and fc7; scores are computed in float32.
 
-    Endpoints: conv5_3; segment_scores [N, P, 1, K]; members [N, P, S, 1], which
+    Endpoints: conv5_3; segment_scores [N, 1, P, K]; members [N, 1, P, S], which
     superpixels a segment has, and superpixels [N, H, W, 1] int32, unless `masks` are
     given; in training aux_logits_segments [N, H, W, K].
 
@@ -124,7 +124,7 @@ class CFM(nn.Module):
             logits = paste(scores, masks.reshape(*masks.shape[:2], -1))
             return logits.reshape(*images.shape[:3], -1), {
                 _FEATURES: x,
-                "segment_scores": scores[:, :, None],
+                "segment_scores": scores[:, None],
             }
         count = math.prod(superpixels.grid_size(*sides, self.superpixels))
         ids = superpixels.slic(
@@ -145,8 +145,8 @@ class CFM(nn.Module):
         endpoints = {
             _FEATURES: x,
             "superpixels": ids[..., None],
-            "members": members[..., None],
-            "segment_scores": scores[:, :, None],
+            "members": members[:, None],
+            "segment_scores": scores[:, None],
         }
         if train:
             share = members / jnp.maximum(members.sum(axis=1, keepdims=True), 1)
@@ -158,7 +158,7 @@ class CFM(nn.Module):
         """Class scores [N, P, K] of segments of the features `x`."""
 
         def fully_connected(y, suffix):
-            y = y.reshape(*y.shape[:2], 1, -1)
+            y = y.reshape(y.shape[0], 1, y.shape[1], -1)
             for name in ("fc6", "fc7"):
                 y = layers.Conv(
                     self.fc_channels, 1, dtype=self.dtype, name=f"{name}{suffix}"
@@ -175,7 +175,7 @@ class CFM(nn.Module):
         score = layers.Conv(
             self.num_classes, 1, kernel_init=layers.score_normal, name="score"
         )
-        return score(y)[:, :, 0]
+        return score(y)[:, 0]
 
 
 def pyramids(

@@ -91,8 +91,8 @@ class Zoomout(nn.Module):
       image_stats: see ops/image.py.
       dtype: of the backbone; features and scores are computed in float32.
 
-    Endpoints: superpixels [N, H, W, 1] int32; features [N, S, 1, D], normalized, of S
-    superpixels; superpixel_scores [N, S, 1, K].
+    Endpoints: superpixels [N, H, W, 1] int32; features [N, 1, S, D], normalized, of S
+    superpixels; superpixel_scores [N, 1, S, K].
 
     Raises:
       UserError: a bad field value.
@@ -154,7 +154,7 @@ class Zoomout(nn.Module):
         features = jax.lax.stop_gradient(self._features(trunk, images, ids, count))
         filled = segment_pool.pixel_counts(ids, count)[..., None] > 0
         x = Standardize(self.bn_momentum, name="standardize")(features, filled, train)
-        x = x[:, :, None]
+        x = x[:, None]
         endpoints = {"superpixels": ids[..., None], "features": x}
         for index, width in enumerate(self.hidden, start=1):
             x = nn.relu(layers.Conv(width, 1, name=f"hidden{index}")(x))
@@ -163,7 +163,7 @@ class Zoomout(nn.Module):
             self.num_classes, 1, kernel_init=layers.score_normal, name="score"
         )(x)
         endpoints["superpixel_scores"] = scores
-        return segment_pool.paint(scores[:, :, 0], ids), endpoints
+        return segment_pool.paint(scores[:, 0], ids), endpoints
 
     def _features(
         self, trunk: nn.Module, images: jax.Array, ids: jax.Array, count: int

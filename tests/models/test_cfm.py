@@ -84,7 +84,7 @@ def test_any_size(size):
         run = functools.partial(model.apply, train=train, rngs=keys)
         logits, endpoints = jax.eval_shape(run, variables, images)
         assert logits.shape == (2, *size, 3) and logits.dtype == jnp.float32
-        assert endpoints["segment_scores"].shape == (2, 2 * count - 1, 1, 3)
+        assert endpoints["segment_scores"].shape == (2, 1, 2 * count - 1, 3)
         assert ("aux_logits_segments" in endpoints) == train
 
 
@@ -136,7 +136,7 @@ def test_scores_of_given_masks(design):
             vectors.append(y)
         score = params["score"]
         scores[n, p] = np.concatenate(vectors) @ score["kernel"][0, 0] + score["bias"]
-    found = endpoints["segment_scores"][:, :, 0]
+    found = endpoints["segment_scores"][:, 0]
     np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-3)
     assert scores.std() > 0.1
     # Pasted from the least to the most certain one, each over those before.
@@ -188,14 +188,14 @@ def test_segments_of_superpixels_are_masks_from_outside():
     variables = random_variables(model)
     logits, endpoints = jax.device_get(apply(model, variables, photos()))
     ids = endpoints["superpixels"][..., 0]
-    members = endpoints["members"][..., 0]
+    members = endpoints["members"][:, 0]
     masks = np.stack([m[:, one] for m, one in zip(members, ids, strict=True)])
     assert masks[:, -1].all() or members[:, -1].sum() == 0
     found, given = jax.device_get(apply(model, variables, photos(), masks))
     filled = members.any(axis=2)
     np.testing.assert_allclose(
-        given["segment_scores"][filled],
-        endpoints["segment_scores"][filled],
+        given["segment_scores"][:, 0][filled],
+        endpoints["segment_scores"][:, 0][filled],
         rtol=1e-3,
         atol=1e-3,
     )
@@ -208,10 +208,10 @@ def test_auxiliary_scores_are_means_over_the_segments_of_a_pixel():
     logits, endpoints = jax.device_get(apply(model, variables, photos(), train=True))
     plain, _ = jax.device_get(apply(model, variables, photos()))
     np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-4)
-    ids, members = endpoints["superpixels"][..., 0], endpoints["members"][..., 0]
+    ids, members = endpoints["superpixels"][..., 0], endpoints["members"][:, 0]
     for n, y, x in ((0, 0, 0), (1, 49, 66), (0, 25, 30)):
         covering = members[n, :, ids[n, y, x]]
-        expected = endpoints["segment_scores"][n, covering, 0].mean(axis=0)
+        expected = endpoints["segment_scores"][n, 0, covering].mean(axis=0)
         found = endpoints["aux_logits_segments"][n, y, x]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
         assert covering.sum() >= 2

@@ -79,7 +79,7 @@ def test_dimensions_and_parameters_at_full_size():
     run = functools.partial(model.apply, train=False)
     logits, endpoints = jax.eval_shape(run, variables, images)
     assert logits.shape == (1, 500, 375, 21)
-    assert endpoints["features"].shape == (1, 26 * 19, 1, 12_416)
+    assert endpoints["features"].shape == (1, 1, 26 * 19, 12_416)
     mlp = 12_416 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 21 + 21
     assert values(variables["params"]) == 134_260_544 + mlp == 148_046_677
     linear = abstract_variables(Zoomout(21, hidden=()))["params"]
@@ -101,7 +101,7 @@ def test_any_size(size):
         )
         (logits, endpoints), _ = jax.eval_shape(run, variables, images)
         assert logits.shape == (2, *size, 3) and logits.dtype == jnp.float32
-        assert endpoints["superpixel_scores"].shape == (2, count, 1, 3)
+        assert endpoints["superpixel_scores"].shape == (2, 1, count, 3)
 
 
 def test_features_of_each_superpixel():
@@ -116,7 +116,7 @@ def test_features_of_each_superpixel():
         )
     )
     ids = endpoints["superpixels"][..., 0]
-    features = endpoints["features"][:, :, 0]
+    features = endpoints["features"][:, 0]
     channels = [w for w, n in zip(WIDTHS, vgg.STAGES) for _ in range(n)] + [FC, FC]
     ends = np.cumsum(channels)
     parts = dict(zip(LEVELS, np.split(features, ends[:-1], axis=-1), strict=True))
@@ -158,7 +158,7 @@ def test_features_of_each_superpixel():
 def test_scores_are_those_of_the_superpixel():
     """The classifier by numpy, painted back."""
     _, variables, (logits, endpoints) = predicted()
-    x = endpoints["features"][:, :, 0].astype(np.float64)
+    x = endpoints["features"][:, 0].astype(np.float64)
     params = variables["params"]
     for name in ("hidden1", "hidden2", "score"):
         x = x @ params[name]["kernel"][0, 0] + params[name]["bias"]
