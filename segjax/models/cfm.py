@@ -157,11 +157,12 @@ class CFM(nn.Module):
     def _scores(self, x: jax.Array, segments: Segments, train: bool) -> jax.Array:
         """Class scores [N, P, K] of segments of the features `x`."""
 
-        def fully_connected(y, suffix):
+        # Not called fc6 and fc7: they read other features than VGG16's of these names.
+        def fully_connected(y, path):
             y = y.reshape(y.shape[0], 1, y.shape[1], -1)
             for name in ("fc6", "fc7"):
                 y = layers.Conv(
-                    self.fc_channels, 1, dtype=self.dtype, name=f"{name}{suffix}"
+                    self.fc_channels, 1, dtype=self.dtype, name=f"{path}_{name}"
                 )(y)
                 y = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(y))
             return y
@@ -169,9 +170,9 @@ class CFM(nn.Module):
         whole, masked = pyramids(
             x, segments, self.bins, design=self.design, batch=self.segment_batch
         )
-        y = fully_connected(masked, "")
+        y = fully_connected(masked, "segment")
         if self.design == "a":
-            y = jnp.concatenate([y, fully_connected(whole, "_box")], axis=-1)
+            y = jnp.concatenate([y, fully_connected(whole, "box")], axis=-1)
         score = layers.Conv(
             self.num_classes, 1, kernel_init=layers.score_normal, name="score"
         )

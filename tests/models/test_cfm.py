@@ -127,9 +127,11 @@ def test_scores_of_given_masks(design):
         if design == "b":
             masked[9:] = whole[9:]
         vectors = []
-        for suffix, y in (("", masked), ("_box", whole))[: 2 if design == "a" else 1]:
+        for path, y in (("segment", masked), ("box", whole))[
+            : 2 if design == "a" else 1
+        ]:
             y = y.reshape(-1)
-            for name in (f"fc6{suffix}", f"fc7{suffix}"):
+            for name in (f"{path}_fc6", f"{path}_fc7"):
                 y = np.maximum(
                     y @ params[name]["kernel"][0, 0] + params[name]["bias"], 0
                 )

@@ -174,6 +174,15 @@ KINDS = {
         VGG | {"skips": 32},
         {"image_stats": "vgg"},
     ),
+    **{
+        f"VGG16 (Caffe) in {name}": (
+            lambda: vgg_files()[0],
+            name,
+            VGG,
+            {"image_stats": "vgg"},
+        )
+        for name in ("hypercolumn", "zoomout", "cfm-a")
+    },
 }
 
 
