@@ -10,8 +10,9 @@
 The first trains fcn32s from a classifier, fcn16s from that and fcn8s from that. Such
 chains are also fcn16s-learned and fcn8s-learned, whose 2x upsamplings are learned as in
 the CVPR paper, and crfrnn, CRF-RNN (ICCV 2015), which starts from fcn8s-learned.
-fcn8s-atonce, fcn-alexnet, fcn-googlenet and fcn32s-fixed, in which only class scores
-learn, start from a classifier, like fcn32s (docs/weights.md).
+fcn8s-atonce, fcn-alexnet, fcn-googlenet, fcn32s-fixed, in which only class scores
+learn, and fcn-pool5, fcn-pool4 and fcn-pool3, with the scores of one layer, start from
+a classifier, like fcn32s (docs/weights.md).
 
 From the papers' networks: one whole image per step, no augmentation, momentum 0.99, the
 loss summed over pixels, biases at twice the rate and not decayed; AlexNet with batches
@@ -22,9 +23,9 @@ too, or as many images in batches of 20: 272 epochs of CamVid (817 for 8s at onc
 CRF-RNN's paper gives no number of steps.
 
 Published on the 736 images of VOC 2011 (mIoU): 32s 63.6, 16s 65.0, 8s 65.5, 8s at once
-65.4, AlexNet 48.0; of the CVPR paper GoogLeNet 42.5, 32s fixed 45.4, 32s 59.4, 16s
-learned 62.4, 8s learned 62.7; not on CamVid. Estimated memory: 3 GB, 5 GB for AlexNet's
-and 12 GB for GoogLeNet's batches.
+65.4, AlexNet 48.0, uncertain pool5 50.0, pool4 22.4, pool3 9.2; of the CVPR paper
+GoogLeNet 42.5, 32s fixed 45.4, 32s 59.4, 16s learned 62.4, 8s learned 62.7; not on
+CamVid. Estimated memory: 3 GB, 5 GB for AlexNet's and 12 GB for GoogLeNet's batches.
 """
 
 from experiments.shared import recipes
@@ -35,6 +36,7 @@ _VGG = {"batch_size": 1, "total_steps": 100_000}
 _ONE_BY_ONE = {"lr": 1e-10, "momentum": 0.99, "lr_mult": ("bias=2",)}
 _SUM = {"normalize": "images"}
 _TWENTY = {"batch_size": 20, "total_steps": 5000}
+_ONE_LAYER = {"optim": _ONE_BY_ONE, "loss": _SUM, **_VGG}
 _CLASS_SCORES = ("backbone=0", "bias=2")
 VARIANTS = {
     "fcn32s": {"optim": _ONE_BY_ONE, "loss": _SUM, **_VGG},
@@ -72,6 +74,9 @@ VARIANTS = {
         "loss": _SUM,
         **_VGG,
     },
+    "fcn-pool5": {"model": {"skips": 32, "only": "pool5"}, **_ONE_LAYER},
+    "fcn-pool4": {"model": {"skips": 16, "only": "pool4"}, **_ONE_LAYER},
+    "fcn-pool3": {"model": {"skips": 8, "only": "pool3"}, **_ONE_LAYER},
     "fcn8s-atonce": {
         "optim": _ONE_BY_ONE,
         "loss": _SUM,

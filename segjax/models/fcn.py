@@ -26,6 +26,8 @@ from segjax.models import backbones, layers
 from segjax.ops import conv, geometry, image
 
 _PIXELS = geometry.Grid()
+# Layers of VGG16 whose scores alone are in PAMI's table of skips, and their strides.
+_ALONE = {"pool5": 32, "pool4": 16, "pool3": 8}
 # Scales of the skips, from coarse to fine, in all-at-once training.
 _AT_ONCE = (0.01, 0.0001)
 
@@ -135,6 +137,9 @@ class FCN(nn.Module):
       skips: the output stride: 32, 16 (adds pool4) or 8 (adds pool4 and pool3). The
         ResNets add block3 and block2; SqueezeNet has 16 and 8 (adds fire5), AlexNet
         and GoogLeNet 32.
+      only: "pool5", "pool4" or "pool3" of VGG16: scores of this layer alone, without
+        those of coarser ones (rows of PAMI's table of skips); `skips` is then its
+        stride. "": all of them.
       at_once: scales the skipped features by 0.01 and 0.0001, for training FCN-8s in
         one go from ImageNet weights; no effect with 32.
       learn_upsampling: the 2x upsamplings are dense learned kernels that start
@@ -159,7 +164,8 @@ class FCN(nn.Module):
       dtype: of the trunk; scores are computed in float32.
 
     Endpoints: those of the trunk (pool1 .. pool5, fc6, fc7), score_fr and, per skip,
-    the upsampled scores (upscore2, upscore_pool4) and the sum (fuse_pool4, fuse_pool3).
+    the upsampled scores (upscore2, upscore_pool4) and the sum (fuse_pool4, fuse_pool3);
+    with `only` no fc6 and fc7, and the scores of that layer (score_pool5).
 
     Raises:
       UserError: a bad field value, or a `pad` that leaves a map too small.
@@ -167,6 +173,7 @@ class FCN(nn.Module):
 
     num_classes: int
     skips: int = 8
+    only: str = ""
     at_once: bool = False
     learn_upsampling: bool = False
     pad: int = 100
@@ -194,10 +201,24 @@ class FCN(nn.Module):
                 f"{' or '.join(map(str, strides))} with the backbone "
                 f"{self.backbone!r}; set skips to {strides[0]} or backbone to 'vgg16'"
             )
+        self._check_only()
         layers.check_integers(self, "fc_channels")
         layers.check_integers(self, "pad", minimum=0)
         layers.check_common(self)
         super().__post_init__()
+
+    def _check_only(self) -> None:
+        layers.check_choice(self, "only", ("", *_ALONE))
+        if self.only and self.backbone != "vgg16":
+            raise UserError(
+                f"{layers.flag(self, 'only')} is {self.only!r}, which is a layer of "
+                f"'vgg16', not of {self.backbone!r}; expected ''"
+            )
+        if self.only and self.skips != _ALONE[self.only]:
+            raise UserError(
+                f"{layers.flag(self, 'skips')} is {self.skips}, expected "
+                f"{_ALONE[self.only]}, the stride of only={self.only!r}"
+            )
 
     coarse_scores = None
 
@@ -213,12 +234,15 @@ class FCN(nn.Module):
         height, width = images.shape[1:3]
         entry = backbones.BACKBONES[self.backbone]
         trunk = backbones.build(self, pad_first=self.pad)
-        endpoints = trunk(image.normalize(images, self.image_stats, self.dtype), train)
-        features = endpoints[entry.top]
+        top = self.only or entry.top
+        without_fc = {"fc": False} if self.only else {}
+        x = image.normalize(images, self.image_stats, self.dtype)
+        endpoints = trunk(x, train, **without_fc)
+        features = endpoints[top]
         if 0 in features.shape:
             raise UserError(
                 f"FCN: an image of {height} x {width} with a padding of {self.pad} is "
-                f"too small for {entry.top}; increase --config.model.pad"
+                f"too small for {top}; increase --config.model.pad"
             )
         if entry.dropout:
             features = nn.Dropout(self.dropout, deterministic=not train)(features)
@@ -242,10 +266,11 @@ class FCN(nn.Module):
                 name=name,
             )(scores)
 
-        scores = endpoints["score_fr"] = score(features, "score_fr")
-        grid, up = grids[entry.top], "upscore2"
+        name = f"score_{self.only}" if self.only else "score_fr"
+        scores = endpoints[name] = score(features, name)
+        grid, up = grids[top], "upscore2"
         for (stride, skip), scale in zip(entry.skips.items(), _AT_ONCE):
-            if stride < self.skips:
+            if stride < self.skips or self.only:
                 break
             size = upsampling_size(grid, 2, grids[skip])
             scores = endpoints[up] = upsample(scores, size, up)

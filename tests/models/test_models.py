@@ -245,6 +245,15 @@ def test_build():
             lambda: PSPNet(2, width=0),
             r"model.width \(PSPNet\) is 0, expected an integer of at",
         ),
+        (lambda: FCN(2, only="pool2"), "did you mean 'pool"),
+        (
+            lambda: FCN(2, only="pool4"),
+            r"model.skips \(FCN\) is 8, expected 16, the stride of only='pool4'",
+        ),
+        (
+            lambda: FCN(2, only="pool4", skips=16, backbone="resnet50"),
+            r"is 'pool4', which is a layer of 'vgg16', not of 'resnet50'",
+        ),
         (lambda: PSPNet(2, stage_sizes=(3, 4)), r"is \(3, 4\), expected 4 values"),
         (lambda: PSPNet(2, stage_sizes=(1, 0, 1, 1)), "0 only for stages that do not"),
         (
@@ -292,6 +301,41 @@ def test_fcn_crops():
         (grids["pool3"], up4, 9),
     ):
         assert geometry.crop_offset(source, target) == expected
+
+
+@pytest.mark.parametrize("only, skips", [("pool4", 16), ("pool3", 8)])
+def test_fcn_of_one_layer_is_one_whose_coarser_scores_are_zero(only, skips):
+    small = dict(widths=(2, 2, 3, 2, 2), fc_channels=2, skips=skips)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1, 37, 50, 3)).astype(np.uint8)
+    whole, alone = FCN(2, **small), FCN(2, only=only, **small)
+    variables = jax.device_get(whole.init(jax.random.key(0), images, train=False))
+    params = variables["params"]
+    assert not np.any(params["score_fr"]["kernel"])  # scores start at zero
+    score = params[f"score_{only}"]
+    score["kernel"] = rng.normal(size=score["kernel"].shape).astype(np.float32)
+    expected, _ = whole.apply(variables, images, train=False)
+    backbone = dict(params["backbone"])
+    del backbone["fc6"], backbone["fc7"]
+    kept = {"backbone": backbone, f"score_{only}": score}
+    init = jax.eval_shape(lambda: alone.init(jax.random.key(0), images, train=False))
+    assert jax.tree.structure(init["params"]) == jax.tree.structure(kept)
+    found, endpoints = alone.apply({"params": kept}, images, train=False)
+    assert np.ptp(expected) > 0 and f"score_{only}" in endpoints
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.ptp(expected))
+
+
+def test_fcn_of_pool5_lies_three_cells_before_fc6():
+    scores = geometry.deconv(vgg.grids(100)["pool5"], 64, stride=32)
+    assert geometry.crop_offset(scores, geometry.Grid()) == 19 + 3 * 32
+    model = FCN(2, skips=32, only="pool5", widths=(1, 1, 1, 1, 1))
+    images = jax.ShapeDtypeStruct((1, 41, 33, 3), jnp.uint8)
+    keys = jax.random.key(0)
+    (logits, _), variables = jax.eval_shape(
+        lambda x: model.init_with_output(keys, x, train=False), images
+    )
+    assert logits.shape == (1, 41, 33, 2)
+    assert variables["params"].keys() == {"backbone", "score_pool5"}
 
 
 # Side of the image; of pool1 .. pool5, fc6; 32x; upscore2, 16x; upscore_pool4, 8x.
