@@ -8,6 +8,9 @@ Prints the table and writes report.md, report.csv, report.html, a page with plot
 pictures in it, and report.png, the plots alone, into the folder of the sweep or into
 --output.  A folder of several sweeps gets one table for each.
 
+A column shows the mIoU with a CRF where runs were evaluated so at their last step
+(experiments.evaluate --workdir RUN --checkpoint=last --crf=..).
+
 mIoU is that of the last step on the validation split, mean and sample standard
 deviation over the seeds.  --classes adds IoUs of classes.  --pair=A,B adds how well two
 look-alike classes are told apart: of the pixels of each predicted as either, the share
@@ -67,7 +70,7 @@ def report(
         problems=problems,
         commands=commands,
         results=results,
-        scores=len(scores),
+        scores=len(scores) + _any_with_crf(results),
         plots=plot,
     )
     files = {
@@ -91,7 +94,13 @@ def _results(sweep: sweep_runs.Sweep, folder: Path, erf: bool) -> list[Result]:
     runs: dict[str, list[Run]] = {}
     commands: dict[str, str] = {}  # of the first seeds
     for run in sweep_runs.runs_of(sweep, folder):
-        read = report_rows.read_run(run.folder, run.seed, run.row.config.total_steps)
+        config = run.row.config
+        read = report_rows.read_run(
+            run.folder,
+            run.seed,
+            total_steps=config.total_steps,
+            split=config.data.eval_split,
+        )
         runs.setdefault(run.row.hash, []).append(read)
         command = sweep_runs.command(sweep, run, "python")
         commands.setdefault(run.row.hash, sweep_runs.shell(command))
@@ -148,20 +157,34 @@ def _scores(
 def _table(results: list[Result], scores: list[Score]) -> tables.Rows:
     of = max({run.peak_of for r in results for run in r.runs}, default="")
     titles = ["row", "runs", *(f"{score.title} %" for score in scores)]
+    crf = _any_with_crf(results)
+    titles += ["mIoU with CRF %"] * crf
     titles += ["parameters", "GFLOPs", "stride", "field", "sees", "ERF"]
     titles += [f"MB of {of or 'memory'}", "train img/s", "eval img/s", "compile s"]
     return [tuple([*titles, "hash"])] + [
-        tuple([*_cells(result, scores), result.row.hash]) for result in results
+        tuple([*_cells(result, scores, crf), result.row.hash]) for result in results
     ]
 
 
-def _cells(result: Result, scores: list[Score]) -> list[str]:
+def _any_with_crf(results: list[Result]) -> bool:
+    return any(run.with_crf is not None for r in results for run in r.finished)
+
+
+def _crf_cell(result: Result) -> str:
+    """Mean and deviation, and of how many runs if not of all."""
+    found, runs = result.scores_with_crf(report_rows.miou), len(result.finished)
+    count = f" ({len(found)} of {runs})" if 0 < len(found) < runs else ""
+    return tables.mean_text(100 * found) + count
+
+
+def _cells(result: Result, scores: list[Score], crf: bool) -> list[str]:
     runs, numbers = result.runs, result.numbers
     kinds = [run.state.kind for run in runs]
     done = f"{kinds.count('finished')} of {len(runs)}"
     bad = [kind for kind in dict.fromkeys(kinds) if kind != "finished"]
     cells = [sweep_rows.title(result.row), ", ".join([done, *bad])]
     cells += [tables.mean_text(100 * result.scores(score.of)) for score in scores]
+    cells += [_crf_cell(result)] * crf
     cells += [
         tables.number_text(numbers.parameters, "{:,.0f}"),
         tables.number_text(numbers.flops / 1e9, "{:,.3g}"),
@@ -244,6 +267,8 @@ def _csv(results: list[Result], scores: list[Score]) -> str:
     titles = ["row", "hash", "finished", "runs"]
     for score in scores:
         titles += [f"{score.title}_{part}" for part in ("mean", "std", "seeds")]
+    crf = _any_with_crf(results)
+    titles += ["mIoU_with_crf_mean", "mIoU_with_crf_std", "mIoU_with_crf_seeds"] * crf
     titles += ["parameters", "flops", "stride", "field_min", "field_max", "sees"]
     titles += ["image_height", "erf", "peak_bytes", "train_images_per_second"]
     titles += ["eval_images_per_second", "compile_seconds", "states", "command"]
@@ -252,8 +277,9 @@ def _csv(results: list[Result], scores: list[Score]) -> str:
         numbers, runs = result.numbers, result.runs
         cells = [sweep_rows.title(result.row), result.row.hash]
         cells += [len(result.finished), len(runs)]
-        for score in scores:
-            values = result.scores(score.of)
+        columns = [result.scores(score.of) for score in scores]
+        columns += [result.scores_with_crf(report_rows.miou)] * crf
+        for values in columns:
             known = tables.mean_and_deviation(values)
             cells += ["" if math.isnan(value) else value for value in known]
             cells.append(" ".join(map(str, values)))

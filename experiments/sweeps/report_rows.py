@@ -55,6 +55,19 @@ _FIELD_SCHEMA = {
 }
 
 
+_COUNT = {"type": "integer", "minimum": 0}
+_COUNTS = {"type": "array", "items": {"type": "array", "items": _COUNT}}
+_EVALUATION_SCHEMA = {
+    "type": "object",
+    "required": ["step", "stages"],
+    "properties": {
+        "step": {"type": "integer"},
+        "stages": {"type": "object"},
+        "crf": {"type": "object", "properties": {"confusion": _COUNTS}},
+    },
+}
+
+
 class Run(NamedTuple):
     """One row with one seed."""
 
@@ -67,6 +80,7 @@ class Run(NamedTuple):
     compile_seconds: float
     peak_bytes: float
     peak_of: str  # "device" or "process"
+    with_crf: np.ndarray | None = None  # as `confusion`, behind a CRF; None: not known
 
 
 class Numbers(NamedTuple):
@@ -97,6 +111,11 @@ class Result(NamedTuple):
         """``of(confusion)`` of all finished runs, float64 [n]."""
         return np.array([of(run.confusion) for run in self.finished], np.float64)
 
+    def scores_with_crf(self, of: Any) -> np.ndarray:
+        """The same behind a CRF, of the finished runs that were evaluated with one."""
+        known = [run.with_crf for run in self.finished if run.with_crf is not None]
+        return np.array([of(confusion) for confusion in known], np.float64)
+
 
 def miou(confusion: np.ndarray) -> float:
     return metrics.scores(confusion)["miou"]
@@ -117,8 +136,8 @@ def told_apart(confusion: np.ndarray, pair: Sequence[int]) -> float:
     return float(np.mean(np.diag(part) / total)) if total.all() else math.nan
 
 
-def read_run(folder: Path, seed: int, total_steps: int) -> Run:
-    """What a run has written so far."""
+def read_run(folder: Path, seed: int, *, total_steps: int, split: str) -> Run:
+    """What a run has written so far, and its evaluation with a CRF on `split`."""
     state = sweep_runs.state(folder, total_steps)
     found = workdir_lib.read_validation(folder)
     rates = [
@@ -138,7 +157,26 @@ def read_run(folder: Path, seed: int, total_steps: int) -> Run:
         found.get("compile_seconds", math.nan),
         found.get("peak_bytes", math.nan),
         found.get("peak_of", ""),
+        _with_crf(folder / "evaluation" / f"{split}.json", total_steps)
+        if done
+        else None,
     )
+
+
+def _with_crf(path: Path, step: int) -> np.ndarray | None:
+    """The confusion matrix behind a CRF, as ``experiments.evaluate --crf`` wrote it.
+
+    Only that of the network alone at its last step: what the report's other scores are
+    of.
+    """
+    if not path.is_file():
+        return None
+    found = files.read_json(path, "results of experiments.evaluate", _EVALUATION_SCHEMA)
+    alone = found["stages"].get("model") == "" and len(found.get("models", "1")) == 1
+    confusion = found.get("crf", {}).get("confusion")
+    if not (confusion and alone and found["step"] == step):
+        return None
+    return np.array(confusion, np.int64)
 
 
 def numbers(rows: Sequence[Row], folder: Path, progress: Any) -> dict[str, Numbers]:

@@ -105,6 +105,50 @@ def test_scores_are_means_and_deviations_over_the_seeds(reported):
     assert [other["mIoU_mean"] for other in others] == ["", ""]
 
 
+def write_evaluation(run, h, **changes):
+    """What `experiments.evaluate --checkpoint=last --crf=..` leaves behind."""
+    found = {"step": STEPS, "stages": {"model": "", "with CRF": "crf"}}
+    found |= {"models": [{"path": "here", "step": STEPS}], "scores": {}}
+    found["crf"] = {"settings": {}, "confusion": h.tolist()}
+    (run / "evaluation").mkdir(exist_ok=True)
+    path = run / "evaluation" / "validation.json"
+    path.write_text(json.dumps(found | changes))
+
+
+def test_scores_with_a_crf_are_those_of_the_same_step(folder, tmp_path):
+    """Of one seed of two: 7 right classes, IoU of the tents 90/130 and 70/110."""
+    copy = shutil.copytree(folder, tmp_path / "sweep")
+    run = next(copy.glob("*/seed1/validation.json")).parent
+
+    def reported():
+        report.report(copy, tmp_path, classes=[], pair=[], erf=False)
+        text = (tmp_path / "report.csv").read_text()
+        return next(csv.DictReader(text.splitlines()))
+
+    assert "mIoU_with_crf_mean" not in reported()
+    h = confusion([[90, 10], [30, 70]])
+    for other in (
+        {"step": STEPS - 1},
+        {"stages": {"model": "plain", "with flip": "", "with CRF": "crf"}},
+        {"models": [{}, {}]},
+        {"crf": {"settings": {}}},
+    ):
+        write_evaluation(run, h, **other)
+        assert "mIoU_with_crf_mean" not in reported(), other
+    write_evaluation(run, h)
+    row = reported()
+    assert float(row["mIoU_with_crf_mean"]) == pytest.approx(
+        (7 + 90 / 130 + 70 / 110) / 9
+    )
+    assert row["mIoU_with_crf_std"] == "" and float(row["mIoU_mean"]) < 1
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert any("| mIoU % | mIoU with CRF % |" in line for line in lines)
+    assert any("| 92.5 (1 of 2) |" in line for line in lines)
+    (run / "evaluation" / "validation.json").write_text('{"step": "x"}')
+    with pytest.raises(UserError, match=r"evaluation/validation.json"):
+        reported()
+
+
 def test_deviations_are_of_what_is_known():
     """Sample deviation of 1 and 3: sqrt(((1 - 2)^2 + (3 - 2)^2) / 1)."""
     text = tables.mean_text
