@@ -44,7 +44,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.shared import arguments, cli
+from experiments.shared import arguments, chains, cli
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps import worker as sweep_worker
@@ -93,6 +93,10 @@ def sweep(
         for row in tqdm.tqdm(rows, "checking", unit="row", disable=len(rows) < 2)
     ]
 
+    for row in rows:
+        file = row.overrides.get("config", config_file)
+        if note := chains.note(file, row.config):
+            cli.log(f"note: row {row.name}: {note}")
     description = Sweep(config_file, rows, overrides, options, seeds)
     python = "python" if engine == "print" else sys.executable
     runs = {

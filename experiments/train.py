@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from experiments.shared import (
+    chains,
     cli,
     evaluation,
     run_description,
@@ -288,6 +289,8 @@ def main(argv) -> int:
         )
     cli.start()
     workdir = Path(_WORKDIR.value).expanduser().absolute()
+    if note := chains.note(cli.flag_value("config"), _CONFIG.value):
+        cli.log(f"note: {note}")
     with Peers(exit_code=STOPPED):
         return train(_CONFIG.value, workdir, profile=_PROFILE.value)
 

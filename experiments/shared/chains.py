@@ -46,6 +46,27 @@ def names(variant: str, table: Mapping[str, str]) -> list[str]:
     return chain[::-1]
 
 
+def note(config_file: str, config: ConfigDict) -> str:
+    """What is to be said of a stage that is trained without the one before it, or "".
+
+    Args:
+      config_file: FILE or FILE:VARIANT, which gives a config.
+      config: of it, with the overrides of the command line.
+    """
+    path, _, arg = config_file.partition(":")
+    module = runpy.run_path(path)
+    table, variants = module.get(TABLE), module.get("VARIANTS")
+    if config.init_from or not table or not variants:
+        return ""
+    name = config_lib.variant_name(arg, variants)
+    if name not in table:
+        return ""
+    return (
+        f"{config_file} is a stage that starts from {table[name]!r}; without "
+        "--config.init_from it starts anew: experiments.chain trains both"
+    )
+
+
 def read(
     config_file: str, overrides: Mapping[str, Any], *, workdir: str
 ) -> list[Stage]:

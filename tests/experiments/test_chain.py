@@ -150,6 +150,18 @@ def test_a_number_of_steps_takes_the_place_of_epochs(config_file, tmp_path):
     assert (short.total_epochs, short.total_steps) == (0, 7)
 
 
+def test_a_stage_without_the_one_before_it_is_noted(config_file):
+    def note(variant, **fields):
+        config = read(config_file)[1].config.copy_and_resolve_references()
+        config.update({"init_from": ""} | fields)
+        return chains.note(f"{config_file}{variant}", config)
+
+    assert "/two.py:b is a stage that starts from 'a'; without" in note(":b")
+    assert not note(":b", init_from="w") and not note(":a") and not note("")
+    quickstart = f"{ROOT}/configs/quickstart.py"
+    assert not chains.note(quickstart, config_lib.make())
+
+
 # Runs
 
 
