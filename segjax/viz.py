@@ -9,10 +9,12 @@ import numpy as np
 
 from segjax.labels import VOID
 
-_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+_INK, PAPER = (40, 40, 40), (255, 255, 255)
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-_LINE = 22  # height of a line of text
-_GAP = 4  # between the pictures of a panel
+LINE = 22
+"""Height of a line of text."""
+GAP = 4
+"""Between the pictures of a panel."""
 _CELL = 240  # side of the squares of a grid
 _PANEL_WIDTH = 160  # small pictures are enlarged to this, for the captions to fit
 
@@ -55,7 +57,7 @@ def overlay(
     Returns:
       uint8 [H, W, 3].
     """
-    image = _rgb(image)
+    image = rgb(image)
     mixed = cv2.addWeighted(image, 1 - alpha, colorize(label, palette), alpha, 0)
     return np.where((label == VOID)[..., None], image, mixed)
 
@@ -83,15 +85,15 @@ def panel(
       uint8 [h, w, 3].
     """
     labels = [truth, *prediction.reshape(-1, *truth.shape)]
-    pictures = [_rgb(image), *(colorize(label, palette) for label in labels)]
+    pictures = [rgb(image), *(colorize(label, palette) for label in labels)]
     zoom = -(-_PANEL_WIDTH // image.shape[1])
     columns = []
     for picture, caption in zip(pictures, captions, strict=True):
         picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
-        header = np.full((_LINE, picture.shape[1], 3), _PAPER, np.uint8)
-        _write(header, caption, left=2, top=0)
+        header = np.full((LINE, picture.shape[1], 3), PAPER, np.uint8)
+        write_line(header, caption, left=2, top=0)
         columns += [np.vstack([header, picture])]
-        columns += [np.full((len(columns[0]), _GAP, 3), _PAPER, np.uint8)]
+        columns += [np.full((len(columns[0]), GAP, 3), PAPER, np.uint8)]
     return np.hstack(columns[:-1])
 
 
@@ -112,18 +114,18 @@ def grid(
     Returns:
       uint8 [h, w, 3].
     """
-    header = [np.full((_LINE, _CELL, 3), _PAPER, np.uint8) for _ in captions]
+    header = [np.full((LINE, _CELL, 3), PAPER, np.uint8) for _ in captions]
     for box, caption in zip(header, captions):
-        _write(box, caption, left=2, top=0)
+        write_line(box, caption, left=2, top=0)
     lines = [header, *([_in_cell(picture) for picture in row] for row in rows)]
     parts = []
     for line in lines:
-        gap = np.full((len(line[0]), _GAP, 3), _PAPER, np.uint8)
+        gap = np.full((len(line[0]), GAP, 3), PAPER, np.uint8)
         parts.append(np.hstack([part for box in line for part in (box, gap)]))
-        parts.append(np.full((_GAP, parts[-1].shape[1], 3), _PAPER, np.uint8))
+        parts.append(np.full((GAP, parts[-1].shape[1], 3), PAPER, np.uint8))
     parts += [] if below is None else [below]
     width = max(part.shape[1] for part in parts)
-    whole = np.full((sum(map(len, parts)), width, 3), _PAPER, np.uint8)
+    whole = np.full((sum(map(len, parts)), width, 3), PAPER, np.uint8)
     top = 0
     for part in parts:
         whole[top : top + len(part), : part.shape[1]] = part
@@ -141,7 +143,7 @@ def _in_cell(picture: np.ndarray) -> np.ndarray:
     else:
         size = max(round(width * factor), 1), max(round(height * factor), 1)
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    cell = np.full((_CELL, _CELL, 3), _PAPER, np.uint8)
+    cell = np.full((_CELL, _CELL, 3), PAPER, np.uint8)
     top, left = ((_CELL - side) // 2 for side in picture.shape[:2])
     cell[top : top + len(picture), left : left + picture.shape[1]] = picture
     return cell
@@ -150,17 +152,17 @@ def _in_cell(picture: np.ndarray) -> np.ndarray:
 def legend(classes: Sequence[str], palette: np.ndarray, columns: int = 4) -> np.ndarray:
     """Names of the classes beside their colors, row by row; uint8 [h, w, 3]."""
     swatch, pad = 14, 8
-    names = [cv2.getTextSize(name, _FONT, _FONT_SCALE, 1)[0][0] for name in classes]
+    names = [text_width(name) for name in classes]
     width = max(names) + swatch + 3 * pad
     columns = min(columns, len(classes))
     rows = -(-len(classes) // columns)
-    picture = np.full((rows * _LINE, columns * width, 3), _PAPER, np.uint8)
+    picture = np.full((rows * LINE, columns * width, 3), PAPER, np.uint8)
     for index, (name, color) in enumerate(zip(classes, palette, strict=True)):
-        top, left = index // columns * _LINE, index % columns * width
+        top, left = index // columns * LINE, index % columns * width
         box = picture[top + 4 : top + 4 + swatch, left + pad : left + pad + swatch]
         box[:] = 160  # a rim, for colors as light as the paper
         box[1:-1, 1:-1] = color
-        _write(picture, name, left=left + swatch + 2 * pad, top=top)
+        write_line(picture, name, left=left + swatch + 2 * pad, top=top)
     return picture
 
 
@@ -324,16 +326,21 @@ def tradeoff_figure(
     return _png(figure)
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
+def rgb(image: np.ndarray) -> np.ndarray:
     """uint8 [H, W, C] -> [H, W, 3]: the first three channels, or the first one."""
     shown = image[:, :, : 3 if image.shape[2] >= 3 else 1]
     return np.broadcast_to(shown, (*image.shape[:2], 3))
 
 
-def _write(picture: np.ndarray, text: str, *, left: int, top: int) -> None:
+def write_line(picture: np.ndarray, text: str, *, left: int, top: int) -> None:
     """Writes a line of text into uint8 [H, W, 3], in place."""
     place = (left, top + 15)
     cv2.putText(picture, text, place, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
+
+
+def text_width(text: str) -> int:
+    """Pixels that a line of text takes."""
+    return cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)[0][0]
 
 
 def _png(figure: Any) -> bytes:

@@ -50,6 +50,7 @@ ALLOWED = {
     "segjax/recalibration.py": ("segjax.sharding",),
     "segjax/writer.py": ("segjax.workdir",),
     "segjax/viz.py": (),
+    "segjax/heatmaps.py": ("segjax.viz",),
     "segjax/training.py": ("segjax.ops", "segjax.models", "segjax.losses"),
     "segjax/inference": (
         *("segjax.ops", "segjax.models", "segjax.data", "segjax.config"),

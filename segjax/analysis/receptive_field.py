@@ -13,6 +13,7 @@ fixed size.
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,21 @@ def views(
     Raises:
       UserError: the model uses an operation that cannot be followed.
     """
+    first, second = _two_heights(model, variables, paths=paths, channels=channels)
+    return (
+        {k: _view(x, second.modules[k]) for k, x in first.modules.items()},
+        {k: _view(x, second.outputs[k]) for k, x in first.outputs.items()},
+    )
+
+
+def _two_heights(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    *,
+    paths: Sequence[Path],
+    channels: int,
+) -> tuple["_Reaches", "_Reaches"]:
+    """What a tall image and a less tall one reach; see :func:`views`."""
     width = geometry.nearest_sides(model.tiling, 33)[-1]
     tall = geometry.nearest_sides(model.tiling, 4097)[-1]
     short = tall - math.lcm(model.tiling.step, 512)
@@ -59,10 +75,34 @@ def views(
         _reaches(model, variables, paths=paths, image=(height, width, channels))
         for height in (tall, short)
     )
-    return (
-        {k: _view(x, second.modules[k]) for k, x in first.modules.items()},
-        {k: _view(x, second.outputs[k]) for k, x in first.outputs.items()},
-    )
+    return first, second
+
+
+def grids(model: nn.Module, channels: int = 3) -> dict[str, geometry.Grid]:
+    """Where the locations of the logits and endpoints lie in the input of the network.
+
+    A location lies at the center of its receptive field, away from the borders; the
+    centers of interpolated ones are on average where they are interpolated. Maps whose
+    field is infinite, or that have a fixed size, are left out.
+
+    Raises:
+      UserError: the model uses an operation that cannot be followed.
+    """
+    variables = abstract_variables(model, channels)
+    first, second = _two_heights(model, variables, paths=(), channels=channels)
+    found = {}
+    for name, tall in first.outputs.items():
+        view = _view(tall, second.outputs[name])
+        if math.inf in (view.stride, *view.field) or not all(view.field):
+            continue
+        rows = tall.rows - second.outputs[name].rows
+        step = Fraction(tall.height - second.outputs[name].height, rows)
+        seen = np.broadcast_to(tall.reach.min(axis=(0, 2, 3)), (tall.rows, 2))
+        middle = np.arange(tall.rows * 7 // 16, -(tall.rows * 9 // -16))
+        centers = (seen[middle, 0] - seen[middle, 1]) / 2
+        start = float(np.mean(centers - middle * float(step)))
+        found[name] = geometry.Grid(step, Fraction(start).limit_denominator(64))
+    return found
 
 
 def rows_seen(model: nn.Module, image: tuple[int, int, int]) -> np.ndarray:

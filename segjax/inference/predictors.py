@@ -41,9 +41,16 @@ def whole(model: nn.Module) -> Predictor:
 def whole_scores(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
     """The class scores of ``whole`` before the softmax, float32 [N, H, W, K]."""
     height, width = images.shape[1:3]
-    rows, columns = (_extension(model.tiling, side) for side in (height, width))
-    extended = windows.mirror(images, rows, columns)
-    return _scores(model, variables, extended)[:, :height, :width]
+    return _scores(model, variables, extend(model, images))[:, :height, :width]
+
+
+def extend(model: nn.Module, images: jax.Array) -> jax.Array:
+    """The input of the model for images [N, H, W, C] of any size, as of ``whole``.
+
+    The first pixel of the image lies in its row and column ``model.tiling.margin``.
+    """
+    rows, columns = (_extension(model.tiling, s) for s in geometry.sides(images))
+    return windows.mirror(images, rows, columns)
 
 
 def without_margin(model: nn.Module) -> Predictor:

@@ -1,0 +1,1 @@
+"""Parts of experiments.visualize and experiments.heatmap: one file per picture."""
