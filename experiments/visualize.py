@@ -86,17 +86,13 @@ def look(
                 channels=segmenter.info.channels,
                 value_range=segmenter.value_range,
             )
-            height, width = segmenter.input_size((pixels.shape[0], pixels.shape[1]))
-            if height * width > max_pixels:
-                raise UserError(
-                    f"{height}x{width} pixels, which are more than "
-                    f"--max_pixels={max_pixels}: reduce the image, or raise the limit"
-                )
+            size = segmenter.input_size((pixels.shape[0], pixels.shape[1]))
+            inputs.check_pixels(size, max_pixels)
             picture = draw(pixels)
         except UserError as error:
             failures[path] = inputs.message(path, error)
             continue
-        inputs.write(output, what, images.names[path], picture)
+        inputs.save(output, what, images.names[path], picture)
     return failures
 
 

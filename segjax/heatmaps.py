@@ -71,9 +71,9 @@ def heat(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     known = np.isfinite(values)
     share = (np.where(known, values, low) - low) / max(high - low, 1e-30)
-    levels = np.uint8(np.round(255 * np.clip(share, 0, 1)))
-    colors = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    return np.where(known[..., None], colors, np.uint8(_MISSING))
+    levels = np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)
+    colors = np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS))[..., ::-1]
+    return np.where(known[..., None], colors, np.array(_MISSING, np.uint8))
 
 
 def heat_overlay(
@@ -87,7 +87,8 @@ def heat_overlay(
       low, high: as of ``heat``.
     """
     gray = viz.rgb(image).mean(axis=-1, keepdims=True)
-    return np.uint8(np.round(0.35 * gray + 0.65 * heat(values, low, high)))
+    mixed = 0.35 * gray + 0.65 * heat(values, low, high)
+    return np.round(mixed).astype(np.uint8)
 
 
 def heat_bar(low: str, high: str) -> np.ndarray:

@@ -160,7 +160,7 @@ def write(
         except UserError as error:
             failures[path] = inputs.message(path, error)
             continue
-        inputs.write(output, "disagreement", images.names[path], picture)
+        inputs.save(output, "disagreement", images.names[path], picture)
     return failures, counts
 
 

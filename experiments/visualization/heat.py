@@ -85,5 +85,5 @@ def write(
             names=names,
             columns=columns,
         )
-        inputs.write(output, "heatmap", images.names[path], picture)
+        inputs.save(output, "heatmap", images.names[path], picture)
     return failures

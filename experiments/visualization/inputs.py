@@ -95,6 +95,16 @@ def read(
     return image_files.decode_image(image, channels, value_range=value_range)
 
 
+def check_pixels(shape: Sequence[int], most: int) -> None:
+    """Raises a UserError if an input of (H, W, ..) is too large for one piece."""
+    height, width = shape[:2]
+    if height * width > most:
+        raise UserError(
+            f"{height}x{width} pixels, which are more than --max_pixels={most}: reduce "
+            "the image, or raise the limit"
+        )
+
+
 def label_of(
     images: Images, index: int, *, folder: Path | None, classes: int
 ) -> np.ndarray | None:
@@ -141,7 +151,7 @@ def class_index(classes: Sequence[str], name: str, flag: str = "--class") -> int
     raise errors.unknown(flag, name, classes)
 
 
-def write(output: Path, kind: str, name: str, picture: np.ndarray) -> Path:
+def save(output: Path, kind: str, name: str, picture: np.ndarray) -> Path:
     """Writes a picture, uint8 [h, w, 3], as OUTPUT/KIND/NAME.png."""
     path = output / kind / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
