@@ -16,14 +16,14 @@ import numpy as np
 
 from experiments.shared import cli, initialization
 from experiments.visualization import inputs
-from segjax import files, heatmaps, viz, weights
+from segjax import files, heatmaps, image_stats, viz, weights
 from segjax.analysis import receptive_field
 from segjax.analysis.tracing import LOGITS
 from segjax.errors import UserError
 from segjax.models import backbones
 from segjax.models.classifier import Classifier
 from segjax.models.network import abstract_variables
-from segjax.ops import geometry, image, resize
+from segjax.ops import geometry, resize
 
 _TRAINING_HEADS = ("loss1_", "loss2_")  # of GoogLeNet, which prediction does not use
 
@@ -93,7 +93,7 @@ def load(
         return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
     info = weights.ModelInfo(
-        "classifier", fields, weights.Images(*image.IMAGE_STATS[fields["image_stats"]])
+        "classifier", fields, weights.Images(*image_stats.find(fields["image_stats"]))
     )
     try:
         imported = weights.import_arrays(arrays, info, shapes_of=shapes)
