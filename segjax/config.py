@@ -233,6 +233,11 @@ def check(config: ConfigDict) -> None:
         "a workdir of experiments.train or a file written by "
         "experiments.import_weights",
     )
+    require(
+        config.data.resize_labels == "nearest" or any(config.data.resize),
+        "data.resize_labels",
+        "'nearest' with --config.data.resize=(0, 0), which keeps the labels",
+    )
     loss = config.loss
     require(
         loss.aux_floor <= loss.aux_weight,

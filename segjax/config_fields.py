@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from segjax import compilation, errors, losses, optim, proposals
-from segjax.data import augment_options, datasets, object_crops, scenes
+from segjax.data import augment_options, datasets, images, object_crops, scenes
 from segjax.errors import UserError
 from segjax.labels import VOID
 from segjax.ops import filters, mean_field
@@ -165,6 +165,12 @@ _DATA = {
     "data_dir": Field("~/.cache/segjax", _TEXT, "prepared array_record files"),
     "resize": Field(
         (0, 0), _SIZE, "(h, w) that images are resized to on reading; (0, 0): not"
+    ),
+    "resize_labels": Field(
+        "nearest",
+        _one_of(*images.LABEL_RULES),
+        "how labels are resized: by the nearest pixel, or to the majority of the area, "
+        "void with at most a quarter of it (FRRN)",
     ),
     "instances": Field(
         False, _SWITCH, "read the instance map of each image; not all data sets have it"

@@ -328,6 +328,14 @@ NAN, INF = float("nan"), float("inf")
             "optim.decay_exclude is .*valid",
         ),
         ({"optim": {"decay_exclude": ("",)}}, "optim.decay_exclude is .*not empty"),
+        (
+            {"data": {"resize_labels": "majority"}},
+            "data.resize_labels is 'majority'; expected 'nearest' with",
+        ),
+        (
+            {"data": {"resize_labels": "most", "resize": (8, 8)}},
+            "data.resize_labels: unknown value 'most'; .*known: majority, nearest",
+        ),
         ({"init_from": "nowhere"}, "init_from is 'nowhere'; expected a workdir"),
     ],
 )

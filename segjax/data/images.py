@@ -26,6 +26,7 @@ __all__ = [
     "image_header",
     "list_images",
     "resize_image",
+    "majority_label",
     "resize_label",
     "to_pixels",
     "voc_palette",
@@ -205,6 +206,32 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     h, w = size
     return cv2.resize(label, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+_QUARTER = 0.25 + 1e-5  # rounded sums of areas
+
+
+def majority_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes train ids uint8 [H, W] to [h, w] by the most frequent one in each area.
+
+    FRRN's reduction of Cityscapes (its code: ``dltools``): void takes part in the vote,
+    and a label with at most a quarter of the area becomes void. Of equally frequent
+    labels the lowest one counts. Areas are those of :func:`resize_image`.
+    """
+    h, w = size
+    best = np.zeros(size, np.float32)
+    winner = np.full(size, VOID, np.uint8)
+    for value in np.unique(label):
+        there = (label == value).astype(np.float32)
+        share = cv2.resize(there, (w, h), interpolation=cv2.INTER_AREA)
+        more = share > best + 1e-5
+        best[more], winner[more] = share[more], value
+    winner[best <= _QUARTER] = VOID
+    return winner
+
+
+LABEL_RULES = {"nearest": resize_label, "majority": majority_label}
+"""How label maps are resized, by ``config.data.resize_labels``."""
 
 
 def voc_palette(n: int) -> np.ndarray:

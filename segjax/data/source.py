@@ -8,7 +8,7 @@ from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
-from segjax.data.images import resize_image, resize_label
+from segjax.data.images import LABEL_RULES, resize_image, resize_label
 from segjax.data.layout import DataConfig, Layout, Recipe
 from segjax.errors import UserError
 from segjax.labels import VOID
@@ -94,10 +94,11 @@ def check_split(name: str, split: str, splits: Iterable[str]) -> None:
 
 
 class Resized:
-    """A source with every image (``INTER_AREA``) and label (nearest) resized."""
+    """A source with every image (``INTER_AREA``) and label resized."""
 
-    def __init__(self, source: Source, size: Size):
-        self._source, self._size = source, size
+    def __init__(self, source: Source, size: Size, labels: str = "nearest"):
+        """Wraps a source; `labels` is a key of ``images.LABEL_RULES``."""
+        self._source, self._size, self._labels = source, size, labels
 
     def __len__(self) -> int:
         return len(self._source)
@@ -106,7 +107,7 @@ class Resized:
         example = self._source[index]
         resized: Example = {
             "image": resize_image(example["image"], self._size),
-            "label": resize_label(example["label"], self._size),
+            "label": LABEL_RULES[self._labels](example["label"], self._size),
             "id": example["id"],
         }
         if "instance" in example:
@@ -121,7 +122,8 @@ class Resized:
     @property
     def identities(self) -> list[str]:
         """See ``Source``; with the size to which all are resized."""
-        return [f"{text} {self._size}" for text in self._source.identities]
+        rule = "" if self._labels == "nearest" else f" {self._labels}"
+        return [f"{text} {self._size}{rule}" for text in self._source.identities]
 
     def __repr__(self) -> str:
         return f"Resized({self._source!r}, {self._size})"

@@ -299,7 +299,10 @@ def test_every_field_of_the_config_is_an_option():
         "blur_prob": 0.7,
         "noise": 8.0,
     }
-    assert changed.keys() == expected
+    # A set of scales takes the place of the range.
+    assert changed.keys() == expected - {"scales"}
+    assert transforms.options({"scales": (0.5, 2.0)}, MEAN).scales == (0.5, 2.0)
+    changed["scales"] = ()
     made = transforms.options(changed, MEAN)
     derived = {"fill": MEAN, "margin": 0, "border_weight": 0.0, "border_sigma": 5.0}
     assert made._asdict() == changed | derived

@@ -150,7 +150,9 @@ def load(data: DataConfig, split: str) -> tuple[Source, Dataset]:
         )
     if ids := _kept_ids(data, dataset):
         source = KeptClasses(source, ids)
-    return (Resized(source, size) if any(size) else source), _kept(data, dataset)
+    if any(size):
+        source = Resized(source, size, data.get("resize_labels", "nearest"))
+    return source, _kept(data, dataset)
 
 
 def _kept_ids(data: DataConfig, dataset: Dataset) -> list[int]:
