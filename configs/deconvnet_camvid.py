@@ -3,9 +3,11 @@
     python -m experiments.train --config configs/deconvnet_camvid.py:stage1 \\
         --workdir runs/deconvnet1 --config.data.root=/path/to/CamVid \\
         --config.init_from=weights/vgg16.safetensors
-    python -m experiments.train --config configs/deconvnet_camvid.py:stage2 \\
-        --workdir runs/deconvnet2 --config.data.root=/path/to/CamVid \\
-        --config.init_from=runs/deconvnet1
+    python -m experiments.chain --config configs/deconvnet_camvid.py:stage2 \\
+        --workdir runs/deconvnet --config.data.root=/path/to/CamVid \\
+        --config.init_from=weights/vgg16.safetensors
+
+The second command trains stage1 and then stage2 from it.
 
 From the authors' solvers: crops of 224, mirrored, 64 per step, batch normalization over
 8 of them, momentum 0.9, rate 0.01 divided by 10 every 9,000 of 20,000 steps and then
@@ -26,6 +28,7 @@ VARIANTS = {
     "stage1": {"scale": (1.0, 1.0), "step_every": 9000, "total_steps": 20_000},
     "stage2": {"scale": (0.5, 2.0), "step_every": 10_000, "total_steps": 40_000},
 }
+STARTS_FROM = {"stage2": "stage1"}
 
 
 def get_config(arg: str = ""):
