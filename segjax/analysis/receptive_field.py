@@ -82,8 +82,11 @@ def grids(model: nn.Module, channels: int = 3) -> dict[str, geometry.Grid]:
     """Where the locations of the logits and endpoints lie in the input of the network.
 
     A location lies at the center of its receptive field, away from the borders; the
-    centers of interpolated ones are on average where they are interpolated. Maps whose
-    field is infinite, or that have a fixed size, are left out.
+    centers of interpolated ones are on average where they are interpolated. Layers that
+    are not symmetric, as some transposed convolutions, shift the centers of deep paths
+    and not the map: where that exceeds half a location, a map that covers the input
+    from border to border is taken to do so evenly. Maps whose field is infinite, or
+    that have a fixed size, are left out.
 
     Raises:
       UserError: the model uses an operation that cannot be followed.
@@ -101,6 +104,10 @@ def grids(model: nn.Module, channels: int = 3) -> dict[str, geometry.Grid]:
         middle = np.arange(tall.rows * 7 // 16, -(tall.rows * 9 // -16))
         centers = (seen[middle, 0] - seen[middle, 1]) / 2
         start = float(np.mean(centers - middle * float(step)))
+        covers = abs(tall.rows * step - tall.height) < step
+        even = (step - 1) / 2
+        if covers and abs(start - even) >= step / 2:
+            start = float(even)
         found[name] = geometry.Grid(step, Fraction(start).limit_denominator(64))
     return found
 

@@ -54,6 +54,8 @@ def test_grids_of_fcn():
     for name in ("pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7"):
         assert found[name] == expected[name], name
     assert found["score_fr"] == expected["fc7"]
+    twice = geometry.deconv(expected["fc7"], 4, stride=2)
+    assert found["upscore2"] == found["fuse_pool4"] == twice
     logits = found["logits"]  # of the image
     assert logits.step == 1 and abs(logits.start) < 0.5
 
@@ -67,6 +69,24 @@ def test_grids_of_unet_with_a_margin():
     assert found["enc1"] == geometry.conv(geometry.conv(grid, 3), 3)
     assert found["logits"].step == 1
     assert abs(found["logits"].start - model.tiling.margin) <= 0.5
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("fusionnet", {"widths": (2, 2, 2, 2), "residual_depth": 1}),
+        ("frrn", {}),
+        ("deconvnet", {**WIDTHS, "fc_channels": 4}),
+    ],
+)
+def test_maps_that_cover_the_image_are_not_shifted(name, fields):
+    """Deep paths of the first two are not symmetric; skips show where the maps lie."""
+    found = receptive_field.grids(models.MODELS[name](num_classes=3, **fields))
+    assert len(found) > 5
+    for key, grid in found.items():
+        if name == "deconvnet" and key in ("fc6", "fc7"):
+            continue  # without padding
+        assert abs(grid.start - (grid.step - 1) / 2) <= grid.step / 2, key
 
 
 def test_maps_that_see_everything_have_no_grid():

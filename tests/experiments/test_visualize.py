@@ -183,6 +183,43 @@ def test_heat_map_of_classes():
                 np.testing.assert_array_equal(found, options[0])
 
 
+def test_large_images_come_in_parts(runs, photos, tmp_path):
+    """Above the limit of pixels, in tiles: the same pictures as in one piece."""
+    make_run(runs / "d", "unet", VALID, seed=4)
+    make_run(runs / "e", "unet", VALID, seed=5)
+    path = str(photos[0] / "good.png")
+    images = inputs.Images({path: path}, {path: "good"}, [], None)
+    shared = {"columns": 9, "threads": 1}
+    for limit in (10**6, 500):
+        segmenters = {
+            name: inference.load(runs / name, options=inference.PredictOptions(tile=36))
+            for name in "de"
+        }
+        shared |= {"output": tmp_path / str(limit), "limits": (0.0, limit)}
+        assert not heat.write(images, segmenters["d"], names=("1",), **shared)
+        failures, counts = disagreement.write(images, segmenters, labels=None, **shared)
+        assert not failures and counts[path].pixels == 24 * 30
+        assert disagreement.total(counts)["A and B differ"] > 0
+    for kind in ("heatmap", "disagreement"):
+        whole, parts = (
+            read(tmp_path / str(limit) / kind / "good.png") for limit in (10**6, 500)
+        )
+        assert np.abs(whole.astype(int) - parts).max() <= 2
+
+
+def test_images_above_the_limit_and_missing_masks(runs, photos, tmp_path):
+    path = photos[0] / "good.png"
+    output = ("--workdir", runs / "a", "--output", tmp_path)
+    code, out, err = program(*output, "--max_pixels=700", path)
+    assert code == 1 and f"{path}: 24x30 pixels, which are more than" in err
+    assert out.startswith("0 pictures written")
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    what = ("--what=disagreement", "--other", runs / "b", "--labels", masks)
+    code, out, err = program(*output, *what, path)
+    assert code == 1 and "masks/good.png: not found; expected the mask" in err
+
+
 def test_kinds_of_disagreement():
     label = np.array([[0, 0, 1, 1, 2, VOID]], np.uint8)
     first = np.array([[0, 0, 2, 2, 0, 1]], np.uint8)
