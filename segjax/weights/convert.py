@@ -12,13 +12,15 @@ are exact, but for rounding:
 * Caffe's BatchNorm: mean and variance are divided by its scale factor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from segjax.errors import UserError
+from segjax.weights import listing
 from segjax.weights.images import Images, between, fold, mean_behind
+from segjax.weights.thinning import subset, taps
 
 EPSILON = 1e-5  # of models/layers.batch_norm
 # Shapes a kernel [h, w, i, o] may have in a file, and the axes that make it HWIO.
@@ -258,10 +260,10 @@ class _Work:
             self.wrong_shape(conv.kernel, target, conv.layout)
             return
         rows, columns = taps(side, height), taps(side, width)
-        kept = _subset(there[0], outputs, entry.draw)
+        kept = subset(there[0], outputs, entry.draw)
         kernel = kernel[rows][:, columns][..., kept]
         if entry.inputs >= 0:
-            kernel = kernel[:, :, _subset(there[1], inputs, entry.inputs)]
+            kernel = kernel[:, :, subset(there[1], inputs, entry.inputs)]
         self.results[target] = kernel
         self.results[bias_target] = bias.reshape(-1)[kept].astype(np.float64)
         if conv.layout != "HWIO":
@@ -354,7 +356,7 @@ class _Work:
         )
 
     def raise_problems(self, table: Table, unexpected: set[str]) -> None:
-        text = listed_problems(
+        text = listing.listed_problems(
             {
                 "missing": self.missing,
                 "unexpected": sorted(unexpected),
@@ -385,22 +387,6 @@ class _Work:
             self.how[shifted].append("mean of the images folded in")
 
 
-def taps(side: int, kept: int) -> list[int]:
-    """Evenly spaced rows of a kernel from the first to the last; [] if there are none.
-
-    A single one is the central row.
-    """
-    if kept == 1:
-        return [side // 2] if side % 2 else []
-    step, rest = divmod(side - 1, kept - 1)
-    return [] if rest or not step else list(range(0, side, step))
-
-
-def _subset(count: int, kept: int, draw: int) -> np.ndarray:
-    """Which of `count` channels are kept: a random subset, the same at any time."""
-    return np.sort(np.random.RandomState(draw).permutation(count)[:kept])
-
-
 def _kernel(
     array: np.ndarray, shape: tuple[int, ...], layout: str
 ) -> np.ndarray | None:
@@ -417,16 +403,3 @@ def _kernel(
     if array.shape not in allowed:
         return None
     return array.reshape(stored).transpose(axes)
-
-
-def listed_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """ "missing: a, b; wrong: c" of what there is, or ""."""
-    return "; ".join(
-        f"{kind}: {listed(names)}" for kind, names in problems.items() if names
-    )
-
-
-def listed(names: Sequence[str], limit: int = 10) -> str:
-    """The names with commas, the first `limit` of them."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -8,7 +8,7 @@ import numpy as np
 
 from segjax.errors import UserError
 from segjax.tables import text_table
-from segjax.weights import convert, tables
+from segjax.weights import convert, listing, tables
 from segjax.weights.names.networks import Target
 from segjax.weights.saved import ModelInfo, Weights
 from segjax.weights.tree import Shapes, layer_of
@@ -165,7 +165,7 @@ def describe(imported: Imported) -> Iterable[str]:
         ("not used", result.ignored),
     ):
         if items:
-            yield f"{what} ({len(items)}): {convert.listed(items)}"
+            yield f"{what} ({len(items)}): {listing.listed(items)}"
     for note in result.notes:
         yield f"note: {note}"
 
@@ -182,5 +182,5 @@ def summary(weights: Weights) -> Iterable[str]:
     if weights.missing:
         yield (
             f"newly initialized when training starts ({len(weights.missing)}): "
-            f"{convert.listed(weights.missing)}"
+            f"{listing.listed(weights.missing)}"
         )

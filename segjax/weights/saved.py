@@ -9,7 +9,7 @@ import numpy as np
 
 from segjax import files
 from segjax.errors import UserError
-from segjax.weights import convert
+from segjax.weights import listing
 from segjax.weights.images import Images
 from segjax.weights.readers import safetensors_file
 from segjax.weights.tree import Tree, flatten, replace
@@ -151,6 +151,6 @@ def load(path: str | Path, abstract: Tree) -> dict[str, Any]:
             if name in arrays and arrays[name].shape != tuple(leaf.shape)
         ],
     }
-    if text := convert.listed_problems(problems):
+    if text := listing.listed_problems(problems):
         raise UserError(f"{path} does not fit the model; {text}; check its fields")
     return replace(abstract, arrays)

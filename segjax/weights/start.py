@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segjax.errors import UserError
-from segjax.weights import convert, images
+from segjax.weights import images, listing
 from segjax.weights.images import Images
 from segjax.weights.saved import ModelInfo, Weights
 from segjax.weights.tables import MUST_AGREE, TRAINING_ONLY
@@ -112,7 +112,7 @@ def start(
     for layer in unused:
         if same_model and layer.startswith("backbone/"):
             problems["unexpected"] += file_layers[layer]
-    if text := convert.listed_problems(problems):
+    if text := listing.listed_problems(problems):
         raise UserError(
             f"{path} ({weights.source}) does not fit the model; {text}; give both the "
             "same fields of config.model"
@@ -195,7 +195,7 @@ def _differences(weights: Weights, info: ModelInfo) -> list[str]:
         notes.append(
             f"the names of the {weights.num_classes} classes of the weights are not "
             "known: taken to be those of the data, in this order: "
-            + convert.listed(info.classes, 30)
+            + listing.listed(info.classes, 30)
         )
     return notes
 

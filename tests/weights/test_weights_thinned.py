@@ -7,7 +7,7 @@ import pytest
 from published import Maker, run_import, vgg_caffe
 
 from segjax.errors import UserError
-from segjax.weights import convert, sources
+from segjax.weights import sources, thinning
 
 WIDTHS = (2, 2, 2, 2, 3)
 VGG = dict(backbone="vgg16", widths=WIDTHS)
@@ -77,7 +77,7 @@ def test_kept_taps_see_the_same_places_at_the_rates_of_the_papers():
         )
 
     for side, rate in ((4, 8), (3, 12)):
-        rows = convert.taps(7, side)
+        rows = thinning.taps(7, side)
         sparse = np.zeros_like(kernel)
         sparse[np.ix_(rows, rows)] = kernel[np.ix_(rows, rows)]
         np.testing.assert_allclose(
@@ -93,4 +93,4 @@ def test_what_cannot_be_thinned_is_newly_initialized_or_refused():
     assert whole.result.missing == ("head/fc1",)
     with pytest.raises(UserError, match=r"fc6\[0\] has shape .* our head/fc6/kernel"):
         run_import(vgg16(4), "deeplab", sources.VGG, **fields)
-    assert convert.taps(7, 5) == convert.taps(7, 8) == convert.taps(4, 1) == []
+    assert thinning.taps(7, 5) == thinning.taps(7, 8) == thinning.taps(4, 1) == []

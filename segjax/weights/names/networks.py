@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from segjax.errors import UserError
 from segjax.weights import checks
-from segjax.weights.convert import Arrays, Check, Conv, Entry, Thinned, taps
+from segjax.weights.convert import Arrays, Check, Conv, Entry, Thinned
 from segjax.weights.images import Images
 from segjax.weights.names import backbones
 from segjax.weights.names.backbones import affine, caffe, psp_norm, torch, torch_norm
+from segjax.weights.thinning import taps
 
 
 class Target(NamedTuple):
