@@ -356,14 +356,8 @@ class _Work:
         )
 
     def raise_problems(self, table: Table, unexpected: set[str]) -> None:
-        text = listing.listed_problems(
-            {
-                "missing": self.missing,
-                "unexpected": sorted(unexpected),
-                "wrong": self.wrong,
-            }
-        )
-        if text:
+        problems = {"missing": self.missing, "unexpected": sorted(unexpected)}
+        if text := listing.listed_problems(problems | {"wrong": self.wrong}):
             hint = "; ".join(table.notes) or "check the model's fields"
             raise UserError(
                 f"the file does not fit the model as {table.source}; {text}; {hint}"
