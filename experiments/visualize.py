@@ -62,7 +62,7 @@ _ONLY = {
     "other": ("disagreement",),
     "labels": ("disagreement",),
 } | {
-    name: ("heatmap", "disagreement")
+    name: ("heatmap",) if name.startswith("ensemble") else ("heatmap", "disagreement")
     for name in predict_flags.NAMES
     if name not in ("checkpoint", "max_pixels")
 }
@@ -187,6 +187,8 @@ def main(argv: Sequence[str]) -> int:
         )
     else:
         images = inputs.of_files(argv[1:], output)
+    if labels:
+        inputs.check_stems(images)
     segmenter = _load(workdir, config)
     if len(segmenter.info.classes) > 255:
         raise UserError(

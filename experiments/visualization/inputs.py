@@ -105,6 +105,18 @@ def check_pixels(shape: Sequence[int], most: int) -> None:
         )
 
 
+def check_stems(images: Images) -> None:
+    """Raises a UserError if two images in files would have the same mask."""
+    stems: dict[str, str] = {}
+    for path in images.sources:
+        first = stems.setdefault(Path(path).stem, path)
+        if first != path:
+            raise UserError(
+                f"--labels: {first} and {path} would have the same mask; name images "
+                "of one folder"
+            )
+
+
 def label_of(
     images: Images, index: int, *, folder: Path | None, classes: int
 ) -> np.ndarray | None:

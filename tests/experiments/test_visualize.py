@@ -281,6 +281,10 @@ def test_program(runs, photos, tmp_path):
         (("x.png", "--number=3"), "--number=3: expected"),
         (("x.png", "--what=field", "--pixel=1"), "--pixel=1: expected ROW,COLUMN"),
         (("nowhere.png",), "nowhere.png: no image there"),
+        (
+            ("x.png", "--what=disagreement", "--other=b", "--ensemble=c"),
+            "--ensemble has no effect on --what=disagreement, only on heatmap;",
+        ),
     ],
 )
 def test_wrong_flags_are_answered_in_one_line(runs, tmp_path, arguments, message):
@@ -292,6 +296,9 @@ def test_wrong_flags_are_answered_in_one_line(runs, tmp_path, arguments, message
 
 
 def test_labels_that_do_not_fit(photos, tmp_path):
+    twice = dict.fromkeys(("a/1.jpg", "b/1.png"), "")
+    with pytest.raises(UserError, match="a/1.jpg and b/1.png would have the same mask"):
+        inputs.check_stems(inputs.Images(twice, twice, [], None))
     path = str(photos[0] / "good.png")
     images = inputs.Images({path: path}, {path: "good"}, [], None)
     assert inputs.label_of(images, 0, folder=None, classes=3) is None
