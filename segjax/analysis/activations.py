@@ -63,7 +63,7 @@ def _flat(logits: jax.Array, endpoints: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 class Locations(NamedTuple):
-    """The location nearest to each pixel of an image; -1 beyond the map."""
+    """The location nearest to each pixel of an image; -1 if that is over one away."""
 
     rows: np.ndarray  # int [H]
     columns: np.ndarray  # int [W]
@@ -96,8 +96,9 @@ def locations(
             step, start = float(grid.step), float(grid.start)
         pixels = (np.arange(side) + 0.5) * (inner / side) - 0.5 + margin
         # A pixel between two locations belongs to the second one.
-        nearest = np.floor((pixels - start) / step + 0.5).astype(int)
-        return np.where((nearest >= 0) & (nearest < count), nearest, -1)
+        places = (pixels - start) / step
+        nearest = np.clip(np.floor(places + 0.5).astype(int), 0, count - 1)
+        return np.where(np.abs(places - nearest) <= 1, nearest, -1)
 
     return Locations(
         *map(along, shape[:2], size, scaled, extended),

@@ -140,11 +140,20 @@ def test_locations_by_brute_force():
             for pixel, index in enumerate(found):
                 x = (pixel + 0.5) * scaled / side - 0.5 + 2
                 distances = np.abs(centers - x)
-                if distances.min() > step / 2:
+                if distances.min() > step:
                     assert index == -1
                 else:
                     assert distances[index] == distances.min()
         assert (where.rows >= 0).all()
+    small = activations.locations(
+        geometry.Grid(step=4, start=9),
+        (2, 2),
+        size=(20, 20),
+        scaled=(20, 20),
+        extended=(20, 20),
+        margin=0,
+    )
+    assert small.rows.tolist() == [-1] * 5 + [0] * 6 + [1] * 7 + [-1] * 2
 
 
 def case():
