@@ -40,6 +40,7 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "weights": ["h5py>=3.11", "safetensors>=0.4.3"],  # Keras files; safetensors
+        "weak": ["scikit-image>=0.25"],  # regions that BoxSup chooses from
         "coco": ["pycocotools>=2.0.8"],  # outlines of the objects of COCO
         # What `make test-all` compares with; PyTorch is large.
         "oracles": ["libtpu", "torch"],

@@ -43,6 +43,7 @@ from segjax.analysis import counts, hlo, tracing
 from segjax.analysis.summary import Layer, summary
 from segjax.errors import UserError
 from segjax.models.network import abstract_variables
+from segjax.weak import supervision
 
 GIB = 2**30
 
@@ -154,6 +155,8 @@ def compile_step(
         "image": struct((batch, *net.image), np.uint8, split),
         "label": struct((batch, *net.image[:2]), np.uint8, split),
     }
+    if config.data.supervision in supervision.WEAK:
+        examples["present"] = struct((batch, net.model.num_classes), np.uint8, split)
     # Some operations are written in other ways for other platforms.
     with jax.default_device(devices[0]):
         step = training_run.make_train_step(

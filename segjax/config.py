@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from segjax import config_fields, errors, files, losses, models
 from segjax.errors import UserError
+from segjax.weak import supervision
 
 _log = logging.getLogger(__name__)
 
@@ -259,6 +260,7 @@ def check(config: ConfigDict) -> None:
         "grad_accum_steps",
         f"a divisor of --config.batch_size={config.batch_size}",
     )
+    supervision.check(values)
     optim = config.optim
     require(
         not optim.nesterov or (optim.name.endswith("sgd") and optim.momentum > 0),

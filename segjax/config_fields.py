@@ -16,6 +16,7 @@ from segjax.data import augment_options, datasets, images, object_crops, scenes
 from segjax.errors import UserError
 from segjax.labels import VOID
 from segjax.ops import filters, mean_field
+from segjax.weak import latent, supervision
 
 LARGEST = 2**31 - 1  # of an int32, which counts the steps
 
@@ -208,6 +209,25 @@ _DATA = {
         "edge_boxes: file of a structured forest (OpenCV's model.yml.gz); '': edges "
         "are gradients",
     ),
+    "supervision": Field(
+        supervision.FULL,
+        _one_of(*supervision.KINDS),
+        "labels of the training images: full masks; image: the classes that occur; "
+        "box: filled boxes of the objects (of instances with data.instances, otherwise "
+        "of connected regions); pseudo: the masks in pseudo_labels; none: only the "
+        "strong_images are used",
+    ),
+    "pseudo_labels": Field(
+        "", _TEXT, "supervision=pseudo: a folder that experiments.pseudo_labels wrote"
+    ),
+    "strong_images": Field(
+        0, _integer(0, 10**7), "training images that keep their masks nonetheless"
+    ),
+    "strong_share": Field(
+        0.0,
+        Range("from 0 to below 1", lambda v: _is_number(v, 0, 1) and v < 1),
+        "share of the strong_images in each batch; 0: as often as all others",
+    ),
     "train_split": Field("train", _TEXT, "the split that is trained on"),
     "eval_split": Field("validation", _TEXT, "the split that is evaluated"),
     "scenes_size": Field((96, 96), _SCENES, "scenes: (h, w) of the drawn images"),
@@ -280,6 +300,48 @@ _LOSS = {
         _SWITCH,
         ", ".join(losses.REGION_LOSSES)
         + ": of every image; False: of the (micro-)batch",
+    ),
+    "em": Field(
+        latent.Options().em,
+        _one_of(*latent.METHODS),
+        "data.supervision image: how the label of each pixel is inferred from the "
+        "classes of the image, by constant biases (fixed) or shares of the pixels "
+        "(adapt); box: none takes the boxes as masks, box_fixed infers in them",
+    ),
+    "em_background_bias": Field(
+        latent.Options().em_background_bias,
+        _number(0, 1e6),
+        "fixed, box_fixed: added to the scores of class 0",
+    ),
+    "em_foreground_bias": Field(
+        latent.Options().em_foreground_bias,
+        _number(0, 1e6),
+        "fixed, box_fixed: added to the scores of the other classes of the image",
+    ),
+    "em_background_share": Field(
+        latent.Options().em_background_share,
+        _FRACTION,
+        "adapt: least share of the pixels for class 0, when it is visited",
+    ),
+    "em_foreground_share": Field(
+        latent.Options().em_foreground_share,
+        _FRACTION,
+        "adapt: the same for each other class of the image",
+    ),
+    "em_iterations": Field(
+        latent.Options().em_iterations,
+        _integer(1, 100),
+        "adapt: rounds over the classes",
+    ),
+    "em_suppress": Field(
+        latent.Options().em_suppress,
+        _SWITCH,
+        "classes that the image does not show win no pixel",
+    ),
+    "weak_weight": Field(
+        1.0,
+        _number(0, 1e6),
+        "weight of a pixel of an image without its own mask; one with it has 1",
     ),
     "aux_weight": Field(
         0.4,

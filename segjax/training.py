@@ -16,6 +16,7 @@ from segjax.errors import UserError
 from segjax.labels import STEP_INPUTS
 from segjax.models.network import CoarseScores, Network
 from segjax.ops import geometry, resize
+from segjax.weak import latent
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -64,6 +65,10 @@ def create_state(
     )
 
 
+_LATENT_STREAM = 1
+"""Tells the random order of the E-step from the dropout masks of the same step."""
+
+
 class Term(NamedTuple):
     """One part of the loss: scores, and the labels they are compared with."""
 
@@ -76,13 +81,26 @@ def check_loss(model: Network, options: ConfigDict) -> None:
     """Checks that a network has the scores that ``config.loss`` compares.
 
     Raises:
-      UserError: ``resolution`` is "output_stride", and it has no such scores.
+      UserError: ``resolution`` is "output_stride", and it has no such scores, or has
+        them at several scales where latent labels are to be inferred.
     """
     if options.resolution == "output_stride" and model.coarse_scores is None:
         raise UserError(
             "--config.loss.resolution is 'output_stride', but "
             f"{type(model).__name__} has no scores at its output stride (DeepLab and "
             "Dilation have); expected 'full'"
+        )
+    coarse = model.coarse_scores
+    if (
+        options.em != "none"
+        and options.resolution == "output_stride"
+        and coarse is not None
+        and set(coarse.scale_strides) - {coarse.stride}
+    ):
+        raise UserError(
+            "--config.loss.resolution is 'output_stride' with --config.loss.em="
+            f"{options.em} and a network of several scales, which do not share labels; "
+            "expected 'full'"
         )
 
 
@@ -163,7 +181,8 @@ def make_step(
     Returns:
       ``step(state, batch) -> (state, metrics)``; ``batch`` holds ``image``
       [N, H, W, C] uint8, ``label`` [N, H, W], and perhaps ``added_weight`` [N, H, W],
-      which is added to the class weights of its pixels; ``metrics`` are the float32
+      which is added to the class weights of its pixels, and ``present`` [N, K], the
+      classes of weakly labeled images (``weak.latent``); ``metrics`` are the float32
       scalars ``loss`` (what is minimized, without weight decay), ``main_loss`` and
       ``grad_norm``.
 
@@ -173,6 +192,7 @@ def make_step(
     check_loss(model, options)
     loss_function = losses.LOSSES[options.name]
     loss_options = losses.options(options)
+    latent_options = latent.options(options)
     margin, coarse = model.tiling.margin, model.coarse_scores
 
     def targets(batch: dict, stride: int) -> tuple[jax.Array, jax.Array | None]:
@@ -203,10 +223,30 @@ def make_step(
         )
         return jnp.where(count > 0, count, 1.0)  # a batch that is all void: loss 0
 
-    def mean(term: Term, batch: dict, divisors: dict[int, jax.Array]):
-        (labels, added), scores = targets(batch, term.stride), term.scores
-        if term.stride > 1:  # locations beyond the image have no labels
-            scores = scores[:, : labels.shape[1], : labels.shape[2]]
+    def where_labeled(term: Term, labels: jax.Array) -> jax.Array:
+        """Scores without the locations beyond the image, which have no labels."""
+        if term.stride == 1:
+            return term.scores
+        return term.scores[:, : labels.shape[1], : labels.shape[2]]
+
+    def infer(term: Term, batch: dict, key: jax.Array) -> jax.Array:
+        """Latent labels of the main term, which all other terms share."""
+        labels, _ = targets(batch, term.stride)
+        return latent.infer(
+            where_labeled(term, labels),
+            labels,
+            batch["present"],
+            options=latent_options,
+            key=jax.random.fold_in(key, _LATENT_STREAM),
+        )
+
+    def mean(
+        term: Term, batch: dict, divisors: dict[int, jax.Array], latent_labels: Any
+    ):
+        labels, added = targets(batch, term.stride)
+        scores = where_labeled(term, labels)
+        if latent_labels is not None:
+            labels = latent_labels
         total, _ = loss_function(scores, labels, loss_options, added)
         return total / divisors[term.stride]
 
@@ -221,7 +261,10 @@ def make_step(
             mutable=["batch_stats"],
         )
         terms = loss_terms(model, logits, endpoints, options=options, step=step)
-        means = [mean(term, micro_batch, divisors) for term in terms]
+        labels = None
+        if latent_options.em != "none":
+            labels = infer(terms[0], micro_batch, key)
+        means = [mean(term, micro_batch, divisors, labels) for term in terms]
         total = sum(term.weight * value for term, value in zip(terms, means))
         return total, (means[0], updated.get("batch_stats", {}))
 
@@ -233,6 +276,11 @@ def make_step(
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = {name: batch[name] for name in STEP_INPUTS if name in batch}
+        if options.weak_weight != 1 and "added_weight" not in batch:
+            # The weight of a pixel is 1 plus what is added.
+            weak = (batch["present"] > 0).any(axis=-1)[:, None, None]
+            added = jnp.where(weak, options.weak_weight - 1.0, 0.0)
+            batch["added_weight"] = jnp.broadcast_to(added, batch["label"].shape)
         # Counts of the whole batch: void pixels may be spread unevenly over the
         # micro-batches and devices.
         divisors = {stride: divisor(batch, stride) for stride in strides}

@@ -30,13 +30,16 @@ ALLOWED = {
     "segjax/analysis": ("segjax.ops", "segjax.models", "segjax.published"),
     "segjax/proposals": (),
     "segjax/data": ("segjax.proposals",),
+    "segjax/weak": ("segjax.ops", "segjax.data"),
     "segjax/published.py": (),
     "segjax/published_scores.py": (),
     "segjax/weights": (),
-    "segjax/config.py": ("segjax.models", "segjax.config_fields", "segjax.losses"),
+    "segjax/config.py": (
+        *("segjax.models", "segjax.config_fields", "segjax.losses", "segjax.weak"),
+    ),
     "segjax/config_fields.py": (
         *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),
-        *("segjax.data", "segjax.proposals"),
+        *("segjax.data", "segjax.proposals", "segjax.weak"),
     ),
     "segjax/workdir.py": ("segjax.data",),
     "segjax/losses.py": (),
@@ -51,7 +54,9 @@ ALLOWED = {
     "segjax/writer.py": ("segjax.workdir",),
     "segjax/viz.py": (),
     "segjax/heatmaps.py": ("segjax.viz",),
-    "segjax/training.py": ("segjax.ops", "segjax.models", "segjax.losses"),
+    "segjax/training.py": (
+        *("segjax.ops", "segjax.models", "segjax.losses", "segjax.weak"),
+    ),
     "segjax/inference": (
         *("segjax.ops", "segjax.models", "segjax.data", "segjax.config"),
         "segjax.proposals",

@@ -23,6 +23,7 @@ from segjax.errors import UserError
 from segjax.inference import trained
 from segjax.models import deeplab, dilation, layers
 from segjax.ops import geometry
+from segjax.weak import latent
 
 
 def assert_trees_close(found, expected, rtol=1e-5, atol=1e-6):
@@ -312,9 +313,10 @@ def test_every_field_of_loss_against_numpy(grad_accum_steps):
         seen.add(round(main + weight * aux, 6))
     assert len(seen) == len(LOSS_CASES)
     varied = {field for change, _ in LOSS_CASES for field in change}
-    # The next test varies the resolution, those of losses the regions, and
-    # test_border_weights.py the weights between instances.
+    # The next test varies the resolution, those of losses the regions,
+    # test_border_weights.py the weights between instances, tests/weak/ weak labels.
     others = {"resolution", "per_image", "border_weight", "border_sigma"}
+    others |= {"weak_weight", *latent.Options._fields}
     assert varied == set(LOSS) - others
 
 

@@ -124,3 +124,42 @@ def quick(
         "eval_batch_size": 20,
         "save_every": steps // 2,
     }
+
+
+def weak_animals(
+    data: dict[str, Any] | None = None,
+    loss: dict[str, Any] | None = None,
+    steps: int = 300,
+) -> dict[str, Any]:
+    """A narrow DeepLab-LargeFOV on animals of VOC at 64x64, for two CPU cores."""
+    animals = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
+    return {
+        "model_name": "deeplab",
+        "model": {
+            "backbone": "squeezenet",
+            "rates": (2,),
+            "fc6_channels": 128,
+            "dropout": 0.2,
+        },
+        "data": {
+            "name": "voc2012",
+            "resize": (64, 64),
+            "keep_classes": animals,
+            **(data or {}),
+        },
+        "augment": {"crop": (64, 64), "scale": (0.75, 1.25), "flip": 0.5},
+        "loss": {"resolution": "output_stride", **(loss or {})},
+        "crf": {
+            "smoothness_weight": 1.0,
+            "smoothness_sigma": 1.0,
+            "appearance_weight": 5.0,
+            "appearance_sigma_xy": 10.0,
+        },
+        "batch_size": 8,
+        "total_steps": steps,
+        "optim": adam(5e-4) | {"lr_mult": ("head=4",)},
+        "eval_every": 0,
+        "eval_batch_size": 8,
+        "eval_images": 4,
+        "save_every": 100,
+    }

@@ -26,6 +26,7 @@ FREE_FIELDS = {
     "total_epochs",
     "data.root",
     "data.data_dir",
+    "data.pseudo_labels",
     *(f"crf.{field}" for field in config_lib.DEFAULTS["crf"]),
 }
 

@@ -16,6 +16,7 @@ from segjax import workdir as workdir_lib
 from segjax.data import datasets, folder, object_crops, pipeline, transforms
 from segjax.errors import UserError
 from segjax.ops import conv
+from segjax.weak import pseudo_labels, supervision
 
 MakeOptimizer = Callable[[dict], optax.GradientTransformation]
 TrainStep = Callable[[training.TrainState, dict], tuple[training.TrainState, dict]]
@@ -79,6 +80,8 @@ def check(config: ConfigDict) -> None:
 def load_data(config: ConfigDict) -> tuple[datasets.Source, datasets.Dataset]:
     """The training split of a config, and the description of its data set.
 
+    The labels are those of ``data.supervision``.
+
     Raises:
       UserError: the data are not there, or something is wrong with them.
     """
@@ -104,7 +107,7 @@ def load_data(config: ConfigDict) -> tuple[datasets.Source, datasets.Dataset]:
         workers=config.workers,
         threads=config.threads,
     )
-    return source, info
+    return supervision.apply(source, config.data, info), info
 
 
 def splits(
@@ -116,10 +119,14 @@ def splits(
         # The split has whole images; what it is cut into must not change, either.
         sources[config.data.train_split] = source.images
         sources[f"{config.data.train_split}, crops"] = source
-    return {
+    found = {
         name: workdir_lib.Split(len(split), datasets.fingerprint(split))
         for name, split in sources.items()
     }
+    if folder := config.data.pseudo_labels:
+        masks = pseudo_labels.fingerprint(folder)
+        found["pseudo_labels"] = workdir_lib.Split(len(source), masks)
+    return found
 
 
 def build_model(config: ConfigDict, info: datasets.Dataset) -> nn.Module:
@@ -190,6 +197,7 @@ def train_batches(
         process=(jax.process_index(), jax.process_count()),
         workers=config.workers,
         threads=config.threads,
+        mixture=supervision.mixture(source, config.data),
     )
 
 

@@ -23,6 +23,7 @@ from segjax import config as config_lib
 from segjax import models, optim, training
 from segjax.data import datasets
 from segjax.errors import UserError
+from segjax.weak import supervision
 
 # Fields that do not make another experiment: a changed one continues the same run.
 FREE = (run_description.FREE_FIELDS - {"total_steps"}) | {"seed"}
@@ -328,5 +329,8 @@ def check_config(config: ConfigDict, data: bool) -> ConfigDict:
         "image": jax.ShapeDtypeStruct(images, jnp.uint8),
         "label": jax.ShapeDtypeStruct(images[:-1], jnp.uint8),
     }
+    if config.data.supervision in supervision.WEAK:
+        present = (config.batch_size, model.num_classes)
+        batch["present"] = jax.ShapeDtypeStruct(present, jnp.uint8)
     jax.eval_shape(step, state, batch)
     return config

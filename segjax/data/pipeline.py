@@ -16,7 +16,7 @@ import numpy as np
 
 from segjax.data import batching, transforms
 from segjax.data.channel_groups import by_group
-from segjax.data.source import Example, Size, Source
+from segjax.data.source import Example, Mixture, Selection, Size, Source
 from segjax.data.workers import start_workers
 from segjax.errors import UserError
 from segjax.labels import VOID
@@ -44,6 +44,9 @@ class Batch(TypedDict):
     """float32 [n, h, w], added to the class weights in the loss."""
     regions: NotRequired[np.ndarray]
     """int32 [n, 1 + P, 4], boxes of evaluation batches: see inference.proposals."""
+    present: NotRequired[np.ndarray]
+    """uint8 [n, K], 1 for the classes of an image with weak labels, all 0 for an image
+    with full labels; of the sources of ``segjax.weak``."""
 
 
 def train_batches(
@@ -56,6 +59,7 @@ def train_batches(
     process: tuple[int, int] = (0, 1),
     workers: int = 0,
     threads: int = 4,
+    mixture: Mixture | None = None,
 ) -> Iterator[Batch]:
     """An endless stream of shuffled, augmented batches, from batch ``start`` on.
 
@@ -69,6 +73,8 @@ def train_batches(
       process: (i, n), which of how many processes this is.
       workers: worker processes; 0 reads in ``threads`` threads of this process.
       threads: reading threads per process.
+      mixture: examples that are drawn more or less often than the others; None: all
+        alike.
 
     Returns:
       Batches of ``batch_size / n`` examples.
@@ -79,10 +85,7 @@ def train_batches(
     """
     local_size, index, count = _share(batch_size, process)
     dataset = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
+        _shuffled(source, seed, mixture)
         .random_map(_Augment(options))
         .batch(local_size, drop_remainder=True)
     )
@@ -90,6 +93,23 @@ def train_batches(
     dataset = dataset[start * count + index :: count]
     iterable = dataset.to_iter_dataset(_read_options(threads))
     return start_workers(iterable, workers) if workers else iter(iterable)
+
+
+def _shuffled(source: Source, seed: int, mixture: Mixture | None) -> grain.MapDataset:
+    """All examples in random order, without end; those of a mixture at its share."""
+    if mixture is None:
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    chosen = set(mixture.chosen)
+    others = [i for i in range(len(source)) if i not in chosen]
+    parts = [
+        grain.MapDataset.source(Selection(source, indices))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        for indices in (mixture.chosen, others)
+    ]
+    weights = [mixture.share, 1 - mixture.share]
+    return grain.MapDataset.mix(parts, weights).seed(seed)
 
 
 def _share(batch_size: int, process: tuple[int, int]) -> tuple[int, int, int]:
@@ -108,7 +128,7 @@ def _read_options(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(threads, prefetch_buffer_size=max(READ_AHEAD, threads))
 
 
-_KEYS = ("image", "label", "id", "instance", "added_weight")
+_KEYS = ("image", "label", "id", "instance", "added_weight", "present")
 
 
 class _Augment:

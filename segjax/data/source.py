@@ -30,6 +30,9 @@ class Example(TypedDict):
     where the config asks for them (``data.instances``)."""
     regions: NotRequired[np.ndarray]
     """int32 [1 + P, 4], of sources that ``inference.proposals`` wraps."""
+    present: NotRequired[np.ndarray]
+    """uint8 [K], 1 for the classes of an image with weak labels, all 0 for one with
+    full labels.  Of the sources of ``segjax.weak``."""
 
 
 class Source(Protocol):
@@ -170,6 +173,43 @@ class KeptClasses:
 
     def __repr__(self) -> str:
         return f"KeptClasses({self._source!r}, {self._ids})"
+
+
+class Selection:
+    """Some examples of a source, in the order of their positions in it."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source, self._indices = source, tuple(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[self._indices[index]]
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(H, W) of every example."""
+        sizes = self._source.sizes
+        return [sizes[i] for i in self._indices]
+
+    @property
+    def identities(self) -> list[str]:
+        """See ``Source``."""
+        identities = self._source.identities
+        return [identities[i] for i in self._indices]
+
+    def __repr__(self) -> str:
+        return f"Selection({self._source!r}, {self._indices})"
+
+
+class Mixture(NamedTuple):
+    """Some examples of a source that make up a given share of all batches."""
+
+    chosen: tuple[int, ...]
+    """Positions of these examples."""
+    share: float
+    """Of each batch, above 0 and below 1; exact where it is a whole number."""
 
 
 def fingerprint(source: Source) -> str:

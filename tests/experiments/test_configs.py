@@ -16,6 +16,7 @@ from segjax import config as config_lib
 from segjax import models, optim, training
 from segjax.data import datasets, transforms
 from segjax.errors import UserError
+from segjax.weak import supervision
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -135,6 +136,9 @@ def test_model_builds_and_its_training_step_lowers(file, arg):
         "image": jax.ShapeDtypeStruct((config.batch_size, *crop, channels), jnp.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size, *crop), jnp.uint8),
     }
+    if config.data.supervision in supervision.WEAK:
+        present = (config.batch_size, classes)
+        batch["present"] = jax.ShapeDtypeStruct(present, jnp.uint8)
     lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
     after, metrics = lowered.out_info
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(

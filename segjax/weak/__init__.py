@@ -1,0 +1,1 @@
+"""Training from weaker labels than masks: classes of images, boxes of objects."""
