@@ -7,6 +7,9 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
+import weak_folder
+from image_folders import error_of, lists, make_folder, write
+from weak_folder import CLASSES, SIDE, masks
 
 from experiments.shared import run_description, training_run
 from segjax import config as config_lib
@@ -16,39 +19,11 @@ from segjax.data import datasets, images, pipeline, transforms
 from segjax.models import deeplab
 from segjax.ops import geometry
 from segjax.weak import latent, objects, pseudo_labels, supervision
-from tests.helpers.image_folders import error_of, lists, make_folder, write
-
-CLASSES = ("background", "cat", "dog")
-SIDE = 16
-
-
-def masks():
-    """Eight masks: a cat, a dog, or both, which touch; some void pixels."""
-    found = {}
-    for i in range(8):
-        label = np.zeros((SIDE, SIDE), np.uint8)
-        if i % 3 != 1:
-            label[2:9, 1 : 6 + i % 2] = 1
-            label[2, 1] = 0
-        if i % 3 != 0:
-            label[6:14, 6:13] = 2
-            label[6, 12] = 0
-        label[15, 3] = 255
-        found[f"i{i}"] = label
-    return found
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("weak") / "own"
-    make_folder(root, masks())
-    for stem, label in masks().items():
-        image = np.full((SIDE, SIDE, 3), 40, np.uint8)
-        image[label == 1], image[label == 2] = (200, 60, 60), (60, 60, 200)
-        write(root / "images" / f"{stem}.png", image)
-    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-    lists(root, "".join(f"i{i}\n" for i in range(6)), "i6\ni7\n")
-    return root
+    return weak_folder.make(tmp_path_factory.mktemp("weak") / "own")
 
 
 @pytest.fixture(scope="module")
