@@ -26,7 +26,14 @@ VARIANTS = {
     },
     "adapt": {"data": {"supervision": "image"}, "loss": ADAPT},
     "box": {"data": {"supervision": "box"}},
-    "box_em": {"data": {"supervision": "box"}, "loss": {"em": "box_fixed"}},
+    "box_em": {
+        "data": {"supervision": "box"},
+        "loss": {
+            "em": "box_fixed",
+            "em_background_bias": 0.0,
+            "em_foreground_bias": 4.0,
+        },
+    },
     "crf": {"data": {"supervision": "pseudo", "pseudo_labels": "pseudo/crf"}},
     "grabcut": {"data": {"supervision": "pseudo", "pseudo_labels": "pseudo/grabcut"}},
     "semi": {"data": {"supervision": "box", **STRONG}},

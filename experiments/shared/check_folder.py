@@ -15,6 +15,7 @@ from segjax.data import datasets, folder, folder_ranges, transforms
 from segjax.data.images import encode_png
 from segjax.data.source import Example
 from segjax.errors import UserError
+from segjax.weak import supervision
 
 IMAGES, DRAWS = 4, 3
 """Rows of the picture, and augmented examples in each."""
@@ -59,6 +60,7 @@ def check(config: ConfigDict, root: str, output: Path | None = None) -> Checked:
         advice = folder_ranges.advice(held, scanned.value_range)
         lines += [f"note: {advice}"] * bool(advice)
     source, info = datasets.load(config.data, config.data.train_split)
+    source = supervision.apply(source, config.data, info)
     options, note = _options(config, source, info)
     lines += [f"note: {note}"] * bool(note)
     if output is not None and not bad:

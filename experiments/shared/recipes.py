@@ -129,7 +129,7 @@ def quick(
 def weak_animals(
     data: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
-    steps: int = 300,
+    steps: int = 900,
 ) -> dict[str, Any]:
     """A narrow DeepLab-LargeFOV on animals of VOC at 64x64, for two CPU cores."""
     animals = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
