@@ -260,27 +260,68 @@ def _backward(stride, padding, dilation, saved, gradient):
 _conv.defvjp(_forward, _backward)
 
 
+def locally_connected(x: jax.Array, kernels: jax.Array) -> jax.Array:
+    """A convolution without shared parameters: every location has its own kernel.
+
+    `x` [N, H, W, I]; `kernels` [H - kh + 1, W - kw + 1, kh, kw, I, O], the first two
+    axes the location. No padding, stride 1. With equal kernels it is :func:`conv2d`.
+
+    Raises:
+      ValueError: there are not as many kernels as locations.
+    """
+    rows, columns, height, width = kernels.shape[:4]
+    sides = rows + height - 1, columns + width - 1
+    if x.shape[1:3] != sides:
+        raise ValueError(
+            f"{rows} x {columns} kernels of {height} x {width} read a map of "
+            f"{sides[0]} x {sides[1]}, found {x.shape[1]} x {x.shape[2]}"
+        )
+    taps = [
+        x[:, a : a + rows, b : b + columns]
+        for a, b in itertools.product(range(height), range(width))
+    ]
+    kernels = kernels.reshape(rows, columns, height * width, *kernels.shape[4:])
+    return jnp.einsum("nhwti,hwtio->nhwo", jnp.stack(taps, axis=3), kernels)
+
+
 def conv_transpose(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int = 0
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    padding: int = 0,
+    output_padding: int = 0,
 ) -> jax.Array:
-    """Transposed convolution as in Caffe and PyTorch, output side s(n-1) + k - 2p.
+    """Transposed convolution as in Caffe and PyTorch, output side s(n-1) + k - 2p + o.
 
     Location i of `x` [N, H, W, I] adds ``x[i] @ kernel[a]`` to output ``s*i + a - p``:
     `kernel` [k, k, I, O] is stored in scatter order (``lax.conv_transpose`` would
-    want it flipped).
+    want it flipped). `output_padding` o keeps so many more rows at the bottom and
+    columns at the right: a convolution of stride s maps s different sides to one, and
+    this says which of them is wanted.
+
+    Raises:
+      ValueError: an output padding below 0, or not below the stride.
     """
-    product = functools.partial(_conv_transpose, stride=stride, padding=padding)
+    if not 0 <= output_padding < max(stride, 1):
+        raise ValueError(
+            f"output padding {output_padding}, expected 0 to {stride - 1}: below the "
+            "stride"
+        )
+    product = functools.partial(
+        _conv_transpose, stride=stride, padding=padding, more=output_padding
+    )
     return _with_kernel(product, x, kernel)
 
 
 def _conv_transpose(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, more: int
 ) -> jax.Array:
     n, h, w, channels = x.shape
     size, features = kernel.shape[0], kernel.shape[3]
     if h == w == 1:
         stride = size  # a single location gives the same output at any stride
-    if stride == 1 and padding < size:
+    if stride == 1 and padding < size and not more:
         return conv2d(x, kernel[::-1, ::-1], padding=size - 1 - padding)
     # A block of stride x stride taps gives each input location its own outputs: a
     # matrix product. Overlapping outputs belong to the next block, one location
@@ -298,7 +339,8 @@ def _conv_transpose(
     sides = [stride * (side + blocks - 1) for side in (h, w)]
     y = functools.reduce(jnp.add, parts)
     y = y.swapaxes(2, 3).reshape(n, *sides, features)
-    height, width = (stride * (side - 1) + size - padding for side in (h, w))
+    y = jnp.pad(y, ((0, 0), (0, more), (0, more), (0, 0))) if more else y
+    height, width = (stride * (side - 1) + size - padding + more for side in (h, w))
     return y[:, padding:height, padding:width]
 
 

@@ -1,0 +1,1 @@
+"""Figures of docs/tour.md, drawn with the parts of the program."""
