@@ -155,7 +155,9 @@ def _help(name: str) -> str:
         defaults = parameters(function)
         if name in defaults:
             default = defaults[name]
-            text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+            text = (
+                ",".join(map(str, default)) if isinstance(default, tuple) else default
+            )
             users.append(f"{figure} ({text})")
     return f"{PARAMETERS[name].meaning}: {', '.join(users)}"
 

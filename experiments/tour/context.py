@@ -11,7 +11,9 @@ from segjax.ops import conv, pool, resize
 _COLORS = ("tab:green", "tab:blue", "gold", "tab:red", "tab:purple", "tab:orange")
 
 
-def context(*, rates: tuple[int, ...] = (1, 1, 2, 4, 8, 16, 1), classes: int = 21):
+def context(
+    *, rates: tuple[int, ...] = (1, 1, 2, 4, 8, 16, 1), classes: int = 21
+) -> bytes:
     """The layers of the context module, and how its field grows."""
     maps = {}
     for form in ("basic", "large"):
@@ -52,9 +54,8 @@ def _field(rates: tuple[int, ...]) -> int:
 
     def center(x):
         for rate in rates:
-            kernel = jnp.ones((3, 1, 1, 1))
-            x = conv.conv2d(jnp.pad(x, ((0, 0), (rate, rate), (0, 0), (0, 0))), kernel,
-                            dilation=rate)  # fmt: skip
+            x = jnp.pad(x, ((0, 0), (rate, rate), (0, 0), (0, 0)))
+            x = conv.conv2d(x, jnp.ones((3, 1, 1, 1)), dilation=rate)
         return x[0, side // 2, 0, 0]
 
     reached = jax.grad(center)(jnp.zeros((1, side, 1, 1)))
@@ -79,8 +80,15 @@ def aspp(
         outside = 9 - xs.size
         more = f", {outside} taps outside" if outside else ""
         label = f"rate {rate}: {field}x{field} px{more}"
-        one.plot(xs.ravel(), ys.ravel(), "s", color=color, markersize=7, label=label,
-                 markeredgecolor="black", linestyle="none")  # fmt: skip
+        one.plot(
+            xs.ravel(),
+            ys.ravel(),
+            "s",
+            color=color,
+            markersize=7,
+            markeredgecolor="black",
+            label=label,
+        )
     one.legend(fontsize=7, loc="lower right", framealpha=0.9)
     return drawing.png(figure)
 

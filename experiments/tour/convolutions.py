@@ -13,6 +13,7 @@ from segjax.ops import conv, resize
 
 def local(*, side: int = 5, kernel: int = 3, seed: int = 0) -> bytes:
     """A locally connected layer beside a convolution, on the same map."""
+    drawing.check_at_most("side", side, 12)
     if kernel > side:
         raise errors.UserError(f"--kernel={kernel}: expected at most --side={side}")
     rng = np.random.default_rng(seed)
@@ -139,7 +140,7 @@ def fields(*, rates: tuple[int, ...] = (1, 2, 4), kernel: int = 3) -> bytes:
 
 
 def atrous(
-    *, rates: tuple[int, ...] = (2, 4), scene: int = 7, side: int = 192
+    *, rates: tuple[int, ...] = (2, 4), scene: int = 7, side: int = 128
 ) -> bytes:
     """One filter on a reduced image, enlarged, against the filter with holes."""
     image = drawing.scene(scene, side)["image"]
@@ -147,7 +148,7 @@ def atrous(
     smooth = np.array([1, 4, 6, 4, 1]) / 16
     weights = np.outer(smooth, [-1, -2, 0, 2, 1]) / 3
     weights = jnp.array(weights[:, :, None, None], jnp.float32)
-    figure, axes = drawing.axes_grid(len(rates), 4, (2.8, 3.0))
+    figure, axes = drawing.axes_grid(len(rates), 4, (2.2, 2.4))
     for row, rate in zip(axes, rates):
         small = gray[:, ::rate, ::rate]
         coarse = conv.conv2d(small, weights, padding=2)
@@ -159,11 +160,14 @@ def atrous(
         how = {"cmap": "RdBu", "vmin": -top, "vmax": top}
         drawing.picture(row[0], image, "image, filter for vertical edges")
         drawing.picture(
-            row[1], coarse[0, :, :, 0], f"every {rate}th pixel, filtered", **how
+            row[1], coarse[0, :, :, 0], f"one pixel in {rate}, filtered", **how
         )
         drawing.picture(
-            row[2], enlarged[0, :, :, 0], f"enlarged: {share:.0f} % are responses", **how
+            row[2],
+            enlarged[0, :, :, 0],
+            f"enlarged: {share:.0f} % are responses",
+            **how,
         )
         drawing.picture(row[3], dense[0, :, :, 0], f"atrous, rate {rate}: all", **how)
-        row[3].set_xlabel(f"difference at every {rate}th pixel: {gap:.1g}", fontsize=8)
+        row[3].set_xlabel(f"at those pixels {gap:.1g} apart", fontsize=8)
     return drawing.png(figure)

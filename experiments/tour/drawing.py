@@ -10,6 +10,7 @@ from PIL import Image
 
 from segjax import viz
 from segjax.data import scenes
+from segjax.errors import UserError
 
 VOID_COLOR = (255, 255, 255)
 
@@ -21,16 +22,16 @@ def axes_grid(rows: int, columns: int, cell: tuple[float, float]) -> tuple[Figur
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def png(figure: Figure, dpi: int = 80) -> bytes:
-    """The figure as a PNG file of at most 256 colors, which keeps it small."""
+def png(figure: Figure, dpi: int = 80, colors: int = 256) -> bytes:
+    """The figure as a PNG file of at most so many colors, which keeps it small."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    return compressed(np.asarray(Image.open(buffer).convert("RGB")))
+    return compressed(np.asarray(Image.open(buffer).convert("RGB")), colors)
 
 
-def compressed(picture: np.ndarray) -> bytes:
-    """uint8 [h, w, 3] as a PNG file of at most 256 colors."""
-    image = Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE)
+def compressed(picture: np.ndarray, colors: int = 256) -> bytes:
+    """uint8 [h, w, 3] as a PNG file of at most so many colors."""
+    image = Image.fromarray(picture).quantize(colors, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
@@ -66,7 +67,7 @@ def cells(
     shade = np.abs(values) if colors is None else np.asarray(colors, float)
     axes.imshow(shade, cmap=cmap, vmin=0, vmax=max(shade.max() * 1.6, 1e-9))
     for (row, column), value in np.ndenumerate(values):
-        text = f"{value:.0f}" if value == np.rint(value) else f"{value:.1f}"
+        text = f"{value:.2f}".rstrip("0").rstrip(".")
         axes.text(column, row, text, ha="center", va="center", fontsize=fontsize)
     height, width = values.shape
     axes.set_xticks(np.arange(width + 1) - 0.5, minor=True)
@@ -80,6 +81,12 @@ def picture(axes: Any, image: np.ndarray, title: str, **how: Any) -> None:
     """An image [H, W, 3], or a map [H, W] with the colors of ``cmap=``."""
     axes.imshow(image, **{"interpolation": "nearest", **how})
     empty(axes, title)
+
+
+def check_at_most(flag: str, value: int, limit: int) -> None:
+    """Raises UserError if a figure would be too large to draw or to compute."""
+    if value > limit:
+        raise UserError(f"--{flag}={value}: expected at most {limit} in this figure")
 
 
 def labels(label: np.ndarray) -> np.ndarray:

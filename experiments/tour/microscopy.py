@@ -7,7 +7,9 @@ from matplotlib.patches import Rectangle
 from experiments.tour import drawing
 from segjax.data import warping
 from segjax.data.border_weights import border_weights
+from segjax.errors import UserError
 from segjax.models.unet import UNet
+from segjax.ops import geometry
 
 
 def cells(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,7 +18,7 @@ def cells(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     instance = np.zeros((side, side), np.uint16)
     image = rng.normal(150, 6, (side, side)).astype(np.float32)
     y, x = np.mgrid[:side, :side]
-    for number in range(1, 2 + side * side // 900):
+    for number in range(1, 2 + min(side * side // 900, 80)):
         center = tuple(int(v) for v in rng.integers(0, side, 2))
         axes = tuple(int(v) for v in rng.integers(side // 24 + 4, side // 12 + 9, 2))
         mask = np.zeros((side, side), np.uint8)
@@ -39,7 +41,14 @@ def _colors(instance: np.ndarray) -> np.ndarray:
 
 def tile(*, tile: int = 388, side: int = 500, seed: int = 0) -> bytes:
     """The part of an image that is predicted, and what is read, mirrored beyond it."""
-    margin = UNet(num_classes=2).tiling.margin
+    tiling = UNet(num_classes=2).tiling
+    margin = tiling.margin
+    if tile > side:
+        raise UserError(f"--tile={tile}: expected at most --side={side}")
+    nearest = geometry.nearest_sides(tiling, tile + 2 * margin)
+    if tile + 2 * margin not in nearest:
+        sides = " or ".join(str(one - 2 * margin) for one in nearest)
+        raise UserError(f"--tile={tile}: expected {sides}, which U-Net can predict")
     image, _ = cells(seed, side)
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "reflect")
     shown = padded.copy()
@@ -67,7 +76,8 @@ def deformation(
     """An elastic deformation: a grid, the image and its labels by the same warp."""
     image, instance = cells(seed, side)
     lines = image.copy()
-    lines[:: side // 12] = lines[:, :: side // 12] = (230, 60, 30)
+    gap = max(side // 12, 2)
+    lines[::gap] = lines[:, ::gap] = (230, 60, 30)
     moves = np.random.default_rng(seed + 1).normal(0, sigma, (nodes, nodes, 2))
     label = (instance > 0).astype(np.uint8)
     figure, axes = drawing.axes_grid(2, 3, (2.6, 2.7))
