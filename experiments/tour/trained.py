@@ -44,6 +44,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+SLOW = {"DeconvNet": 4}
+"""Networks that are trained for so many times the steps: deep and without skips."""
+
 SIDE = 96
 
 
@@ -54,6 +57,7 @@ def network(name: str, *, workdir: Path, steps: int) -> inference.Segmenter:
       UserError: the training did not end well.
     """
     model_name, model = NETWORKS[name]
+    steps *= SLOW.get(name, 1)
     made = config.make(
         model_name=model_name, model=model, **recipes.quick(8, steps, size=SIDE)
     )
