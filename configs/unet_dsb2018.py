@@ -14,49 +14,11 @@ vary; cells have no upright position, so crops are turned and mirrored.  No pape
 reports this setting.
 """
 
-from experiments.shared import recipes
+from experiments.shared.recipes import NUCLEI
 from segjax.config import make, variant
 
-VARIANTS = {
-    "full": {
-        "widths": (32, 64, 128, 256, 512),
-        "crop": 256,
-        "batch_size": 16,
-        "steps": 5000,
-        "every": 500,
-    },
-    "small": {
-        "widths": (8, 16, 32, 64, 64),
-        "crop": 128,
-        "batch_size": 8,
-        "steps": 400,
-        "every": 200,
-    },
-}
+VARIANTS = NUCLEI
 
 
 def get_config(arg: str = ""):
-    size = variant(arg, VARIANTS)
-    return make(
-        model_name="unet",
-        model={"padding": "same", "norm": "batch", "widths": size["widths"]},
-        data={"name": "dsb2018"},
-        augment={
-            "crop": (size["crop"], size["crop"]),
-            "scale": (0.5, 1.5),
-            "rotate": 180.0,
-            "rotate_prob": 0.5,
-            "flip": 0.5,
-            "rot90": True,
-            "elastic_sigma": 8.0,
-            "border": "reflect",
-            "brightness": 0.2,
-            "contrast": 0.3,
-        },
-        batch_size=size["batch_size"],
-        total_steps=size["steps"],
-        optim=recipes.adam(2e-3),
-        eval_every=size["every"],
-        eval_batch_size=4,
-        save_every=size["every"],
-    )
+    return make(model_name="unet", **variant(arg, VARIANTS))

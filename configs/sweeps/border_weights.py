@@ -9,18 +9,20 @@ Rows: masks as they are, touching nuclei cut apart, and cut apart with the weigh
 the paper (w0 = 10, sigma = 5 px).  quick has a narrow network and few steps.
 """
 
-import runpy
-from pathlib import Path
+from experiments.shared.recipes import NUCLEI
+from segjax.config import make, variant
 
-_BASE = runpy.run_path(str(Path(__file__).parent.parent / "unet_dsb2018.py"))
+_STEPS = 240
+VARIANTS = {
+    "full": NUCLEI["full"],
+    "quick": NUCLEI["small"]
+    | {"total_steps": _STEPS, "eval_every": _STEPS, "save_every": _STEPS}
+    | {"eval_images": 0},
+}
 
 
 def get_config(arg: str = ""):
-    config = _BASE["get_config"]("small" if arg == "quick" else arg)
-    if arg == "quick":
-        config.total_steps = config.eval_every = config.save_every = 240
-        config.eval_images = 0
-    return config
+    return make(model_name="unet", **variant(arg, VARIANTS))
 
 
 def sweep():

@@ -201,24 +201,11 @@ class FCN(nn.Module):
                 f"{' or '.join(map(str, strides))} with the backbone "
                 f"{self.backbone!r}; set skips to {strides[0]} or backbone to 'vgg16'"
             )
-        self._check_only()
+        _check_only(self)
         layers.check_integers(self, "fc_channels")
         layers.check_integers(self, "pad", minimum=0)
         layers.check_common(self)
         super().__post_init__()
-
-    def _check_only(self) -> None:
-        layers.check_choice(self, "only", ("", *_ALONE))
-        if self.only and self.backbone != "vgg16":
-            raise UserError(
-                f"{layers.flag(self, 'only')} is {self.only!r}, which is a layer of "
-                f"'vgg16', not of {self.backbone!r}; expected ''"
-            )
-        if self.only and self.skips != _ALONE[self.only]:
-            raise UserError(
-                f"{layers.flag(self, 'skips')} is {self.skips}, expected "
-                f"{_ALONE[self.only]}, the stride of only={self.only!r}"
-            )
 
     coarse_scores = None
 
@@ -302,3 +289,17 @@ class FCN(nn.Module):
             scores, size, stride=stride, offset=offset, crop=(height, width)
         )
         return logits, endpoints
+
+
+def _check_only(model: "FCN") -> None:
+    layers.check_choice(model, "only", ("", *_ALONE))
+    if model.only and model.backbone != "vgg16":
+        raise UserError(
+            f"{layers.flag(model, 'only')} is {model.only!r}, which is a layer of "
+            f"'vgg16', not of {model.backbone!r}; expected ''"
+        )
+    if model.only and model.skips != _ALONE[model.only]:
+        raise UserError(
+            f"{layers.flag(model, 'skips')} is {model.skips}, expected "
+            f"{_ALONE[model.only]}, the stride of only={model.only!r}"
+        )

@@ -118,7 +118,7 @@ def readers(workdir: Path, folder: Path) -> list:
         lambda: workdir_lib.read_exit(workdir),
         lambda: [row["step"] + 1 for row in workdir_lib.read_metrics(workdir)],
         lambda: config_lib.check(config_lib.load(workdir / "config.json")),
-        lambda: report_rows.read_run(workdir, 0, STEPS),
+        lambda: report_rows.read_run(workdir, 0, total_steps=STEPS, split="validation"),
         lambda: report.report(folder, folder, classes=["all"], pair=[], erf=True),
     ]
 

@@ -285,7 +285,9 @@ def test_tpu_vm_script_saves_on_ctrl_c_and_leaves_a_running_training_alone(tmp_p
     )
     script, env = tpu_vm_script(tmp_path, gcloud)
     how = dict(cwd=kill.ROOT, env=env, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen(["bash", script], **how) as process:
+    # Shells start jobs in the background with SIGINT ignored, which no trap undoes.
+    command = ["env", "--default-signal=INT", "bash", script]
+    with subprocess.Popen(command, **how) as process:
         deadline = time.monotonic() + 30
         while not began.exists():
             assert time.monotonic() < deadline
