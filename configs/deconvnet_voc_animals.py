@@ -1,14 +1,11 @@
 """DeconvNet (ICCV 2015) in its two stages on crops of objects: animals of PASCAL VOC.
 
-    python -m experiments.train --config configs/deconvnet_voc_animals.py:stage1 \\
-        --workdir runs/deconvnet1 --config.data.root=/path/to/VOCdevkit \\
+    python -m experiments.chain --config configs/deconvnet_voc_animals.py:stage2 \\
+        --workdir runs/deconvnet --config.data.root=/path/to/VOCdevkit \\
         --config.init_from=weights/vgg16.safetensors
-    python -m experiments.train --config configs/deconvnet_voc_animals.py:stage2 \\
-        --workdir runs/deconvnet2 --config.data.root=/path/to/VOCdevkit \\
-        --config.init_from=runs/deconvnet1
-    python -m experiments.recalibrate --workdir runs/deconvnet2 \\
-        --output runs/deconvnet --batches=501
-    python -m experiments.evaluate --workdir runs/deconvnet --proposals=50
+    python -m experiments.recalibrate --workdir runs/deconvnet/stage2 \\
+        --output runs/recalibrated --batches=501
+    python -m experiments.evaluate --workdir runs/recalibrated --proposals=50
 
 stage1 and stage2 are the paper's, sized for a GPU; small1 and small2 are the same on
 crops of 64 px for two CPU cores, from scratch, and fcn is an FCN-8s of about their size
@@ -58,6 +55,7 @@ def _solver(step_every: int) -> dict:
     }
 
 
+STARTS_FROM = {"stage2": "stage1", "small2": "small1"}
 STAGE1, STAGE2 = {"objects": "stage1"}, {"objects": "stage2", "object_balance": 0.5}
 VARIANTS = {
     "stage1": {

@@ -21,10 +21,9 @@ from segjax.data import batching, images, pipeline, windows
 from segjax.errors import UserError
 from segjax.inference import large
 from segjax.inference.predictors import label_type
-from segjax.inference.proposals import regions
+from segjax.inference.proposals import stack_regions
 from segjax.inference.resizing import resized_rows
 from segjax.inference.stored import Stored, file_version
-from segjax.proposals import boxes
 
 if TYPE_CHECKING:  # that module imports this one
     from segjax.inference.trained import Segmenter
@@ -224,7 +223,10 @@ def run(
                 began = time.perf_counter()
                 compiled = executable.result()
                 waited = time.perf_counter() - began
-                arrays = _arrays(list(decoded.values()), group)
+                arrays = [stack([one.input for one in decoded.values()], group)]
+                if segmenter.search:
+                    found = [one.regions for one in decoded.values()]
+                    arrays.append(stack_regions(found, group.batch_size))
                 launched.append((decoded, compiled(*arrays), waited))
                 if len(launched) > 1:
                     yield from results()
@@ -252,18 +254,6 @@ def stack(inputs: Sequence[np.ndarray], group: batching.BatchGroup) -> np.ndarra
     for row, image in zip(batch, inputs):
         row[:] = pipeline.mirror_to(image, group.padded_shape)
     return batch
-
-
-def _arrays(decoded: Sequence[_Decoded], group: batching.BatchGroup) -> list:
-    """The inputs of the executable of a group."""
-    arrays = [stack([one.input for one in decoded], group)]
-    found = [one.regions for one in decoded if one.regions is not None]
-    if found:
-        rows = np.zeros((group.batch_size, *found[0].shape), np.int32)
-        rows[:] = boxes.NONE
-        rows[: len(found)] = found
-        arrays.append(rows)
-    return arrays
 
 
 def whole_label(prediction: Prediction, classes: int) -> np.ndarray:
@@ -312,7 +302,7 @@ def _decode(
         if any(segmenter.resize):
             resized = size != segmenter.resize
             scaled = images.resize_image(image, segmenter.resize) if resized else image
-            return _Decoded(image, scaled, _regions(segmenter, scaled), version)
+            return _Decoded(image, scaled, segmenter.regions_of(scaled), version)
     except UserError as error:
         return error
     except MemoryError:
@@ -322,11 +312,7 @@ def _decode(
             f"{source}: holds {size[0]}x{size[1]} pixels, its header said less: it is "
             "damaged or has changed meanwhile; replace or remove it"
         )
-    return _Decoded(image, image, _regions(segmenter, image), version)
-
-
-def _regions(segmenter: Segmenter, image: np.ndarray) -> np.ndarray | None:
-    return regions(image, segmenter.search) if segmenter.search else None
+    return _Decoded(image, image, segmenter.regions_of(image), version)
 
 
 def _finish(

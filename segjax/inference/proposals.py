@@ -12,7 +12,7 @@ itself first, because a batch may have it padded, then the boxes; what is missin
 has no pixels (``boxes.NONE``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,14 @@ def select(found: np.ndarray, size: Size, *, count: int, least: int) -> np.ndarr
         chosen = frame[None]
     rows = np.tile(np.array(boxes.NONE, np.int32), (1 + count, 1))
     rows[0], rows[1 : 1 + len(chosen)] = frame, chosen
+    return rows
+
+
+def stack_regions(found: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """The regions of a batch, int32 [batch_size, 1 + P, 4]; NONE of missing images."""
+    rows = np.zeros((batch_size, *found[0].shape), np.int32)
+    rows[:] = boxes.NONE
+    rows[: len(found)] = found
     return rows
 
 

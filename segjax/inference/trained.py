@@ -73,6 +73,10 @@ class Segmenter(NamedTuple):
         model = self.search.settings.edge_model
         return {"crops": self.crops, "edge_model": stored.model_hash(model)}
 
+    def regions_of(self, image: np.ndarray) -> np.ndarray | None:
+        """The regions of an input of the network; None without proposals."""
+        return proposals.regions(image, self.search) if self.search else None
+
     def inputs(self, batch: Mapping[str, Any]) -> tuple:
         """What the predictor takes of a batch, behind the variables."""
         names = ("image", "regions") if self.search else ("image",)
