@@ -18,7 +18,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from segjax import config_fields, errors, files, losses, models
+from segjax import config_fields, config_ranges, errors, files, losses, models
 from segjax.errors import UserError
 from segjax.weak import supervision
 
@@ -84,7 +84,7 @@ def normalize_flags(arguments: Sequence[str]) -> list[str]:
             field = fields.get(name) if name != flag else None
             if field and equals and not value and isinstance(field.default, tuple):
                 argument = f"{flag}=()"
-            elif field and field.range is config_fields.NAMES:
+            elif field and field.range is config_ranges.NAMES:
                 value = value if equals or not rest else rest.pop(0)
                 argument = f"{flag}={_names(value)}"
             if name != flag and name == "total_steps" and not epochs_given:
@@ -291,7 +291,7 @@ def count_steps(config: ConfigDict, num_images: int) -> int:
     steps = config.total_epochs * num_images / config.batch_size
     # Rounded first: 1.1 epochs of 100 images are 110.00000000000001 images.
     steps = max(1, math.ceil(round(steps, 6)))
-    if steps > config_fields.LARGEST:
+    if steps > config_ranges.LARGEST:
         raise UserError(
             f"--config.total_epochs is {config.total_epochs}, which are {steps} steps "
             f"of {num_images} images; expected fewer than 2^31 steps"

@@ -36,10 +36,16 @@ ALLOWED = {
     "segjax/weights": (),
     "segjax/config.py": (
         *("segjax.models", "segjax.config_fields", "segjax.losses", "segjax.weak"),
+        "segjax.config_ranges",
+    ),
+    "segjax/config_ranges.py": (),
+    "segjax/config_data_fields.py": (
+        *("segjax.config_ranges", "segjax.data", "segjax.proposals", "segjax.weak"),
     ),
     "segjax/config_fields.py": (
+        *("segjax.config_ranges", "segjax.config_data_fields"),
         *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),
-        *("segjax.data", "segjax.proposals", "segjax.weak"),
+        *("segjax.data", "segjax.weak"),
     ),
     "segjax/workdir.py": ("segjax.data",),
     "segjax/losses.py": (),
