@@ -32,6 +32,10 @@ def parse(argv: Sequence[str], *, positional: bool, common_flags: str) -> list[s
     if wants_help(argv):
         for flag in flags.FLAGS.flags_by_module_dict()[common_flags]:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+        if "config" in flags.FLAGS and flags.FLAGS["config"].default is not None:
+            # The whole config would stand here; its fields follow below.
+            flags.FLAGS["config"].help = "Overrides fields of the run's own config."
+            flags.FLAGS["config"].default_as_str = None
         app.usage(shorthelp=True, writeto_stdout=True)
         if "config" in flags.FLAGS:
             print(config_fields.help_text())

@@ -426,7 +426,7 @@ def test_fields_reach_the_input_pipeline(config, monkeypatch):
     options = changed(config, workers=3, threads=5, batch_size=8, seed=6)
     training_run.train_batches(options, "source", augment="augment", start=7)
     expected = {"batch_size": 8, "seed": 6, "start": 7, "process": (0, 1)}
-    expected |= {"workers": 3, "threads": 5}
+    expected |= {"workers": 3, "threads": 5, "mixture": None}
     assert calls == [(("source", "augment"), expected)]
 
 
