@@ -2,9 +2,8 @@
 
 Arrays are [N, H, W, C], kernels [kh, kw, in, out] (HWIO). Whatever is a matrix product
 is written as one: 1x1 convolutions, kernels as large as the map, transposed
-convolutions; fixed bilinear upsampling as two. On CPU, other convolutions are matrix
-products where XLA's own are slow: in the gradient of the kernel, and for kernels of
-more than 3x3 with many channels. The same sums everywhere, in another order.
+convolutions; fixed bilinear upsampling as two. Other convolutions have on CPUs one of
+the forms of conv_forms.py. The same sums everywhere, in another order.
 experiments/benchmarks/operators.py measures them.
 
 A kernel may be float32 where `x` is bfloat16: it is rounded to the type of `x`, and
@@ -21,15 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops import geometry, resize
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-# From this many input and output channels on, products of slices of the map pay off:
-# for the gradient of the kernel; and for everything, where kernels are larger than 3x3.
-_CHANNELS = 16
-_CHANNELS_OF_LARGE = 128
-
+from segjax.ops import conv_forms, geometry, resize
+from segjax.ops.conv_forms import Window
 
 # (x, kernel) -> y
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -111,24 +103,18 @@ def conv2d(
             jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
         )
         return jnp.concatenate([conv2d(u, w, **how) for u, w in parts], axis=-1)
-    product = functools.partial(
-        _conv2d, stride=stride, padding=padding, dilation=dilation
-    )
-    return _with_kernel(product, x, kernel)
+    window = Window(stride, padding, dilation)
+    return _with_kernel(functools.partial(_conv2d, window=window), x, kernel)
 
 
-def _conv2d(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, dilation: int
-) -> jax.Array:
-    if kernel.shape[:2] == (1, 1) and padding == 0:
-        return conv1x1(x, kernel, stride)
-    if kernel.shape[:2] == x.shape[1:3] and padding == 0 and dilation == 1:
+def _conv2d(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
+    if kernel.shape[:2] == (1, 1) and window.padding == 0:
+        return conv1x1(x, kernel, window.stride)
+    if kernel.shape[:2] == x.shape[1:3] and window[1:] == (0, 1):
         # A fully connected layer: one output location, which sees the whole map.
         y = x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[3])
         return y[:, None, None]
-    if min(kernel.shape[2:]) < _CHANNELS:
-        return _native(x, kernel, stride=stride, padding=padding, dilation=dilation)
-    return _conv(x, kernel, stride, padding, dilation)
+    return _conv(x, kernel, window)
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -136,101 +122,21 @@ def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     return jnp.einsum("nhwi,io->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
 
 
-def _native(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, dilation: int
-) -> jax.Array:
-    return jax.lax.conv_general_dilated(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    form = conv_forms.cpu_form(kernel.shape, window)
+    if form is conv_forms.native:
+        return form(x, kernel, window)
+    return jax.lax.platform_dependent(
         x,
         kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=_LAYOUT,
+        cpu=lambda x, kernel: form(x, kernel, window),
+        default=lambda x, kernel: conv_forms.native(x, kernel, window),
     )
 
 
-def _by_rows(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, dilation: int
-) -> jax.Array:
-    """The convolution as one matrix product per row of the kernel.
-
-    The columns of a kernel row are concatenated along the channels.
-    """
-    rows, columns, _, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height, width = (
-        (side - dilation * (size - 1) - 1) // stride * stride + 1
-        for side, size in zip(x.shape[1:3], kernel.shape)
-    )
-    x = jnp.concatenate(
-        [x[:, :, dilation * b : dilation * b + width : stride] for b in range(columns)],
-        axis=-1,
-    )
-    products = (
-        jnp.einsum(
-            "nhwi,io->nhwo",
-            x[:, dilation * a : dilation * a + height : stride],
-            kernel[a].reshape(-1, features),
-        )
-        for a in range(rows)
-    )
-    return functools.reduce(jnp.add, products)
-
-
-def _kernel_gradient(
-    x: jax.Array,
-    shape: tuple[int, ...],
-    *,
-    gradient: jax.Array,
-    stride: int,
-    padding: int,
-    dilation: int,
-) -> jax.Array:
-    """Gradient of a kernel of `shape` from the output's: a matrix product per tap."""
-    rows, columns, channels, features = shape
-    height, width = (stride * (side - 1) + 1 for side in gradient.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    gradient = gradient.reshape(-1, features)
-    # One factor must be transposed: the gradient once, or the (smaller) map per tap.
-    once = len(gradient) > 4 * channels
-    transposed = gradient.T
-
-    def tap(start):
-        size = (len(x), height, width, channels)
-        seen = jax.lax.dynamic_slice(x, (0, *start, 0), size)
-        seen = seen[:, ::stride, ::stride].reshape(-1, channels)
-        return transposed @ seen if once else seen.T @ gradient
-
-    starts = np.array(list(itertools.product(range(rows), range(columns)))) * dilation
-    taps = jax.lax.map(tap, tuple(starts.astype(np.int32).T))
-    taps = taps.reshape(rows, columns, *taps.shape[1:])
-    return taps.swapaxes(2, 3) if once else taps
-
-
-def _forms(*, stride: int, padding: int, dilation: int) -> tuple[Product, Product]:
-    """The convolution as one of XLA's, and by rows."""
-    return (
-        functools.partial(_native, stride=stride, padding=padding, dilation=dilation),
-        functools.partial(_by_rows, stride=stride, padding=padding, dilation=dilation),
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int
-) -> jax.Array:
-    native, by_rows = _forms(stride=stride, padding=padding, dilation=dilation)
-    if not _is_large(kernel):
-        return native(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=by_rows, default=native)
-
-
-def _is_large(kernel: jax.Array) -> bool:
-    return max(kernel.shape[:2]) > 3 and min(kernel.shape[2:]) >= _CHANNELS_OF_LARGE
-
-
-def _forward(x, kernel, *how):
-    return _conv(x, kernel, *how), (x, kernel)
+def _forward(x, kernel, window):
+    return _conv(x, kernel, window), (x, kernel)
 
 
 def _on_cpu() -> bool:
@@ -245,16 +151,16 @@ def _on_cpu() -> bool:
     return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
 
 
-def _backward(stride, padding, dilation, saved, gradient):
+def _backward(window, saved, gradient):
     x, kernel = saved
-    how = dict(stride=stride, padding=padding, dilation=dilation)
-    native, by_rows = _forms(**how)
-    if not _on_cpu():
-        return jax.vjp(native, x, kernel)[1](gradient)
-    if _is_large(kernel):
-        return jax.vjp(by_rows, x, kernel)[1](gradient)
-    (dx,) = jax.vjp(lambda x: native(x, kernel), x)[1](gradient)
-    return dx, _kernel_gradient(x, kernel.shape, gradient=gradient, **how)
+    form = conv_forms.cpu_form(kernel.shape, window) if _on_cpu() else conv_forms.native
+    if form in (conv_forms.by_rows, conv_forms.products_first) or not _on_cpu():
+        return jax.vjp(lambda x, w: form(x, w, window), x, kernel)[1](gradient)
+    (dx,) = jax.vjp(lambda x: conv_forms.native(x, kernel, window), x)[1](gradient)
+    dkernel = conv_forms.cpu_kernel_gradient(
+        x, gradient, shape=kernel.shape, window=window
+    )
+    return dx, dkernel
 
 
 _conv.defvjp(_forward, _backward)

@@ -1,0 +1,240 @@
+"""The forms of a convolution and of its gradients: the same sums in another order.
+
+Arrays are [N, H, W, C], kernels [kh, kw, I, O]. :func:`cpu_form` and
+:func:`cpu_kernel_gradient` are the table of what is faster on CPUs than the operations
+of XLA, and from which shapes on; docs/benchmark.md has the measurements. Elsewhere a
+convolution is always :func:`native`.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+# From this many channels on, of both the input and the output:
+_CHANNELS_OF_TAPS = 16  # the kernel's gradient as a product per tap
+_CHANNELS_OF_COLUMN = 32  # the column of padding
+_CHANNELS_OF_ROWS = 128  # products per row, for kernels larger than 3x3
+# The kernel's gradient by bands, channels of the wider and of the narrower side, and
+# bytes of a band: it has to stay in the cache of a core.
+_CHANNELS_OF_BANDS = 48, 128
+_BAND_BYTES = 3 * 2**19
+
+
+class Window(NamedTuple):
+    """Stride, zeros on every side, and dilation, the same in both directions."""
+
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+
+# (x, kernel, window) -> y
+Form = Callable[[jax.Array, jax.Array, Window], jax.Array]
+
+
+def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """XLA's convolution."""
+    return _native(x, kernel, window, more=0)
+
+
+def _native(x: jax.Array, kernel: jax.Array, window: Window, more: int) -> jax.Array:
+    stride, padding, dilation = window
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding + more)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_LAYOUT,
+    )
+
+
+def with_column(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """XLA's convolution with a column of zeros at the right, whose output is cut off.
+
+    Without any padding, XLA writes all patches of the map to memory on CPUs. For stride
+    1.
+    """
+    return _native(x, kernel, window, more=1)[:, :, :-1]
+
+
+def by_rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """One matrix product per row of the kernel.
+
+    The columns of a kernel row are concatenated along the channels.
+    """
+    stride, padding, dilation = window
+    rows, columns, _, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = (
+        (side - dilation * (size - 1) - 1) // stride * stride + 1
+        for side, size in zip(x.shape[1:3], kernel.shape)
+    )
+    x = jnp.concatenate(
+        [x[:, :, dilation * b : dilation * b + width : stride] for b in range(columns)],
+        axis=-1,
+    )
+    products = (
+        jnp.einsum(
+            "nhwi,io->nhwo",
+            x[:, dilation * a : dilation * a + height : stride],
+            kernel[a].reshape(-1, features),
+        )
+        for a in range(rows)
+    )
+    return functools.reduce(jnp.add, products)
+
+
+def products_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """One matrix product of the map with all taps, then a sum of shifted small maps.
+
+    For stride 1, and few outputs: the map is read once and not once per tap. Taps that
+    never see the map are left out. The sums are float32.
+    """
+    _, padding, dilation = window
+    rows, columns, channels, features = kernel.shape
+    n, height, width, _ = x.shape
+    sides = [
+        side + 2 * padding - dilation * (size - 1)
+        for side, size in ((height, rows), (width, columns))
+    ]
+
+    def shifts(size, side, out):
+        """(tap, zeros before and behind the map), negative where it is cut."""
+        for tap in range(size):
+            before = padding - dilation * tap
+            if -side < before < out:
+                yield tap, (before, out - side - before, 0)
+
+    taps = list(
+        itertools.product(
+            shifts(rows, height, sides[0]), shifts(columns, width, sides[1])
+        )
+    )
+    if not taps:
+        return jnp.zeros((n, *sides, features), x.dtype)
+    kept = jnp.stack([kernel[a, b] for (a, _), (b, _) in taps], axis=1)
+    products = jnp.dot(
+        x.reshape(-1, channels),
+        kept.reshape(channels, -1),
+        preferred_element_type=jnp.float32,
+    ).reshape(n, height, width, len(taps), features)
+    zero = np.zeros((), products.dtype)
+    parts = (
+        jax.lax.pad(products[:, :, :, index], zero, ((0, 0, 0), down, right, (0, 0, 0)))
+        for index, ((_, down), (_, right)) in enumerate(taps)
+    )
+    return functools.reduce(jnp.add, parts).astype(x.dtype)
+
+
+def cpu_form(kernel: tuple[int, ...], window: Window) -> Form:
+    """The fastest form of a convolution with a kernel of this shape on a CPU."""
+    rows, columns, channels, features = kernel
+    fewest = min(channels, features)
+    if window.stride == 1 and rows * columns * features <= channels:
+        return products_first
+    if max(rows, columns) > 3 and fewest >= _CHANNELS_OF_ROWS:
+        return by_rows
+    if window[:2] == (1, 0) and fewest >= _CHANNELS_OF_COLUMN:
+        return with_column
+    return native
+
+
+# --- gradients of the kernel ----------------------------------------------------------
+
+
+def cpu_kernel_gradient(
+    x: jax.Array, gradient: jax.Array, *, shape: tuple[int, ...], window: Window
+) -> jax.Array:
+    """Gradient of a kernel of `shape`, from that of the output, on a CPU.
+
+    Of the kernels whose form is :func:`native` or :func:`with_column`; the other forms
+    are differentiated as they are.
+    """
+    narrow, wide = sorted(shape[2:])
+    if narrow < _CHANNELS_OF_TAPS:
+        pull = jax.vjp(
+            lambda kernel: native(x, kernel, window), jnp.zeros(shape, x.dtype)
+        )[1]
+        return pull(gradient)[0]
+    least, most = _CHANNELS_OF_BANDS
+    by_bands = window.stride == 1 and least <= narrow and wide <= most
+    form = _gradient_by_bands if by_bands else _gradient_by_taps
+    return form(x, gradient, shape, window)
+
+
+def _gradient_by_taps(
+    x: jax.Array, gradient: jax.Array, shape: tuple[int, ...], window: Window
+) -> jax.Array:
+    """A matrix product per tap."""
+    stride, padding, dilation = window
+    rows, columns, channels, features = shape
+    height, width = (stride * (side - 1) + 1 for side in gradient.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    gradient = gradient.reshape(-1, features)
+    # One factor must be transposed: the gradient once, or the (smaller) map per tap.
+    once = len(gradient) > 4 * channels
+    transposed = gradient.T
+
+    def tap(start):
+        size = (len(x), height, width, channels)
+        seen = jax.lax.dynamic_slice(x, (0, *start, 0), size)
+        seen = seen[:, ::stride, ::stride].reshape(-1, channels)
+        return transposed @ seen if once else seen.T @ gradient
+
+    starts = np.array(list(itertools.product(range(rows), range(columns)))) * dilation
+    taps = jax.lax.map(tap, tuple(starts.astype(np.int32).T))
+    taps = taps.reshape(rows, columns, *taps.shape[1:])
+    return taps.swapaxes(2, 3) if once else taps
+
+
+def _gradient_by_bands(
+    x: jax.Array, gradient: jax.Array, shape: tuple[int, ...], window: Window
+) -> jax.Array:
+    """A matrix product per band of rows, which gives all taps; for stride 1.
+
+    The columns of the kernel are shifts of the map, its rows are shifts of the
+    gradient: [columns * I, pixels] x [pixels, rows * O], with less to copy than the
+    patches of all taps. The sums of bands are float32.
+    """
+    _, padding, dilation = window
+    rows, columns, channels, features = shape
+    n, height, _, _ = x.shape
+    out_height, width, _ = gradient.shape[1:]
+    row_bytes = n * width * (columns * channels + rows * features) * x.dtype.itemsize
+    band = min(max(_BAND_BYTES // row_bytes, 1), height)
+    bands = -(-height // band)
+    x = jnp.pad(x, ((0, 0), (0, bands * band - height), (padding, padding), (0, 0)))
+    reach = dilation * (rows - 1)
+    zero = np.zeros((), gradient.dtype)
+    before = reach - padding
+    behind = bands * band + reach - out_height - before
+    gradient = jax.lax.pad(
+        gradient, zero, ((0, 0, 0), (before, behind, 0), (0, 0, 0), (0, 0, 0))
+    )
+
+    def add_band(index, total):
+        seen, pulled = (
+            jax.lax.dynamic_slice_in_dim(values, index * band, count, axis=1)
+            for values, count in ((x, band), (gradient, band + reach))
+        )
+        shifted = [seen[:, :, dilation * b :][:, :, :width] for b in range(columns)]
+        left = jnp.concatenate(shifted, axis=-1).reshape(-1, columns * channels).T
+        starts = [reach - dilation * a for a in range(rows)]
+        shifted = [pulled[:, start : start + band] for start in starts]
+        right = jnp.concatenate(shifted, axis=-1).reshape(-1, rows * features)
+        # Transposed on its own: a product that transposes is slower.
+        left = jax.lax.optimization_barrier(left)
+        return total + jnp.dot(left, right, preferred_element_type=jnp.float32)
+
+    total = jnp.zeros((columns * channels, rows * features), jnp.float32)
+    total = jax.lax.fori_loop(0, bands, add_band, total)
+    total = total.reshape(columns, channels, rows, features)
+    return total.transpose(2, 0, 1, 3).astype(x.dtype)

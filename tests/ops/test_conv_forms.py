@@ -1,0 +1,161 @@
+"""The forms of convolutions for CPUs: the numbers of the plain one, and who takes them.
+
+The plain sums are in numpy, in float64.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.convolutions import (
+    assert_close,
+    cotangent,
+    naive_conv,
+    random,
+    with_gradients,
+)
+
+from segjax.ops import conv, conv_forms
+from segjax.ops.conv_forms import Window
+
+FORMS = ("native", "with_column", "by_rows", "products_first")
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "shape, size, window",
+    [
+        ((2, 7, 6), (3, 3), Window()),
+        ((1, 6, 9), (3, 3), Window(1, 1, 1)),
+        ((2, 7, 8), (3, 3), Window(1, 2, 2)),
+        ((1, 5, 6), (3, 3), Window(1, 12, 12)),  # only the middle tap sees the map
+        ((1, 9, 8), (4, 2), Window(1, 3, 2)),
+        ((1, 8, 7), (1, 3), Window(1, 1, 1)),
+    ],
+    ids=str,
+)
+def test_all_forms_are_the_same_convolution(
+    name, shape, size, window, dtype, tolerance
+):
+    x, kernel = random(*shape, 5), random(*size, 5, 3, seed=1)
+    if dtype == "bfloat16":
+        x, kernel = (np.asarray(jnp.bfloat16(a), np.float32) for a in (x, kernel))
+    form = functools.partial(getattr(conv_forms, name), window=window)
+    actual = with_gradients(form, x, kernel, dtype)
+    assert {a.dtype for a in actual} == {jnp.dtype(dtype)}
+    assert_close(actual, naive_conv(x, kernel, *window), tolerance)
+
+
+def test_products_first_where_no_tap_sees_the_map():
+    x, kernel = random(1, 1, 1, 4), random(2, 2, 4, 1)
+    window = Window(1, 1, 2)
+    y = conv_forms.products_first(x, kernel, window)
+    expected = naive_conv(x, kernel, *window)[0]
+    assert y.shape == expected.shape == (1, 1, 1, 1) and y == expected == 0
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize(
+    "shape, window",
+    [
+        ((2, 7, 6), Window()),
+        ((1, 6, 9), Window(1, 1, 1)),
+        ((2, 7, 8), Window(1, 2, 2)),
+        ((1, 5, 6), Window(1, 12, 12)),
+        ((1, 7, 8), Window(1, 3, 2)),  # padding beyond the reach of the kernel
+    ],
+    ids=str,
+)
+def test_kernel_gradient_by_bands(shape, window, rows, dtype, tolerance, monkeypatch):
+    x, kernel = random(*shape, 5), random(3, 3, 5, 4, seed=1)
+    x = np.asarray(jnp.asarray(x, dtype), np.float32)
+    y, _, expected = naive_conv(x, kernel, *window)
+    pixels = shape[0] * y.shape[2]
+    size = rows * pixels * (3 * 5 + 3 * 4) * jnp.dtype(dtype).itemsize
+    monkeypatch.setattr(conv_forms, "_BAND_BYTES", size)
+    how = dict(shape=kernel.shape, window=window)
+    found = jax.jit(functools.partial(conv_forms._gradient_by_bands, **how))(
+        jnp.asarray(x, dtype), jnp.asarray(cotangent(*y.shape), dtype)
+    )
+    assert found.dtype == dtype
+    assert_close([found], [expected], tolerance)
+
+
+@pytest.mark.parametrize(
+    "kernel, window, form",
+    [
+        ((3, 3, 512, 512), Window(1, 1, 1), conv_forms.native),
+        ((3, 3, 64, 128), Window(), conv_forms.with_column),
+        ((3, 3, 64, 128), Window(2, 0, 1), conv_forms.native),
+        ((3, 3, 64, 128), Window(1, 0, 2), conv_forms.with_column),
+        ((3, 3, 3, 64), Window(), conv_forms.native),
+        ((7, 7, 512, 1024), Window(), conv_forms.by_rows),
+        ((7, 7, 512, 1024), Window(1, 0, 4), conv_forms.by_rows),
+        ((3, 3, 2048, 21), Window(1, 12, 12), conv_forms.products_first),
+        ((3, 3, 2048, 21), Window(2, 1, 1), conv_forms.native),
+        ((3, 3, 64, 8), Window(1, 1, 1), conv_forms.native),
+        ((3, 3, 64, 7), Window(), conv_forms.products_first),
+    ],
+    ids=str,
+)
+def test_the_form_that_a_cpu_takes(kernel, window, form):
+    assert conv_forms.cpu_form(kernel, window) is form
+
+
+@pytest.mark.parametrize(
+    "features, options, here",
+    [
+        (128, dict(), ("[0, 0], [0, 1]", 1)),  # padding of the convolution
+        (14, dict(padding=2, dilation=2), ("stablehlo.dot_general", 1)),
+    ],
+)
+def test_an_exported_program_takes_the_form_of_its_platform(features, options, here):
+    """Not that of the machine that exports, which has a CPU only."""
+    x = jax.ShapeDtypeStruct((1, 9, 8, 128), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 128, features), jnp.float32)
+    run = jax.jit(functools.partial(conv.conv2d, **options))
+    texts = {
+        platform: jax.export.export(run, platforms=[platform])(x, kernel).mlir_module()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    text, count = here
+    assert texts["cpu"].count(text) == count
+    for other in ("cuda", "tpu"):
+        assert texts[other].count(text) == 0
+        assert texts[other].count("stablehlo.convolution") == 1
+
+
+@pytest.mark.parametrize(
+    "channels, features, window, name",
+    [
+        (64, 64, Window(1, 1, 1), "_gradient_by_bands"),
+        (128, 48, Window(), "_gradient_by_bands"),
+        (64, 64, Window(2, 1, 1), "_gradient_by_taps"),
+        (32, 64, Window(1, 1, 1), "_gradient_by_taps"),
+        (256, 64, Window(1, 1, 1), "_gradient_by_taps"),
+        (3, 64, Window(1, 1, 1), "native"),
+    ],
+    ids=str,
+)
+def test_the_form_of_the_kernel_gradient(channels, features, window, name, monkeypatch):
+    called = []
+    for form in ("_gradient_by_bands", "_gradient_by_taps", "native"):
+        plain = getattr(conv_forms, form)
+
+        def run(*args, form=form, plain=plain):
+            called.append(form)
+            return plain(*args)
+
+        monkeypatch.setattr(conv_forms, form, run)
+    shape = 3, 3, channels, features
+    x = random(1, 6, 7, channels)
+    y, _, expected = naive_conv(x, np.zeros(shape, np.float32), *window)
+    found = conv_forms.cpu_kernel_gradient(
+        jnp.asarray(x), jnp.asarray(cotangent(*y.shape)), shape=shape, window=window
+    )
+    assert called == [name]
+    assert_close([found], [expected], 2e-6)
