@@ -78,7 +78,8 @@ VARIANTS = {
     "small2": {
         **SMALL,
         "data": {**STAGE2, "object_side": 72, "resize": (144, 192)},
-        "total_steps": 900,
+        "optim": recipes.adam(2e-3),
+        "total_steps": 2400,
     },
     "fcn": {
         "model_name": "fcn",

@@ -10,6 +10,10 @@ of a hypercolumn network, with the batch normalization that training from scratc
 then the zoom-out classifier is trained on what it computes, with 144 superpixels of
 about 28 pixels each. Without init_from the backbone would be one that nothing has
 trained. The second command trains both stages. No paper reports this setting.
+
+fcn8s and hypercolumn are what docs/systems/zoomout.md compares with it: networks on the
+same VGG16 that train as many steps as both stages together. fcn8s pads its images by as
+little as its layers permit.
 """
 
 from experiments.shared import recipes
@@ -21,13 +25,13 @@ _VGG16 = {
     "norm": "batch",
     "image_stats": "unit",
 }
+_HYPERCOLUMN = {
+    "model_name": "hypercolumn",
+    "model": {**_VGG16, "dropout": 0.1},
+    "optim": recipes.adam(3e-3),
+}
 VARIANTS = {
-    "backbone": {
-        "model_name": "hypercolumn",
-        "model": {**_VGG16, "dropout": 0.1},
-        "optim": recipes.adam(3e-3),
-        "total_steps": 400,
-    },
+    "backbone": {**_HYPERCOLUMN, "total_steps": 400},
     "zoomout": {
         "model_name": "zoomout",
         "model": {
@@ -40,6 +44,13 @@ VARIANTS = {
         },
         "optim": recipes.adam(1e-3),
         "total_steps": 150,
+    },
+    "hypercolumn": {**_HYPERCOLUMN, "total_steps": 550},
+    "fcn8s": {
+        "model_name": "fcn",
+        "model": {**_VGG16, "dropout": 0.1, "pad": 69},
+        "optim": recipes.adam(3e-3),
+        "total_steps": 550,
     },
 }
 STARTS_FROM = {"zoomout": "backbone"}
