@@ -106,10 +106,25 @@ def configs(
             found[run] = config_lib.make(**unflatten_dict(values, sep="."))
             config_lib.check(_without_start(found[run]))
         first, *others = method.runs
+        recipes = {run: _recipe(found[run]) for run in method.runs}
         for run in others:
-            if sweep_rows.hash_of(found[run]) != sweep_rows.hash_of(found[first]):
+            if sweep_rows.hash_of(recipes[run]) != sweep_rows.hash_of(recipes[first]):
                 raise UserError(_difference(method, found, first, run))
     return found
+
+
+def _recipe(config: ConfigDict) -> ConfigDict:
+    """A run that this one has started from counts by its recipe, not its folder.
+
+    So the last stages of chains, one for each seed, are runs of one method.
+    """
+    before = Path(config.init_from).expanduser() / workdir_lib.CONFIG
+    if config.init_from and before.is_file():
+        values = config_lib.flatten(config_lib.load(before))
+        earlier = config_lib.make(**unflatten_dict(values, sep="."))
+        config = config.copy_and_resolve_references()
+        config.init_from = f"a run of {sweep_rows.hash_of(_recipe(earlier))}"
+    return config
 
 
 def _without_start(config: ConfigDict) -> ConfigDict:
@@ -123,10 +138,11 @@ def _difference(
     method: Method, found: Mapping[Run, ConfigDict], first: Run, other: Run
 ) -> str:
     a, b = (config_lib.flatten(found[run]) for run in (first, other))
+    c, d = (config_lib.flatten(_recipe(found[run])) for run in (first, other))
     different = [
         key
         for key in a.keys() | b.keys()
-        if a.get(key) != b.get(key) and key not in sweep_rows.FREE
+        if c.get(key) != d.get(key) and key not in sweep_rows.FREE
     ]
     key = "model_name" if "model_name" in different else min(different, default="seed")
     return (

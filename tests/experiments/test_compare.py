@@ -341,6 +341,30 @@ def test_runs_of_one_method_differ_in_their_seed_alone(methods):
         results_lib.configs([Method("mix", mixed)], {})
 
 
+def test_a_run_that_was_started_from_counts_by_its_recipe(methods, folder):
+    (first, *_), (other, *_) = methods[0].runs, methods[1].runs
+    names = ("start1", "start2", "end1", "end2", "end3")
+    start1, start2, end1, end2, end3 = (folder / name for name in names)
+
+    def copy(target, source, **changes):
+        target.mkdir(exist_ok=True)
+        values = json.loads((source / "config.json").read_text()) | changes
+        (target / "config.json").write_text(json.dumps(values))
+
+    for start, seed in ((start1, 1), (start2, 2)):
+        copy(start, other.workdir, seed=seed)
+    copy(end1, first.workdir, init_from=str(start1), seed=1)
+    copy(end2, first.workdir, init_from=str(start2), seed=2)
+    copy(end3, first.workdir, init_from=str(start2), seed=3, batch_size=3)
+    runs = [Run(end, "latest") for end in (end1, end2, end3)]
+    assert len(results_lib.configs([Method("chain", runs[:2])], {})) == 2
+    with pytest.raises(UserError, match="end3 was trained with --config.batch_size=3"):
+        results_lib.configs([Method("chain", runs)], {})
+    copy(start2, first.workdir)  # another network
+    with pytest.raises(UserError, match="end2 was .*init_from='.*start2', .*start1'"):
+        results_lib.configs([Method("chain", runs[:2])], {})
+
+
 def test_overrides_hold_for_all_runs(methods):
     found = results_lib.configs(methods, {"threads": 3, "data.scenes_seed": 9})
     assert {(c.threads, c.data.scenes_seed) for c in found.values()} == {(3, 9)}
