@@ -157,7 +157,10 @@ NeurIPS 2016), of a trained network with `--workdir`.
 * **MACs**, multiply-adds of all layers with parameters, for one image: every tap of
   every kernel once per output location, taps on padding included, and once per input
   location in transposed convolutions. Fixed interpolation, normalization, activations
-  and pooling are not counted.
+  and pooling are not counted. The form that the paper writes down is counted.
+* **MACs computed**: those of the program, fixed interpolation included. PSPNet has
+  fewer than the paper's, because its `conv5_4` is computed on the pooled levels before
+  they are resized (`--config.model.folded`).
 * **FLOPs** are 2 x MACs. Many numbers published as FLOPs are MACs.
 * **Stride**: image pixels per location of the class scores, before their last
   interpolation.

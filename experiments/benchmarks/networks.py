@@ -144,7 +144,7 @@ def measure(network: published.Network, *, size: int, batch: int, repeats: int) 
 
 def _trace(model: nn.Module, side: int):
     variables = abstract_variables(model, 3)
-    return tracing.trace(model, variables, (side, side, 3)).jaxpr
+    return tracing.trace(tracing.plain_form(model), variables, (side, side, 3)).jaxpr
 
 
 def _state(model: nn.Module) -> training.TrainState:

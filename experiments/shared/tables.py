@@ -13,7 +13,8 @@ from segjax.tables import Rows
 
 def layer_rows(numbers: Summary) -> Rows:
     """One row per layer."""
-    rows = [("layer", "kernel", "output", "parameters", "MACs", "stride", "field")]
+    titles = "layer, kernel, output, parameters, MACs, computed, stride, field"
+    rows = [tuple(titles.split(", "))]
     for layer in numbers.layers:
         kernel = "x".join(map(str, layer.kernel))
         rate = f" rate {layer.dilation}" if layer.dilation > 1 else ""
@@ -24,6 +25,7 @@ def layer_rows(numbers: Summary) -> Rows:
                 "x".join(map(str, layer.output[1:])) or "training only",
                 f"{layer.parameters:,}",
                 f"{layer.macs:,}",
+                f"{layer.computed_macs:,}",
                 stride_text(layer.stride),
                 field_text(layer.receptive_field),
             )
@@ -56,14 +58,16 @@ def total_rows(numbers: Summary) -> Rows:
         ("MACs", f"{numbers.macs:,}"),
         ("FLOPs (2 x MACs)", f"{numbers.flops:,}"),
         ("MACs of fixed resizing", f"{numbers.fixed_macs:,}"),
+        ("MACs computed", f"{numbers.computed_macs:,}"),
         ("activations in training", f"{numbers.activation_bytes / 2**20:,.1f} MiB"),
     ]
 
 
 def model_rows(summaries: Mapping[str, Summary]) -> Rows:
     """One row per model."""
-    titles = "model image output parameters GMACs GFLOPs stride field activations"
-    rows = [tuple(titles.split())]
+    titles = "model, image, output, parameters, GMACs, GFLOPs, GMACs computed, stride, "
+    titles += "field, activations"
+    rows = [tuple(titles.split(", "))]
     for name, x in summaries.items():
         rows.append(
             (
@@ -73,6 +77,7 @@ def model_rows(summaries: Mapping[str, Summary]) -> Rows:
                 f"{x.parameters:,}",
                 f"{x.macs / 1e9:,.1f}",
                 f"{x.flops / 1e9:,.1f}",
+                f"{x.computed_macs / 1e9:,.1f}",
                 stride_text(x.output_stride),
                 field_text(x.logits.receptive_field),
                 f"{x.activation_bytes / 2**20:,.0f} MiB",

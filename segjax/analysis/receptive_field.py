@@ -146,7 +146,8 @@ def _reaches(
     paths: Sequence[Path],
     image: tuple[int, int, int],
 ) -> _Reaches:
-    jaxpr, shapes = tracing.trace(model, variables, image)
+    plain = tracing.plain_form(model)
+    jaxpr, shapes = tracing.trace(plain, variables, image)
     owner = tracing.owner_of(paths)
     calls: list[tuple] = []
 

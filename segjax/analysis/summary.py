@@ -33,6 +33,9 @@ class Layer(NamedTuple):
     dilation: int = 1
     output: tuple[int, ...] = ()  # [1, h, w, C]
     macs: int = 0
+    """Of the form that the paper writes down, which is what publications count."""
+    computed_macs: int = 0
+    """Of the form that is computed, fixed interpolation inside of it included."""
     stride: float = 0
     receptive_field: Field = (0, 0)
 
@@ -57,6 +60,8 @@ class Summary(NamedTuple):
     """MACs with constant matrices, which is how resizing and some pooling are done."""
     activation_bytes: int
     """See counts.activation_bytes; 0 if it was not asked for."""
+    computed_macs: int
+    """All MACs of the form that is computed, those with constant matrices included."""
 
     @property
     def parameters(self) -> int:
@@ -68,7 +73,11 @@ class Summary(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """MACs of the layers with parameters, which is what publications count."""
+        """MACs of the layers with parameters, which is what publications count.
+
+        Those of the form that the paper writes down, also where the network computes
+        the same with fewer (``tracing.plain_form``).
+        """
         return sum(layer.macs for layer in self.layers)
 
     @property
@@ -93,6 +102,9 @@ def summary(
 ) -> Summary:
     """Summarizes `model` for an image of (H, W, C).
 
+    Strides, fields and MACs are read from its plain form (``tracing.plain_form``),
+    computed MACs and activations from the form that it has.
+
     Args:
       model: a network of segjax.models, or any module with a `tiling` that is applied
         to (images [N, H, W, C], train) and returns (logits, endpoints).
@@ -103,8 +115,11 @@ def summary(
         be followed here.
     """
     variables = abstract_variables(model, image[-1])
-    jaxpr, shapes = tracing.trace(model, variables, image)
+    plain = tracing.plain_form(model)
+    jaxpr, shapes = tracing.trace(plain, variables, image)
     layers = _layers(variables, type(model).__name__)
+    own = tracing.trace(model, variables, image).jaxpr if plain is not model else jaxpr
+    computed, computed_fixed = _with_calls(layers, own.jaxpr)
     layers, fixed_macs = _with_calls(layers, jaxpr.jaxpr)
     paths = tuple(layers)
     seen, outputs = receptive_field.views(
@@ -113,7 +128,11 @@ def summary(
     unused = View(0, (0, 0))
     for path, layer in layers.items():
         stride, field = seen.get(path, unused)
-        layers[path] = layer._replace(stride=stride, receptive_field=field)
+        layers[path] = layer._replace(
+            stride=stride,
+            receptive_field=field,
+            computed_macs=computed[path].macs,
+        )
     maps = {name: Map(shapes[name], *view) for name, view in outputs.items()}
     return Summary(
         model=type(model).__name__,
@@ -122,6 +141,7 @@ def summary(
         logits=maps.pop(LOGITS),
         endpoints=maps,
         fixed_macs=fixed_macs,
+        computed_macs=computed_fixed + sum(x.macs for x in computed.values()),
         activation_bytes=counts.activation_bytes(model, image) if activations else 0,
     )
 

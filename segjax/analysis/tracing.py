@@ -41,6 +41,15 @@ def train(model: nn.Module) -> Callable:
     return run
 
 
+def plain_form(model: nn.Module) -> nn.Module:
+    """The same network, computed as the paper writes it down.
+
+    That is without ``folded``, if it has such a field: same parameters, same outputs
+    but for rounding, and the multiply-adds that publications count.
+    """
+    return model.clone(folded=False) if getattr(model, "folded", False) else model
+
+
 def image_struct(image: Sequence[int]) -> jax.ShapeDtypeStruct:
     """A batch of one uint8 image of (H, W, C)."""
     return jax.ShapeDtypeStruct((1, *image), np.uint8)

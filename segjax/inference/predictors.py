@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.inference import windows
-from segjax.ops import geometry, resize
+from segjax.ops import classes, geometry, resize
 
 Predictor = Callable[..., jax.Array]
 """Of variables and images; with object proposals also of regions (proposals.py)."""
@@ -279,13 +279,13 @@ def most_probable(probabilities: jax.Array) -> jax.Array:
 
     uint8, or uint16 for more than 255 classes: 255 means void in uint8.
     """
-    labels = jnp.argmax(probabilities, axis=-1)
+    labels = classes.largest(probabilities)
     return labels.astype(label_type(probabilities.shape[-1]))
 
 
-def label_type(classes: int) -> type:
+def label_type(count: int) -> type:
     """The type of label maps: uint8 for up to 255 classes, otherwise uint16."""
-    return np.uint8 if classes <= 255 else np.uint16
+    return np.uint8 if count <= 255 else np.uint16
 
 
 def _scores(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:

@@ -44,6 +44,9 @@ class PSPNet(nn.Module):
       reduce: 1x1 convolution (with batch normalization, ReLU) of every level to
         `pyramid_channels` (the paper's DR); otherwise levels are concatenated raw.
       pyramid_channels, head_channels: 512 both.
+      folded: computes conv5_4 of the levels before they are resized, in half of the
+        head's operations; False resizes and concatenates them first, as the authors'
+        networks do. The same parameters, and the same scores but for rounding.
       aux: auxiliary head on block3 of a ResNet, fire7 of SqueezeNet (section 4.1). Its
         parameters are always made; it is computed in training only.
       dropout: rate before the classifiers, element-wise.
@@ -78,6 +81,7 @@ class PSPNet(nn.Module):
     reduce: bool = True
     pyramid_channels: int = 512
     head_channels: int = 512
+    folded: bool = True
     aux: bool = True
     dropout: float = 0.1
     norm: str = "none"
@@ -127,7 +131,7 @@ class PSPNet(nn.Module):
         features = endpoints[entry.features]
         size = geometry.sides(features)
 
-        levels = [features]
+        levels, resized = [features], [features]
         adaptive = {"avg": pool.adaptive_avg_pool, "max": pool.adaptive_max_pool}
         for bins in self.bins:
             level = adaptive[self.pool](features, bins)
@@ -135,10 +139,17 @@ class PSPNet(nn.Module):
                 name, channels = f"pyramid{bins}", self.pyramid_channels
                 several = level.shape[0] * bins * bins > 1
                 level = conv_bn_relu(level, name, channels, 1, train=train and several)
-            levels.append(resize.resize_bilinear(level, size, align_corners=True))
-        x = endpoints["pyramid"] = jnp.concatenate(levels, axis=-1)
+            levels.append(level)
+            resized.append(resize.resize_bilinear(level, size, align_corners=True))
+        # Where the folded form does not need it, the compiler leaves it out.
+        x = endpoints["pyramid"] = jnp.concatenate(resized, axis=-1)
+        form = {"layer": layers.ConvOfResized} if self.folded else {}
         x = endpoints["conv5_4"] = conv_bn_relu(
-            x, "conv5_4", self.head_channels, padding=1
+            levels if self.folded else x,
+            "conv5_4",
+            self.head_channels,
+            padding=1,
+            **form,
         )
         scores = endpoints["conv6"] = classify(x, "conv6")
         full = geometry.sides(images)

@@ -44,7 +44,7 @@ def float32_gradient_sums(enabled: bool = True) -> Iterator[None]:
         _float32_sums.reset(token)
 
 
-def _with_kernel(
+def with_kernel(
     product: Product,
     x: jax.Array,
     kernel: jax.Array,
@@ -104,7 +104,7 @@ def conv2d(
         )
         return jnp.concatenate([conv2d(u, w, **how) for u, w in parts], axis=-1)
     window = Window(stride, padding, dilation)
-    return _with_kernel(functools.partial(_conv2d, window=window), x, kernel)
+    return with_kernel(functools.partial(_conv2d, window=window), x, kernel)
 
 
 def _conv2d(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
@@ -217,7 +217,7 @@ def conv_transpose(
     product = functools.partial(
         _conv_transpose, stride=stride, padding=padding, more=output_padding
     )
-    return _with_kernel(product, x, kernel)
+    return with_kernel(product, x, kernel)
 
 
 def _conv_transpose(

@@ -103,7 +103,7 @@ def test_parameters_of_all_published_networks():
     """Those of the document, and all that are known, from shapes alone."""
     overview = {}
     for row in document_rows():
-        if row[0] in NETWORKS and len(row) == 9:
+        if row[0] in NETWORKS and len(row) == 10:
             overview[row[0]] = row[3]
     assert overview.keys() == NETWORKS.keys() == NUMBERS.keys()
     known = 0
