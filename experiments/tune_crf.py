@@ -108,7 +108,14 @@ def tune_crf(
                 p = jax.device_put(p, sharding.split(mesh))
                 if settings:
                     pixels = jax.device_put(batch["image"], sharding.split(mesh))
-                    p = inference.refine(p, pixels, settings=settings, mesh=mesh)
+                    p = inference.refine(
+                        p,
+                        pixels,
+                        settings=settings,
+                        mesh=mesh,
+                        # Files of an older search have none.
+                        sizes=batch["sizes"].tolist() if "sizes" in batch else None,
+                    )
                 confusion = score(batch["label"], p)[0][:, 0, 0]
                 h = h + np.asarray(confusion, np.int64).sum(0)
                 bar.update()
@@ -240,9 +247,9 @@ def _probabilities(
         batches = evaluation.eval_batches(
             config, searched, info.channels, segmenter.regions
         )
-        feed = zip(paths, sharding.prefetch(batches, mesh))
+        feed = zip(paths, plan, sharding.prefetch(batches, mesh))
         bar = tqdm.tqdm(feed, total=len(plan), desc="network", unit="batch")
-        for file, (batch, on_device) in bar:
+        for file, (_, indices), (batch, on_device) in bar:
             # Half precision: relative errors of 1e-3 in p, of p near 1e-5 of 1e-2.
             inputs = segmenter.inputs(on_device)
             p = np.asarray(predict(segmenter.variables, *inputs), np.float16)
@@ -252,6 +259,8 @@ def _probabilities(
                     probabilities=p,
                     image=batch["image"],
                     label=batch["label"],
+                    sizes=[source.sizes[i] for i in indices]
+                    + (len(p) - len(indices)) * [(0, 0)],
                 )
     return paths, len(info.classes)
 

@@ -142,8 +142,9 @@ def make_step(plan: Pass, *, radius: int, keep: bool) -> Callable:
       keep: also return probabilities.
 
     Returns:
-      ``step(batch) -> (confusion [N, n, radius + 1, K, K], predictions [N, n, H, W],
-      probabilities)``, the last a list of n arrays [N, H, W, K], or empty.
+      ``step(batch, image_sizes) -> (confusion [N, n, radius + 1, K, K], predictions
+      [N, n, H, W], probabilities)``, the last a list of n arrays [N, H, W, K], or
+      empty; ``image_sizes`` is ``sizes`` of ``inference.refine``.
     """
     *_, last = plan.segmenters
     mesh, split = last.mesh, sharding.split(last.mesh)
@@ -155,7 +156,9 @@ def make_step(plan: Pass, *, radius: int, keep: bool) -> Callable:
     score = evaluators.make_score(len(last.info.classes), radius)
     score = jax.jit(score, out_shardings=split)
 
-    def step(batch: dict) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    def step(
+        batch: dict, image_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         columns = [
             predict(segmenter.variables, *segmenter.inputs(batch))
             for predict, segmenter in zip(run, plan.segmenters)
@@ -163,7 +166,11 @@ def make_step(plan: Pass, *, radius: int, keep: bool) -> Callable:
         if plan.crf:
             columns.append(
                 inference.refine(
-                    columns[-1], batch["image"], settings=plan.crf, mesh=mesh
+                    columns[-1],
+                    batch["image"],
+                    settings=plan.crf,
+                    mesh=mesh,
+                    sizes=image_sizes,
                 )
             )
         columns = columns[-len(plan.stages) :]
@@ -212,9 +219,9 @@ def in_batches(
 
     for (_, indices), (batch, on_device) in zip(plan, batches, strict=True):
         share = len(batch["id"])
-        launched.append(
-            (indices[index * share : (index + 1) * share], batch, step(on_device))
-        )
+        own = indices[index * share : (index + 1) * share]
+        own_sizes = [sizes[i] for i in own] + (share - len(own)) * [(0, 0)]
+        launched.append((own, batch, step(on_device, own_sizes)))
         if len(launched) > 1:
             yield from finished()
     while launched:

@@ -227,7 +227,12 @@ def run(
                 if segmenter.search:
                     found = [one.regions for one in decoded.values()]
                     arrays.append(stack_regions(found, group.batch_size))
-                launched.append((decoded, compiled(*arrays), waited))
+                more = {}
+                if segmenter.crf:
+                    sizes = [one.input.shape[:2] for one in decoded.values()]
+                    missing = group.batch_size - len(sizes)
+                    more["sizes"] = sizes + missing * [(0, 0)]
+                launched.append((decoded, compiled(*arrays, **more), waited))
                 if len(launched) > 1:
                     yield from results()
             while launched:

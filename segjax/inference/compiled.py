@@ -30,8 +30,7 @@ def compile_predictor(
 ) -> Executable:
     """Compiles a predictor; calling the result compiles nothing more.
 
-    With a CRF the lattice capacity depends on image content, so that calls may compile
-    further shapes (``crf.refine``).
+    With a CRF, calls may compile further programs (``crf.refine``).
 
     Args:
       predictor: ``(variables, images) -> probabilities``.
@@ -47,7 +46,8 @@ def compile_predictor(
 
     Returns:
       A function of images, uint8 of that shape, and of regions, int32
-      [N, regions, 4], if there are any; it does not wait for its results.
+      [N, regions, 4], if there are any; it does not wait for its results. With a CRF
+      it also takes ``sizes``, see ``crf.refine``.
     """
     split = sharding.split(mesh)
 
@@ -78,9 +78,12 @@ def compile_predictor(
     scores = jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=split)
     last = compiled(select, scores)
 
-    def run_with_crf(*x: np.ndarray) -> dict[str, jax.Array]:
+    def run_with_crf(
+        *x: np.ndarray, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, jax.Array]:
         images, *more = jax.device_put(x, split)
         scores = network(variables, images, *more)
-        return last(refine(scores, images, settings=crf, mesh=mesh))
+        refined = refine(scores, images, settings=crf, mesh=mesh, sizes=sizes)
+        return last(refined)
 
     return run_with_crf

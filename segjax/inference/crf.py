@@ -1,7 +1,10 @@
 """The fully connected CRF as the last stage of a prediction (ops/mean_field.py)."""
 
+import concurrent.futures
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from segjax import config_fields, errors
+from segjax import config_fields, errors, sharding
 from segjax.errors import UserError
+from segjax.inference import crf_points
 from segjax.inference.predictors import Predictor
 from segjax.ops import filters, lattice, mean_field
 
@@ -48,14 +52,15 @@ def refine(
     *,
     settings: mean_field.Settings,
     mesh: jax.sharding.Mesh,
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> jax.Array:
     """Marginals of the CRF, with as much memory as these images need.
 
-    Not under jit: it counts the vertices of the lattices first. Few shapes compile,
-    because the counts are rounded up, and because weights and sigmas are arguments of
-    the executable: a search over them compiles no more than a single evaluation. Each
-    device works on its own images. An image that was mirrored to a larger shape is
-    refined together with the mirrored part.
+    Not under jit: it counts the vertices of the lattices first. Few shapes compile: on
+    a CPU one for all images of up to four times as many pixels (``crf_points.py``),
+    elsewhere one for a shape of the batch and a power of two of vertices. Weights and
+    sigmas are arguments of the executable: a search over them compiles no more than a
+    single evaluation. Each device works on its own images.
 
     Args:
       probabilities: [N, H, W, K], split over the devices of ``mesh``.
@@ -63,6 +68,9 @@ def refine(
       settings: of the CRF.
       mesh: of all processes if there are several, which then call this together, or of
         one process.
+      sizes: (h, w) of the images of this process without what they were padded by;
+        (0, 0) for rows that are no images. None: H x W. Other pixels keep their
+        probabilities.
 
     Returns:
       float32 [N, H, W, K], split in the same way.
@@ -71,8 +79,64 @@ def refine(
       UserError: sigmas so small that a lattice has too many vertices to number, or
         images that are neither gray nor RGB.
     """
+    filters.check_colors(images.shape[-1])
+    if mesh.devices.flat[0].platform == "cpu":
+        return _refine_on_cpu(
+            probabilities, images, sizes=sizes, settings=settings, mesh=mesh
+        )
+    return _refine_on_devices(probabilities, images, settings=settings, mesh=mesh)
+
+
+def _refine_on_cpu(
+    probabilities: jax.Array,
+    images: jax.Array,
+    *,
+    sizes: Sequence[tuple[int, int]] | None,
+    settings: mean_field.Settings,
+    mesh: jax.sharding.Mesh,
+) -> jax.Array:
+    """``refine`` image by image, as many at once as there are cores."""
+    split = sharding.split(mesh)
+    probabilities, images = jax.device_put((probabilities, images), split)
+    shards = sorted(probabilities.addressable_shards, key=_first_row)
+    refined = [np.array(shard.data, np.float32) for shard in shards]
+    pixels = [
+        np.asarray(shard.data)
+        for shard in sorted(images.addressable_shards, key=_first_row)
+    ]
+    rows = [row for shard in refined for row in shard]
+    if sizes is None:
+        sizes = [row.shape[:2] for row in rows]
+
+    def refine_one(row: np.ndarray, image: np.ndarray, size: tuple[int, int]) -> None:
+        height, width = size
+        if height and width:
+            own = row[:height, :width]
+            own[:] = crf_points.dense_crf(own, image[:height, :width], settings)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(refine_one, rows, itertools.chain(*pixels), sizes))
+    arrays = [
+        jax.device_put(array, shard.device)
+        for array, shard in zip(refined, shards, strict=True)
+    ]
+    shape = probabilities.shape
+    return jax.make_array_from_single_device_arrays(shape, split, arrays)
+
+
+def _first_row(shard: Any) -> int:
+    return shard.index[0].start or 0
+
+
+def _refine_on_devices(
+    probabilities: jax.Array,
+    images: jax.Array,
+    *,
+    settings: mean_field.Settings,
+    mesh: jax.sharding.Mesh,
+) -> jax.Array:
+    """``refine`` by ``mean_field.dense_crf``, all images of a device at once."""
     _, height, width, channels = images.shape
-    filters.check_colors(channels)
     # 0 where there is no such lattice.
     smoothness = appearance = 0
     points = None
@@ -87,7 +151,7 @@ def refine(
             raise UserError(f"the CRF's sigmas {sigmas} are too small for a lattice")
         # Coarse steps: compiling another shape costs more than unused vertices.
         appearance = lattice.choose_capacity(
-            [count], height * width, dims=2 + channels, per_octave=2
+            [count], height * width, dims=2 + channels, per_octave=1
         )
     # Traced, so that changing them does not recompile; a weight of 0 stays a number,
     # because it decides which kernels there are.

@@ -18,6 +18,7 @@ by channel. Features are constants: gradients flow in v only.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,27 @@ def check_colors(channels: int) -> None:
         )
 
 
+def ordered_colors(images: Any, color_order: str) -> Any:
+    """The colors [.., C] of ``images``, arrays of JAX or numpy, as lattices take them.
+
+    Raises:
+      UserError: as :func:`appearance_features`.
+    """
+    check_colors(images.shape[-1])
+    if color_order not in COLOR_ORDERS:
+        raise errors.unknown("color_order", color_order, COLOR_ORDERS)
+    if color_order == "caffe":
+        if images.shape[-1] != 3:
+            raise UserError(
+                f"color_order is 'caffe', which is for RGB images; these have "
+                f"{images.shape[-1]} channels: use 'rgb'"
+            )
+        images = image.normalize(images, "vgg")
+    if color_order != "rgb":
+        images = images[..., ::-1]
+    return images
+
+
 def appearance_features(
     images: jax.Array,
     sigma_xy: float | jax.Array,
@@ -88,18 +110,7 @@ def appearance_features(
       UserError: unknown color order, "caffe" for images that are not RGB, or images
         that are neither gray nor RGB.
     """
-    check_colors(images.shape[-1])
-    if color_order not in COLOR_ORDERS:
-        raise errors.unknown("color_order", color_order, COLOR_ORDERS)
-    if color_order == "caffe":
-        if images.shape[-1] != 3:
-            raise UserError(
-                f"color_order is 'caffe', which is for RGB images; these have "
-                f"{images.shape[-1]} channels: use 'rgb'"
-            )
-        images = image.normalize(images, "vgg")
-    if color_order != "rgb":
-        images = images[..., ::-1]
+    images = ordered_colors(images, color_order)
     batch, height, width, channels = images.shape
     positions = smoothness_features(height, width, sigma_xy)
     positions = jnp.broadcast_to(positions, (batch, *positions.shape[1:]))
@@ -190,6 +201,12 @@ def _exact_backward(tile, features, gradient):
 _exact.defvjp(_exact_forward, _exact_backward)
 
 
+def gaussian_taps(sigma: float, truncate: float = 4.0) -> np.ndarray:
+    """A Gaussian of `sigma` pixels at 0, 1, .. pixels, up to `truncate` sigmas."""
+    radius = int(truncate * sigma + 0.5)
+    return np.exp(-0.5 * (np.arange(radius + 1) / float(sigma)) ** 2)
+
+
 def separable_filter(
     height: int, width: int, sigma: float, *, truncate: float = 4.0
 ) -> Filter:
@@ -202,10 +219,8 @@ def separable_filter(
     Returns:
       A filter of [B, H*W, C].
     """
-    radius = int(truncate * sigma + 0.5)
-    taps = [
-        float(t) for t in np.exp(-0.5 * (np.arange(radius + 1) / float(sigma)) ** 2)
-    ]
+    taps = [float(tap) for tap in gaussian_taps(sigma, truncate)]
+    radius = len(taps) - 1
 
     def along(x: jax.Array, axis: int) -> jax.Array:
         # Shifted sums: XLA makes one pass of them, several times faster on CPU than a
@@ -246,8 +261,7 @@ def normalize(filter: Filter, normalization: str, *, batch: int, points: int) ->
     Raises:
       UserError: unknown normalization.
     """
-    if normalization not in NORMALIZATIONS:
-        raise errors.unknown("normalization", normalization, NORMALIZATIONS)
+    check_normalization(normalization)
     if normalization == "none":
         return filter
     norm = jax.lax.stop_gradient(filter(jnp.ones((batch, points, 1))))
@@ -258,3 +272,26 @@ def normalize(filter: Filter, normalization: str, *, batch: int, points: int) ->
     if normalization == "before":
         return lambda values: filter(scale * values)
     return lambda values: scale * filter(values)
+
+
+def scales(norm: np.ndarray, normalization: str) -> tuple[np.ndarray, np.ndarray]:
+    """The diagonals before and after K by which a response `norm` to ones normalizes.
+
+    Raises:
+      UserError: unknown normalization.
+    """
+    check_normalization(normalization)
+    one = np.ones_like(norm)
+    whole, root = 1 / (norm + _TINY), 1 / np.sqrt(norm + _TINY)
+    return {
+        "none": (one, one),
+        "before": (whole, one),
+        "after": (one, whole),
+        "symmetric": (root, root),
+    }[normalization]
+
+
+def check_normalization(normalization: str) -> None:
+    """Raises UserError unless it is one of NORMALIZATIONS."""
+    if normalization not in NORMALIZATIONS:
+        raise errors.unknown("normalization", normalization, NORMALIZATIONS)

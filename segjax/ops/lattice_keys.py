@@ -12,7 +12,7 @@ Integers are int32 or uint32: 64-bit ones are off in JAX and slow on accelerator
 import functools
 import math
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,23 +86,32 @@ class Packing(NamedTuple):
     fits: jax.Array
 
 
-def packing(features: jax.Array, quotient: jax.Array) -> Packing:
-    """The packing for `quotient` [d+1, N] of `features`, from the ranges found."""
+def digits(quotient: Any) -> tuple[list[Any], list[list[int]]]:
+    """The d digits of the keys of `quotient` [d+1, N], arrays of JAX or numpy.
+
+    Returns the digits, each [N], and the matrix [d, d+1] by which they follow from the
+    quotients.
+    """
     d = quotient.shape[0] - 1
-    # Digits: differences of successive quotients mix two features each, so their
-    # ranges are far smaller than those of the quotients; the last quotient completes
-    # them. The first digits order the vertices: the second feature (y) comes before
-    # the first (x), since points usually come in scanlines.
-    digits = [quotient[i] - quotient[i + 1] for i in range(d - 1)]
+    # Differences of successive quotients mix two features each, so their ranges are
+    # far smaller than those of the quotients; the last quotient completes them. The
+    # first digits order the vertices: the second feature (y) comes before the first
+    # (x), since points usually come in scanlines.
+    us = [quotient[i] - quotient[i + 1] for i in range(d - 1)]
     matrix = [[(k == i) - (k == i + 1) for k in range(d + 1)] for i in range(d - 1)]
-    digits.append(quotient[d])
+    us.append(quotient[d])
     matrix.append([int(k == d) for k in range(d + 1)])
     if d > 1:
-        digits[:2], matrix[:2] = digits[1::-1], matrix[1::-1]
+        us[:2], matrix[:2] = us[1::-1], matrix[1::-1]
+    return us, matrix
 
+
+def packing(features: jax.Array, quotient: jax.Array) -> Packing:
+    """The packing for `quotient` [d+1, N] of `features`, from the ranges found."""
+    us, matrix = digits(quotient)
     # -1 and +1 for the vertices of other remainders, the same again for neighbors.
-    low = jnp.stack([u.min() - 2 for u in digits])
-    span = jnp.stack([u.max() + 3 for u in digits]) - low
+    low = jnp.stack([u.min() - 2 for u in us])
+    span = jnp.stack([u.max() + 3 for u in us]) - low
 
     # The last digits fill the first word, the others the second.
     def place(state, count):

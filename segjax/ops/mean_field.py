@@ -164,7 +164,11 @@ SETTINGS: dict[str, Settings] = {
 }
 
 
-def unary_from_probabilities(probabilities: jax.Array, clip: float = 1e-5) -> jax.Array:
+CLIP = 1e-5
+"""Probabilities below are raised to it, before their logarithm is an energy."""
+
+
+def unary_from_probabilities(probabilities: jax.Array, clip: float = CLIP) -> jax.Array:
     """-log p of class probabilities (any shape), which are clipped from below."""
     return -jnp.log(jnp.clip(probabilities.astype(jnp.float32), clip, 1.0))
 
