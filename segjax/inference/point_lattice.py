@@ -65,7 +65,7 @@ def build(
     alpha = np.float32(1 / (1 + 2.0 ** (1 - len(offset))))
     before, after = share, alpha * share
     ones = np.bincount(offset.ravel(), share.ravel(), neighbor.shape[-1])
-    norm = _sliced(_blurred(np.float32(ones), neighbor), offset, after)
+    norm = _sliced(_blurred(ones.astype(np.float32), neighbor), offset, after)
     scale = filters.scales(norm, normalization)
     before, after = before * scale[0], after * scale[1]
     rows = _rows(offset, before, neighbor.shape[-1])
@@ -144,7 +144,8 @@ def _keys(quotient: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     digits, matrix = lattice_keys.digits(quotient)
     low = [int(digit.min()) - 2 for digit in digits]
     span = [int(digit.max()) + 3 - least for digit, least in zip(digits, low)]
-    key, stride, size = np.zeros(quotient.shape[1], np.int64), [], 1
+    key, size = np.zeros(quotient.shape[1], np.int64), 1
+    stride: list[int] = []
     for digit, least, count in reversed(list(zip(digits, low, span, strict=True))):
         stride.insert(0, size)
         if size * count >= 2**62:
