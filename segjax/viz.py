@@ -321,8 +321,14 @@ def tradeoff_figure(
             axes.set_ylabel(score)
             axes.margins(0.12)
             axes.grid(alpha=0.3)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    drawn = {}  # a model may be missing in some of the axes
+    for axes in grid.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        drawn |= dict(zip(labels, handles, strict=True))
+    shown = [name for name in names if name in drawn]
+    figure.legend(
+        [drawn[name] for name in shown], shown, loc="outside right upper", fontsize=8
+    )
     return _png(figure)
 
 

@@ -120,6 +120,16 @@ def test_confusion_figure_of_many_classes():
     assert picture.shape[0] > 800
 
 
+def test_the_legend_of_costs_names_models_that_some_axes_lack(monkeypatch):
+    monkeypatch.setattr(viz, "_png", lambda figure: figure)
+    costs = {"GFLOPs": [float("nan"), 2.0, 1.0], "parameters": [3.0, 2.0, 1.0]}
+    figure = viz.tradeoff_figure(
+        ["a", "b", "c"], costs, {"mIoU": [[50.0, 52.0], [60.0], []]}
+    )
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
 def test_curves_figure():
     train = [{"step": s, "loss": 1 / (s + 1), "lr": 0.01} for s in range(0, 90, 10)]
     val = [{"step": 50, "val_miou": 0.3, "val_pixel_accuracy": 0.8, "other": 1.0}]
