@@ -4,7 +4,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +117,16 @@ def save(path: Path, where: Mapping[str, Any], results: dict) -> None:
     files.write_json(path, {"conditions": where, "results": results})
 
 
-def output_files(values: flags.FlagValues) -> dict[str, Path]:
-    """The files of --json and --markdown, as far as they are given.
+def output_files(
+    values: flags.FlagValues, names: Sequence[str] = ("json", "markdown")
+) -> dict[str, Path]:
+    """The files of --json and --markdown, or of other `names`, as far as given.
 
     Raises:
       UserError: the folder of one does not exist.
     """
     paths = {}
-    for flag in ("json", "markdown"):
+    for flag in names:
         if values[flag].value:
             paths[flag] = path = Path(values[flag].value).expanduser()
             if not path.absolute().parent.is_dir():

@@ -97,7 +97,7 @@ def measure(network: published.Network, *, size: int, batch: int, repeats: int) 
     model = models.build(ConfigDict(config), CLASSES)
     side = geometry.nearest_sides(model.tiling, size)[-1]
     macs = counts.macs(_trace(model, side).jaxpr)
-    state = _state(model)
+    state = random_state(model)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     rng = np.random.default_rng(0)
     examples = jax.device_put(
@@ -147,7 +147,7 @@ def _trace(model: nn.Module, side: int):
     return tracing.trace(tracing.plain_form(model), variables, (side, side, 3)).jaxpr
 
 
-def _state(model: nn.Module) -> training.TrainState:
+def random_state(model: nn.Module) -> training.TrainState:
     """Random kernels: compiling the initialization would take longer than the step."""
     rng = np.random.default_rng(0)
 

@@ -67,7 +67,7 @@ def test_measure(tiny):
 def test_random_state_has_the_shapes_and_types_of_the_model():
     fields = dict(padding="same", widths=(4, 8), norm="batch")
     model = models.UNet(num_classes=3, **fields)
-    state, expected = step_times._state(model), abstract_variables(model, 3)
+    state, expected = step_times.random_state(model), abstract_variables(model, 3)
 
     def check(leaf, abstract):
         assert (leaf.shape, leaf.dtype) == (abstract.shape, abstract.dtype)
