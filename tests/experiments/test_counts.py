@@ -29,7 +29,7 @@ def test_the_file_has_every_network():
 def test_counts_are_those_of_the_file(name):
     values = stored()
     expected, found = values["results"][name], counts.count(name)
-    assert found["further_programs"] == expected["programs_of_three_steps"]
+    assert found["further_programs"] == expected["further_programs"]
     same_compiler = values["conditions"] == counts.conditions()
     for program in ("predict", "step"):
         for key, value in found[program].items():
