@@ -321,7 +321,7 @@ def tradeoff_figure(
             axes.set_ylabel(score)
             axes.margins(0.12)
             axes.grid(alpha=0.3)
-    drawn = {}  # a model may be missing in some of the axes
+    drawn: dict[str, Any] = {}  # a model may be missing in some of the axes
     for axes in grid.flat:
         handles, labels = axes.get_legend_handles_labels()
         drawn |= dict(zip(labels, handles, strict=True))
