@@ -52,7 +52,7 @@ class Target(NamedTuple):
     """What is planned for."""
 
     name: str  # "v5e:4x4", "2 x v5e:4x4" or "gpu:8"
-    chips: int  # in all slices
+    chips: int  # in all slices; of tpu7x: halves of chips, each a device
     devices: list[jax.Device] | None  # to compile for; None: analytic only
     available: float  # GiB for a program on each chip; 0: unknown
     kind: dict  # a row of tpus.TPUS; {} for GPUs
@@ -92,9 +92,7 @@ def target(topology: str, slices: int) -> Target:
     jax.config.update("jax_platforms", "cpu")
     devices = tpus.compile_only_devices(tpu_slice, slices)
     name = f"{slices} x {topology}" if slices > 1 else topology
-    return Target(
-        name, tpu_slice.chips * slices, devices, tpu_slice.kind["hbm"], tpu_slice.kind
-    )
+    return Target(name, len(devices), devices, tpu_slice.kind["hbm"], tpu_slice.kind)
 
 
 def network(config: ConfigDict, chips: int) -> Network:

@@ -15,7 +15,8 @@ pictures/ and checkpoints/ (the latest, and the one of the highest validation mI
 
 Exit codes: 0 finished; 2 bad input; 3 training diverged: the loss became NaN or
 infinite, or the weights absurdly large; 75 stopped by SIGTERM or SIGINT after saving,
-or because another process of the job has died: start again to continue.
+or because another process of the job has died, and 69 a device, a disk or a connection
+was lost: start again to continue.  1 an exception that nobody expected.
 """
 
 import contextlib

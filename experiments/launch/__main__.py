@@ -45,6 +45,7 @@ from segjax.errors import UserError
 
 TPU_ENGINES = ("gke", "tpu_vm", "skypilot")
 ENGINES = (*TPU_ENGINES, "slurm", "local")
+SPOT_STEPS = 100  # that a lost Spot machine may cost
 
 
 def make_job(values: flags.FlagValues) -> Job:
@@ -68,10 +69,14 @@ def make_job(values: flags.FlagValues) -> Job:
             f"--slices {values.slices}: GKE joins slices of several hosts only; "
             f"{values.topology} has one"
         )
+    if values.engine in ("tpu_vm", "skypilot") and not found.kind["runtime"]:
+        raise UserError(
+            f"--engine {values.engine}: {found.generation} has no TPU VMs: use gke"
+        )
     devices = {
         "slurm": values.nodes * max(values.gpus_per_node, 1),
         "local": values.processes,
-    }.get(values.engine, found and found.chips * values.slices)
+    }.get(values.engine, found and found.devices * values.slices)
     # The file may be there for the workers only.
     for stage in _configs(values):
         config = stage.copy_and_resolve_references()
@@ -91,6 +96,12 @@ def make_job(values: flags.FlagValues) -> Job:
             # In the bucket, what one start has compiled serves the next one.
             beside = values.workdir.rstrip("/").rpartition("/")[0]
             extra.append(f"--compilation_cache={beside}/compiled")
+    if values.spot and (steps := _spot_save_every(values)):
+        extra.append(f"--config.save_every={steps}")
+        cli.log(
+            f"note: --spot: saves every {steps} steps instead of "
+            f"{values.config.save_every}; --config.save_every sets another number"
+        )
     workdir = values.workdir
     if not on_tpu:
         workdir = str(Path(workdir).expanduser().absolute())
@@ -116,6 +127,12 @@ def make_job(values: flags.FlagValues) -> Job:
         max_restarts=values.max_restarts,
         environment=tuple(map(_variable, values.env)),
     )
+
+
+def _spot_save_every(values: flags.FlagValues) -> int:
+    """Steps between checkpoints on machines that may be lost; 0: as in the config."""
+    given = "save_every" in config_flags.get_override_values(values["config"])
+    return 0 if given or values.config.save_every <= SPOT_STEPS else SPOT_STEPS
 
 
 def _configs(values: flags.FlagValues) -> list[ConfigDict]:
@@ -191,7 +208,7 @@ def launch(job: Job, values: flags.FlagValues) -> int:
             queue = gke.queue_manifests(job, cluster, values.queue_quota)
             documents = queue + documents
         text, command = to_yaml(documents), ["kubectl", "apply", "-f"]
-        if note := gke.spot_note(job, values.config.save_every):
+        if note := gke.spot_note(job):
             cli.log(f"note: {note}")
         if not values.dry_run and (done := gke.replace_finished(job, cluster)):
             cli.log(done)

@@ -72,6 +72,11 @@ def manifest(job: Job, cluster: Cluster) -> dict:
         "backoffLimit": 0,  # the hosts of a slice can only start together
         "podFailurePolicy": {
             "rules": [
+                # Whatever the exit code of a pod that was evicted or preempted.
+                {
+                    "action": "Count",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                },
                 {
                     "action": "FailJob",
                     "onExitCodes": {
@@ -79,7 +84,7 @@ def manifest(job: Job, cluster: Cluster) -> dict:
                         "operator": "In",
                         "values": list(FATAL),
                     },
-                }
+                },
             ]
         },
         "template": _pod(job, cluster),
@@ -95,7 +100,7 @@ def manifest(job: Job, cluster: Cluster) -> dict:
                 "maxRestarts": job.max_restarts,
                 "rules": [
                     {
-                        "name": "badInputOrLoss",
+                        "name": "noRestartCanCureIt",
                         "action": "FailJobSet",
                         "onJobFailureReasons": ["PodFailurePolicy"],
                     }
@@ -263,12 +268,11 @@ def _kubectl(*arguments: str) -> str:
     return done.stdout
 
 
-def spot_note(job: Job, save_every: int) -> str:
+def spot_note(job: Job) -> str:
     """What a user of Spot nodes must know, in one line; "" without ``--spot``."""
     if not job.spot:
         return ""
     return (
         f"Spot nodes give {SPOT_GRACE_SECONDS} s to save, unless the node pool sets "
-        f"shutdownGracePeriodSeconds (docs/pods.md); a preempted host may lose up to "
-        f"config.save_every={save_every} steps"
+        "shutdownGracePeriodSeconds (docs/pods.md, GKE)"
     )

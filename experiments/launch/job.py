@@ -17,10 +17,12 @@ from segjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOUNTS = "/gcs"  # where the workers find their buckets: gs://B/x is /gcs/B/x
-# The exit codes of experiments.train that a restart cannot cure: bad input, and a loss
-# that is not finite. It exits with 75 when it was stopped and has saved; a lost host or
-# a lost connection ends with other codes.
-FATAL = (2, 3)
+# The exit codes of experiments.train that a restart cannot cure: an exception that
+# nobody expected, such as an ImportError; bad input; a loss that is not finite.
+FATAL = (1, 2, 3)
+# Those that it may cure: lost (experiments.shared.cli), stopped after saving, and
+# processes that were ended by SIGABRT, SIGKILL, SIGSEGV or SIGTERM.
+CURABLE = (69, 75, 134, 137, 139, 143)
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL: to finish a step and to save
 # Spot nodes of GKE give pods 15 s unless their node pool asks for more
 # (docs.cloud.google.com/kubernetes-engine/docs/concepts/spot-vms).

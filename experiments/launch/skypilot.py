@@ -3,7 +3,7 @@
 Source: docs.skypilot.co, "SkyPilot YAML" and "Managed jobs".
 """
 
-from experiments.launch.job import MOUNTS, Job, to_yaml
+from experiments.launch.job import CURABLE, MOUNTS, Job, to_yaml
 
 
 def task(job: Job) -> str:
@@ -21,8 +21,9 @@ def task(job: Job) -> str:
             "accelerator_args": {"runtime_version": job.slice.kind["runtime"]},
             "use_spot": job.spot,
             "job_recovery": {
-                "max_restarts_on_errors": job.max_restarts,
-                "recover_on_exit_codes": [75],
+                # Only these codes: any other is fatal. They have no limit.
+                "max_restarts_on_errors": 0,
+                "recover_on_exit_codes": list(CURABLE),
             },
         },
         "file_mounts": mounts,

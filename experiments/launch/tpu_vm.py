@@ -10,6 +10,8 @@ from experiments.launch.job import FATAL, MOUNTS, Job
 
 STOPPED = 75  # of experiments.train: it has saved
 BUSY = 76  # of the setup: another training runs on the machine
+# Of the worker, instead of 1: that is also the code of a gcloud that cannot connect.
+CRASHED = 70
 
 # TPU VMs come with Python 3.10 and without gcsfuse.
 SETUP = """\
@@ -147,8 +149,9 @@ def script(job: Job, zone: str) -> str:
     variables = "".join(f"{key}={shlex.quote(x)} " for key, x in job.environment)
     # The lock is free again when training has ended, whatever ended it.
     command = (
-        f"cd segjax && exec env {variables}flock --nonblock ../segjax.lock "
-        f"../venv/bin/{job.shell()}"
+        f"cd segjax && env {variables}flock --nonblock ../segjax.lock "
+        f"../venv/bin/{job.shell()} || {{ code=$?; "
+        f"if test $code = 1; then exit {CRASHED}; else exit $code; fi; }}"
     )
     return SCRIPT.format(
         name=job.name,
@@ -157,7 +160,7 @@ def script(job: Job, zone: str) -> str:
         resource=" ".join(options),
         setup=shlex.quote(setup),
         command=shlex.quote(command),
-        fatal=" | ".join(map(str, FATAL)),
+        fatal=" | ".join(str(CRASHED if code == 1 else code) for code in FATAL),
         stop=shlex.quote(STOP),
         stopped=STOPPED,
         busy=BUSY,

@@ -1,11 +1,13 @@
 """TPU slices: what their chips can do, how many chips and hosts a topology has.
 
-Facts of https://cloud.google.com/tpu/docs (v4, v5e, v5p, v6e: system architecture and
-configurations) and https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
-``hbm`` is what the compiler (libtpu 0.0.42) lets a program use of the nominal 32, 16,
-95 and 32 GB.  ``clock`` is not published: it is the peak over the FLOPs per cycle of
-the matrix units, 2 x 4 x 128^2 x 2 (v4, v5p), 4 x 128^2 x 2 (v5e), and 2^19 (v6e; the
-compiler's estimates of large matrix products come close to it).
+Facts of https://cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x: system
+architecture and configurations) and of
+https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.  All are per device
+of JAX: a chip, of which tpu7x has two halves that are one each.  ``hbm`` is what the
+compiler (libtpu 0.0.42) lets a program use of the nominal 32, 16, 95, 32 and 96 GB.
+``clock`` is not published: it is the peak over the FLOPs per cycle of the matrix units,
+2 x 4 x 128^2 x 2 (v4, v5p), 4 x 128^2 x 2 (v5e), and 2^19 (v6e, tpu7x; the compiler's
+estimates of large matrix products come close to it).
 """
 
 import math
@@ -71,6 +73,19 @@ TPUS = {
         "gke": "tpu-v6e-slice",
         "compiler": {},
     },
+    "tpu7x": {
+        "hbm": 94.75,
+        "hbm_bandwidth": 3690e9,
+        "peak": 1153.5e12,
+        "clock": 2.2e9,
+        "topologies": (),
+        "chips": 9216,
+        "devices": 2,  # per chip
+        "accelerator_type": ("tpu7x", 2),
+        "runtime": "",  # no TPU VMs but those of GKE
+        "gke": "tpu7x",
+        "compiler": {},
+    },
 }
 
 
@@ -86,6 +101,11 @@ class Slice(NamedTuple):
     def kind(self) -> dict:
         """The row of TPUS."""
         return TPUS[self.generation]
+
+    @property
+    def devices(self) -> int:
+        """As JAX counts them."""
+        return self.chips * self.kind.get("devices", 1)
 
     @property
     def chips_per_host(self) -> int:
@@ -130,7 +150,7 @@ def parse(text: str) -> Slice:
 
 
 def _is_box(sides: Sequence[int]) -> bool:
-    """Whether v4 and v5p have such a slice."""
+    """Whether v4, v5p and tpu7x have such a slice."""
     if sides in ([2, 2, 1], [2, 2, 2], [2, 2, 4], [2, 4, 4]):
         return True
     multiples = all(side % 4 == 0 for side in sides)

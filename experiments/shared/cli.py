@@ -9,9 +9,11 @@ import os
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import absl.logging
 import jax
@@ -41,6 +43,14 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache",
     "~/.cache/segjax/compiled",
     "Folder of compiled programs, reused by later runs; '' switches it off.",
+)
+
+BAD_INPUT = 2
+LOST = 69  # EX_UNAVAILABLE: a device, a disk, the network or another process
+_LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL")
+_LOST_ERRORS = (
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET),
+    *(errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
 )
 
 
@@ -89,12 +99,27 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
     except UserError as error:
         _fail(error)
     except OSError as error:
+        if error.errno in _LOST_ERRORS:
+            _lose()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(_first_reason(error))
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith(_LOST_STATUS):
+            raise
+        _lose()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
+
+
+def _lose() -> NoReturn:
+    """Ends with the traceback and a code that says that starting again may help."""
+    traceback.print_exc()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized():  # see _fail
+        os._exit(LOST)
+    sys.exit(LOST)
 
 
 def _first_reason(error: OSError) -> UserError:
@@ -107,7 +132,7 @@ def _first_reason(error: OSError) -> UserError:
     )
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception, code: int = BAD_INPUT) -> NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     # While libraries shut down they report consequences of this error, which would
     # scroll it away.
@@ -115,8 +140,8 @@ def _fail(error: Exception) -> None:
     # Not sys.exit, which would wait for the other processes of the job: they may wait
     # for this one in a collective operation.
     if jax.distributed.is_initialized():
-        os._exit(2)
-    sys.exit(2)
+        os._exit(code)
+    sys.exit(code)
 
 
 def define_workdir_config() -> None:
@@ -220,11 +245,14 @@ def _join(*coordinator: str | int) -> None:
             *coordinator, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
         )
     except Exception as error:
-        raise UserError(
+        # One that starts late has not been found; otherwise the flags are wrong.
+        late = isinstance(error, jax.errors.JaxRuntimeError)
+        told = UserError(
             "cannot join the other processes "
             f"({' '.join(str(error).split())[:200]}); give --coordinator, "
             "--num_processes and --process_id, or --distributed=off to run alone"
-        ) from error
+        )
+        _fail(told, LOST if late else BAD_INPUT)
 
 
 def _check_coordinator() -> None:

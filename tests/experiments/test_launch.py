@@ -42,6 +42,7 @@ WORKER = [
     "--distributed=on",
     "--compilation_cache=/gcs/bucket/runs/compiled",
 ]
+SPOT_WORKER = [*WORKER, "--config.save_every=100"]
 
 
 def launch(*arguments):
@@ -77,27 +78,36 @@ def manifests():
 
 
 def test_jobset_and_queues_are_of_their_published_schemas(manifests):
-    *queues, jobset = manifests
-    jsonschema.validate(jobset, launch_schemas.JOBSET)
-    assert [queue["kind"] for queue in queues] == list(launch_schemas.QUEUES)
-    for queue in queues:
-        assert queue["apiVersion"] == "kueue.x-k8s.io/v1beta2"
-        jsonschema.validate(queue["metadata"], launch_schemas.METADATA)
-        jsonschema.validate(queue["spec"], launch_schemas.QUEUES[queue["kind"]])
+    kinds = ["ResourceFlavor", "ClusterQueue", "LocalQueue", "JobSet"]
+    assert [manifest["kind"] for manifest in manifests] == kinds
+    assert sorted(launch_schemas.CRDS) == sorted(kinds)
+    for manifest in manifests:
+        queue = manifest["kind"] != "JobSet"
+        api = "kueue.x-k8s.io/v1beta2" if queue else "jobset.x-k8s.io/v1alpha2"
+        assert manifest["apiVersion"] == api
+        jsonschema.validate(manifest, launch_schemas.CRDS[manifest["kind"]])
+        jsonschema.validate(manifest["metadata"], launch_schemas.METADATA)
 
 
 def test_schema_refuses_what_kubernetes_would(manifests):
-    jobset = manifests[-1]
+    def pod(jobset):
+        (job,) = jobset["spec"]["replicatedJobs"]
+        return job["template"]["spec"]["template"]["spec"]
+
     for change in (
         lambda x: x["spec"].update(replicas=2),
-        lambda x: x["metadata"].update(name="Not_a_label"),
         lambda x: x["spec"]["failurePolicy"]["rules"][0].update(action="Restart"),
         lambda x: x["spec"]["replicatedJobs"][0].pop("template"),
+        lambda x: pod(x).update(hostNetworking=True),
+        lambda x: pod(x)["containers"][0].pop("name"),
+        lambda x: pod(x).update(terminationGracePeriodSeconds="120"),
     ):
-        wrong = json.loads(json.dumps(jobset))
+        wrong = json.loads(json.dumps(manifests[-1]))
         change(wrong)
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(wrong, launch_schemas.JOBSET)
+            jsonschema.validate(wrong, launch_schemas.CRDS["JobSet"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "Not_a_label"}, launch_schemas.METADATA)
 
 
 def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
@@ -127,7 +137,7 @@ def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
         {"name": "A", "value": "b"},
     ]
     assert pod["hostNetwork"] and pod["dnsPolicy"] == "ClusterFirstWithHostNet"
-    assert container["command"] == WORKER
+    assert container["command"] == SPOT_WORKER
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounted = {x["mountPath"]: volumes[x["name"]] for x in container["volumeMounts"]}
     # Batches of worker processes would overflow the 64 MB that a container has.
@@ -148,19 +158,25 @@ def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
     assert len(f"{jobset['metadata']['name']}-slice-1-3-xxxxx") <= 63
 
 
-def test_jobset_restarts_on_the_exit_code_of_a_preemption_but_not_on_bad_input(
-    manifests,
-):
+def test_jobset_restarts_only_on_exit_codes_that_a_restart_can_cure(manifests):
     from experiments import train
+    from experiments.shared import cli
 
     jobset = manifests[-1]
     workers = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-    (rule,) = workers["podFailurePolicy"]["rules"]
+    disrupted, rule = workers["podFailurePolicy"]["rules"]
+    # The first rule that fits counts: evicted pods may end with any code.
+    assert disrupted["action"] == "Count"
+    assert disrupted["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert rule["action"] == "FailJob"
     assert rule["onExitCodes"]["containerName"] == "train"
     fatal = rule["onExitCodes"]["values"]
     assert rule["onExitCodes"]["operator"] == "In"
-    assert train.DIVERGED in fatal and 2 in fatal and train.STOPPED not in fatal
+    # 1: an exception that nobody expected, such as an ImportError.
+    assert fatal == [1, cli.BAD_INPUT, train.DIVERGED]
+    assert {train.STOPPED, cli.LOST} < set(job.CURABLE) and not set(fatal) & set(
+        job.CURABLE
+    )
     # Such a Job fails with the reason PodFailurePolicy, every other with
     # BackoffLimitExceeded, for which the default is to restart.
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
@@ -188,6 +204,8 @@ PUBLISHED = {
     "v5p:16x16x24": ("v5p-12288", 6144, 1536),
     "v6e:4x4": ("v6e-16", 16, 4),
     "v6e:8x16": ("v6e-128", 128, 32),
+    "tpu7x:2x2x1": ("tpu7x-8", 4, 1),
+    "tpu7x:4x4x4": ("tpu7x-128", 64, 16),
 }
 
 
@@ -247,8 +265,8 @@ def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
         assert option in create.split()
     for node in ("a-0", "a-1"):
         train = f"tpu-vm ssh {node} --zone=us-west4-a --worker=all --command=cd segjax"
-        train += " && exec env A='b c' flock --nonblock ../segjax.lock ../venv/bin/"
-        assert f"{train}{' '.join(WORKER)}\n" in found
+        train += " && env A='b c' flock --nonblock ../segjax.lock ../venv/bin/"
+        assert f"{train}{' '.join(SPOT_WORKER)} || {{ code=$?; if test" in found
         assert f"scp {found.partition('tpu-vm scp ')[2].split()[0]} {node}:" in found
     assert "gcsfuse --implicit-dirs --metadata-cache-negative-ttl-secs=0" in found
     # What is on disk is shipped, whether it is committed or not; nothing ignored is.
@@ -343,9 +361,12 @@ def test_skypilot_task_is_of_its_published_schema():
     task = yaml.safe_load(out)
     jsonschema.validate(task, launch_schemas.SKYPILOT)
     assert task["resources"]["accelerators"] == "tpu-v4-32"
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert task["resources"]["job_recovery"] == {
+        "max_restarts_on_errors": 0,
+        "recover_on_exit_codes": list(job.CURABLE),
+    }
     assert task["file_mounts"]["/gcs/bucket"]["source"] == "gs://bucket"
-    assert task["run"] == f"exec ~/venv/bin/{' '.join(WORKER)}\n"
+    assert task["run"] == f"exec ~/venv/bin/{' '.join(SPOT_WORKER)}\n"
 
 
 def test_sbatch_script_asks_for_gpus_and_for_time_to_save(
@@ -451,6 +472,37 @@ def test_a_mesh_of_real_slices_keeps_each_in_a_row():
     for row in mesh.devices:
         assert len({device.slice_index for device in row}) == 1
     assert sharding.make_mesh(devices[:16]).shape == {"data": 16}
+
+
+def test_gke_runs_tpu7x_and_counts_both_halves_of_its_chips():
+    gke = ("--engine=gke", *CONFIG, *BUCKET, "--image=x", "--topology=tpu7x:2x2x2")
+    manifest = yaml.safe_load(printed(*gke, *BATCHES))
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu7x",
+        "cloud.google.com/gke-tpu-topology": "2x2x2",
+    }
+    assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+    with pytest.raises(UserError, match="batch_size=8 does not split evenly over 16"):
+        launch(*gke, "--config.batch_size=8")
+    with pytest.raises(UserError, match="tpu7x has no TPU VMs: use gke"):
+        launch("--engine=tpu_vm", *gke[1:], *BATCHES, "--zone=z")
+
+
+@pytest.mark.parametrize(
+    "options, steps",
+    [
+        (["--config.save_every=500"], ["500"]),
+        (["--config.save_every=20"], ["20"]),
+        (["--nospot"], []),
+        ([], ["100"]),
+    ],
+)
+def test_spot_saves_often_unless_told_otherwise(options, steps, capsys):
+    out = printed("--engine=gke", *JOB, "--image=x", "--spot", *options)
+    assert re.findall(r"--config.save_every=(\d+)", out) == steps
+    note = re.search(r"saves every 100 steps instead of \d+", capsys.readouterr().err)
+    assert bool(note) == (steps == ["100"])
 
 
 BAD = {
@@ -597,3 +649,50 @@ def test_local_engine_stops_all_processes_and_tells_their_code(tmp_path):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         kill.finish(process, code=75)
+
+
+@pytest.mark.parametrize("code, expected", [(0, 0), (1, 70), (3, 3), (75, 75)])
+def test_tpu_vm_worker_tells_a_crash_from_a_gcloud_that_cannot_connect(
+    code, expected, tmp_path
+):
+    """gcloud exits with 1 itself, after which the script starts again."""
+    out = printed("--engine=tpu_vm", *JOB, "--zone=z")
+    (line,) = (x for x in out.splitlines() if "on_all_hosts $node 'cd segjax" in x)
+    (tmp_path / "segjax").mkdir()
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nexit {code}\n")
+    python.chmod(0o755)
+    (command,) = re.findall(r"'(cd segjax.*)'", line)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False)
+    assert done.returncode == expected
+    fatal = re.search(r"^ +([\d |]+)\) echo .training cannot continue", out, re.M)
+    assert fatal[1] == "70 | 2 | 3"
+
+
+LOSING = """\
+import sys
+import jax
+from absl import flags
+from experiments.shared import cli
+def main(argv):
+    raise {error}
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        ("jax.errors.JaxRuntimeError('UNAVAILABLE: connection lost')", 69),
+        ("jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')", 1),
+        ("OSError(5, 'Input/output error')", 69),
+        ("ImportError('no module')", 1),
+    ],
+)
+def test_programs_tell_what_a_restart_may_cure_by_their_code(error, code):
+    command = [sys.executable, "-c", LOSING.format(error=error)]
+    done = subprocess.run(
+        command, cwd=kill.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code and "Traceback" in done.stderr

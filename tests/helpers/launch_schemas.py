@@ -1,7 +1,38 @@
-"""The published schemas of what is submitted: the parts in use, nothing else allowed.
+"""The published schemas of what is submitted; nothing that they do not name is allowed.
 
-Written from the references named beside each.
+cluster_schemas.json.gz holds those of JobSet v0.12.0 and Kueue v0.19.2 (Apache License
+2.0, The Kubernetes Authors): openAPIV3Schema of the served version in
+config/components/crd/bases of github.com/kubernetes-sigs/jobset and kueue, without
+descriptions, status and the rules that are written in CEL.  A JobSet contains the Job
+and the Pod of Kubernetes.  Metadata and SkyPilot's task are written by hand from the
+references named beside each.
 """
+
+import gzip
+import json
+from pathlib import Path
+
+
+def strict(schema):
+    """A schema of a CRD for jsonschema; unknown fields are refused, as by kubectl."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: strict(value) for key, value in schema.items() if key != "properties"}
+    if "properties" in schema:
+        fields = schema["properties"].items()
+        out["properties"] = {name: strict(value) for name, value in fields}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            out.setdefault("additionalProperties", False)
+    return out
+
+
+_PUBLISHED = json.loads(
+    gzip.decompress((Path(__file__).parent / "cluster_schemas.json.gz").read_bytes())
+)
+CRDS = {kind: strict(entry["schema"]) for kind, entry in _PUBLISHED.items()}
+SOURCES = {kind: entry["source"] for kind, entry in _PUBLISHED.items()}
 
 
 def struct(required="", **properties):
@@ -18,7 +49,6 @@ def array(items):
 
 
 TEXT = {"type": "string", "minLength": 1}
-COUNT = {"type": "integer", "minimum": 1}
 INTEGER = {"type": "integer", "minimum": 0}
 # An RFC 1123 label, as the names of containers, volumes and replicated jobs must be;
 # the name of a JobSet begins the names of its pods.
@@ -33,166 +63,9 @@ TEXTS = {
     "additionalProperties": {"type": "string"},
     "propertyNames": {"pattern": KEYS},
 }
+# meta/v1 ObjectMeta, kubernetes.io/docs/reference/kubernetes-api
 METADATA = struct("name", name=LABEL, namespace=LABEL, labels=TEXTS, annotations=TEXTS)
 
-# core/v1, kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1
-CONTAINER = struct(
-    "name image",
-    name=LABEL,
-    image=TEXT,
-    command=array(TEXT),
-    workingDir={"type": "string", "pattern": "^/"},
-    ports=array(struct("containerPort", containerPort=COUNT | {"maximum": 65535})),
-    resources=struct(
-        limits={
-            "type": "object",
-            # Whole numbers: extended resources cannot be shared.
-            "additionalProperties": COUNT,
-            "propertyNames": {"pattern": KEYS},
-        }
-    ),
-    volumeMounts=array(struct("name mountPath", name=LABEL, mountPath=TEXT)),
-    env=array(
-        struct(
-            "name",
-            name={"type": "string", "pattern": "^[-._a-zA-Z][-._a-zA-Z0-9]*$"},
-            value={"type": "string"},
-        )
-    ),
-)
-POD = struct(
-    "containers",
-    restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
-    terminationGracePeriodSeconds=INTEGER,
-    serviceAccountName=LABEL,
-    hostNetwork={"type": "boolean"},
-    dnsPolicy={"enum": ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]},
-    nodeSelector=TEXTS,
-    containers=array(CONTAINER),
-    tolerations=array(
-        struct(
-            "",
-            key=TEXT,
-            operator={"enum": ["Exists", "Equal"]},
-            value={"type": "string"},
-            effect={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
-        )
-    ),
-    volumes=array(
-        struct(
-            "name",
-            name=LABEL,
-            csi=struct("driver", driver=TEXT, volumeAttributes=TEXTS),
-            emptyDir=struct(medium={"enum": ["", "Memory"]}),
-        )
-    ),
-)
-# batch/v1, kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1
-JOB_SPEC = struct(
-    "template",
-    parallelism=INTEGER,
-    completions=INTEGER,
-    completionMode={"enum": ["NonIndexed", "Indexed"]},
-    backoffLimit=INTEGER,
-    podFailurePolicy=struct(
-        "rules",
-        rules=array(
-            struct(
-                "action",
-                action={"enum": ["FailJob", "FailIndex", "Ignore", "Count"]},
-                onExitCodes=struct(
-                    "operator values",
-                    containerName=LABEL,
-                    operator={"enum": ["In", "NotIn"]},
-                    values={
-                        "type": "array",
-                        "items": {"type": "integer", "minimum": 1, "maximum": 255},
-                        "minItems": 1,
-                        "maxItems": 255,
-                        "uniqueItems": True,
-                    },
-                ),
-            )
-        ),
-    ),
-    template=struct("spec", metadata=struct(annotations=TEXTS, labels=TEXTS), spec=POD),
-)
-# jobset.x-k8s.io/v1alpha2, github.com/kubernetes-sigs/jobset, config/components/crd
-JOBSET = struct(
-    "apiVersion kind metadata spec",
-    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
-    kind={"const": "JobSet"},
-    metadata=METADATA,
-    spec=struct(
-        "replicatedJobs",
-        ttlSecondsAfterFinished=INTEGER,
-        failurePolicy=struct(
-            "",
-            maxRestarts=INTEGER,
-            restartStrategy={"enum": ["Recreate", "BlockingRecreate"]},
-            rules=array(
-                struct(
-                    "action name",
-                    name={
-                        "type": "string",
-                        "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-                    },
-                    action={
-                        "enum": [
-                            "FailJobSet",
-                            "RestartJobSet",
-                            "RestartJobSetAndIgnoreMaxRestarts",
-                        ]
-                    },
-                    # Checked by its webhook: the reasons of batch/v1.
-                    onJobFailureReasons=array(
-                        {
-                            "enum": [
-                                "BackoffLimitExceeded",
-                                "DeadlineExceeded",
-                                "FailedIndexes",
-                                "MaxFailedIndexesExceeded",
-                                "PodFailurePolicy",
-                            ]
-                        }
-                    ),
-                )
-            ),
-        ),
-        replicatedJobs=array(
-            struct(
-                "name template",
-                name=LABEL,
-                replicas=INTEGER,
-                template=struct("spec", spec=JOB_SPEC),
-            )
-        ),
-    ),
-)
-# kueue.x-k8s.io/v1beta2, kueue.sigs.k8s.io/docs/reference/kueue.v1beta2
-QUEUES = {
-    "ResourceFlavor": struct("", nodeLabels=TEXTS),
-    "ClusterQueue": struct(
-        "",
-        namespaceSelector={"type": "object"},
-        resourceGroups=array(
-            struct(
-                "coveredResources flavors",
-                coveredResources=array(TEXT),
-                flavors=array(
-                    struct(
-                        "name resources",
-                        name=LABEL,
-                        resources=array(
-                            struct("name nominalQuota", name=TEXT, nominalQuota=COUNT)
-                        ),
-                    )
-                ),
-            )
-        ),
-    ),
-    "LocalQueue": struct("clusterQueue", clusterQueue=LABEL),
-}
 # docs.skypilot.co/en/latest/reference/yaml-spec.html
 SKYPILOT = struct(
     "resources run",
