@@ -1,8 +1,8 @@
 """Costs read from optimized HLO: estimated cycles by layer, and collectives.
 
 XLA's compiler for TPUs writes an estimate of the cycles beside every operation that it
-schedules.  It does not count how long collectives take, nor waiting for memory that the
-schedule hides.
+schedules: the longer one of its work and its traffic with the memory.  Collectives are
+not counted, and an operation without an estimate counts as 0.
 """
 
 import collections
@@ -17,6 +17,11 @@ COLLECTIVES = (
     "reduce-scatter",
     "all-to-all",
     "collective-permute",
+)
+# Operations that move nothing, or whose parts are counted themselves.
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call "
+    "after-all partition-id replica-id send recv opt-barrier".split()
 )
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2} | {
     "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8
@@ -134,6 +139,23 @@ def costs(text: str) -> list[Cost]:
             sums[layer][backward] += times * int(cycles[1])
     by_layer = [Cost(layer, *pair) for layer, pair in sums.items()]
     return sorted(by_layer, key=lambda cost: -cost.cycles)
+
+
+def without_estimate(text: str) -> dict[str, int]:
+    """Operations that run but have no estimate, by kind: they count as 0 cycles.
+
+    Not those that do nothing, collectives, and the two ends of asynchronous ones.
+    """
+    found: collections.Counter[str] = collections.Counter()
+    for times, line in _executed(*_computations(text)):
+        match = _INSTRUCTION.match(line)
+        if not match or "estimated_cycles" in line:
+            continue
+        kind = match[2]
+        ends = kind.endswith(("-start", "-done", "-update"))
+        if not (kind in _FREE or kind in COLLECTIVES or ends):
+            found[kind] += times
+    return dict(found.most_common())
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
