@@ -4,10 +4,12 @@
     python -m experiments.benchmarks.crf photo.jpg --growth --output /tmp/crf
     python -m experiments.benchmarks.crf photo.jpg --size=513,513 --batches=1,8,32
 
-Per image of a batch, after compilation: sort (of the points, after which the vertices
-are counted to choose the capacity), build (of the lattices) and filter (normalization
-and iterations).  They add up to the total, which is what --crf costs in evaluate and
-predict.  Memory is what the compiled program allocates, inputs and outputs included.
+Per image of a batch, after compilation: --crf, what it costs in evaluate and predict.
+Then the parts of the static form (ops/mean_field.py), which GPUs, TPUs and exported
+predictors use: sort (of the points, after which the vertices are counted to choose the
+capacity), build (of the lattices) and filter (normalization and iterations), which add
+up to the total.  Memory is what its compiled program allocates, inputs and outputs
+included.  On a CPU, --crf has programs of its own (inference/crf_points.py).
 
 The image is a procedural scene unless a file is given; it is resized to --size, and
 batches are shifts of it.  The class probabilities are random: no time depends on them.
@@ -15,6 +17,7 @@ batches are shifts of it.  The class probabilities are random: no time depends o
 lattice depends; it takes some minutes.  --output gets crf.json and crf_growth.png.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -28,7 +31,7 @@ from absl import flags
 
 from experiments.shared import cli, predict_flags, provenance
 from segjax import config as config_lib
-from segjax import files, tables, viz
+from segjax import files, inference, sharding, tables, viz
 from segjax.data import images as image_files
 from segjax.data import scenes
 from segjax.errors import UserError
@@ -59,7 +62,9 @@ def measure(
       rounds: the medians are given.
 
     Returns:
-      ``seconds`` per image by part, ``compile_seconds``, ``bytes`` of the program per
+      ``refine_seconds`` per image, of ``inference.refine``, and ``first_refine_seconds``
+      of the batch with its compilation; ``seconds`` per image by part of the static
+      form, ``compile_seconds``, ``bytes`` of the program per
       batch, ``vertices`` and ``capacity`` of the two lattices, and the case itself.
     """
     height, width, _ = image.shape
@@ -94,7 +99,12 @@ def measure(
 
     run = jax.jit(refine).lower(probabilities, images, points).compile()
     compiled = time.perf_counter() - began
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    arrays = jax.device_put((probabilities, images), sharding.split(mesh))
+    refined = functools.partial(inference.refine, *arrays, settings=settings, mesh=mesh)
+    first = _seconds(refined)
     calls = {
+        "refine": refined,
         "sort": lambda: sort(images),
         "build": lambda: build(points),
         "crf": lambda: run(probabilities, images, points),
@@ -103,7 +113,9 @@ def measure(
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(_seconds(call) / batch)
-    sorting, building, crf = (statistics.median(times[name]) for name in calls)
+    refining, sorting, building, crf = (
+        statistics.median(times[name]) for name in calls
+    )
     if not np.isfinite(np.asarray(run(probabilities, images, points))).all():
         raise AssertionError("the capacity was too small")
     lattices = build(points)
@@ -115,6 +127,8 @@ def measure(
         "settings": settings._asdict(),
         "vertices": [int(table.vertex_count.max()) for table in lattices],
         "capacity": list(capacity),
+        "refine_seconds": refining,
+        "first_refine_seconds": first,
         "seconds": dict(zip(PARTS, (sorting, building, crf - building, sorting + crf))),
         "compile_seconds": compiled,
         "bytes": memory.temp_size_in_bytes
@@ -191,7 +205,14 @@ def growth(
 
 def table(rows: list[dict]) -> str:
     """Measurements as aligned text."""
-    head = ("size", "classes", "batch", *(f"{part} ms" for part in PARTS), "MB")
+    head = (
+        "size",
+        "classes",
+        "batch",
+        "--crf ms",
+        *(f"{part} ms" for part in PARTS),
+        "MB",
+    )
     lines = [(*head, "vertices", "compile s")]
     for row in rows:
         parts = [f"{1000 * row['seconds'][part]:.0f}" for part in PARTS]
@@ -200,6 +221,7 @@ def table(rows: list[dict]) -> str:
                 "x".join(map(str, row["size"])),
                 str(row["classes"]),
                 str(row["batch"]),
+                f"{1000 * row['refine_seconds']:.0f}",
                 *parts,
                 f"{row['bytes'] / 1e6:.0f}",
                 " + ".join(f"{count:,}" for count in row["vertices"]),

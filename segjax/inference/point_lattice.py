@@ -59,8 +59,8 @@ def build(
     """
     if not (np.abs(features) < 2**24).all():  # no fractions of a cell beyond
         raise UserError(_TOO_SMALL)
-    quotient, rank, share = _embed(features)
-    offset, neighbor = _number(quotient, rank)
+    quotient, order, share = _embed(features)
+    offset, neighbor = _number(quotient, order)
     # Going once along all axes leads back: alpha makes that self weight 1.
     alpha = np.float32(1 / (1 + 2.0 ** (1 - len(offset))))
     before, after = share, alpha * share
@@ -87,13 +87,20 @@ def _sliced(table: np.ndarray, offset: np.ndarray, weight: np.ndarray) -> np.nda
 
 @functools.cache
 def _embedding(dims: int) -> Callable:
-    """``lattice_keys.embed`` for any number of points, by one program."""
+    """``_embed`` of a chunk, one program for any number of points."""
+
+    def run(features):
+        quotient, rank, weight = lattice_keys.embed(features)
+        order = sum(axis * (rank == index) for axis, rank in enumerate(rank))
+        return quotient, order, weight
+
+    index = np.arange(dims + 1, dtype=np.int32)[:, None]
     shape = jax.ShapeDtypeStruct((CHUNK, dims), np.float32)
-    return jax.jit(lattice_keys.embed).lower(shape).compile()
+    return jax.jit(run).lower(shape).compile()
 
 
 def _embed(features: np.ndarray) -> list[np.ndarray]:
-    """``lattice_keys.embed``: three of [d+1, N]."""
+    """``lattice_keys.embed``, but the coordinate of each rank: three of [d+1, N]."""
     points, dims = features.shape
     run = _embedding(dims)
     parts = []
@@ -108,7 +115,7 @@ def _embed(features: np.ndarray) -> list[np.ndarray]:
 # --- vertices -------------------------------------------------------------------------
 
 
-def _number(quotient: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _number(quotient: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``PointFilter.offset`` and ``.neighbor``; vertices are in the order of keys."""
     groups, _ = quotient.shape
     key, step, size = _keys(quotient)
@@ -118,8 +125,7 @@ def _number(quotient: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndar
         first += len(table.keys)
         tables.append(table)
         # From one remainder to the next, one quotient sinks by one.
-        for axis in range(groups):
-            key = np.where(rank[axis] == groups - 1 - remainder, key - step[axis], key)
+        key = key - step.take(order[groups - 1 - remainder])
     neighbor = np.zeros((groups, 2, first), np.int32)
     at = 1
     for remainder, table in enumerate(tables):
@@ -212,7 +218,7 @@ def _rows(
     Rows are of the points of one chunk, so that what they read is in the cache.
     """
     groups, points = offset.shape
-    point, share, vertex, count = [], [], [], []
+    points_of, shares, vertex, count = [], [], [], []
     for start in range(0, points, CHUNK):
         some = slice(start, start + CHUNK)
         own = offset[:, some].T
@@ -224,20 +230,21 @@ def _rows(
         present = np.flatnonzero(number)
         vertex.append(present)
         count.append(number[present])
-        point.append(matrix.indices + start)
-        share.append(matrix.data)
-    place = np.concatenate(point).astype(np.int32)
-    part = np.concatenate(share)
+        points_of.append(matrix.indices + start)
+        shares.append(matrix.data)
+    place = np.concatenate(points_of).astype(np.int32)
+    part = np.concatenate(shares)
     counts = np.concatenate(count)
     rows = -(-counts // PLACES)
     of_row = np.repeat(np.arange(len(rows)), rows)
     within = np.arange(len(of_row)) - (np.cumsum(rows) - rows)[of_row]
     end = np.cumsum(counts)[of_row]
-    entry = (end - counts[of_row]) + PLACES * within + np.arange(PLACES)[:, None]
-    there = entry < end
-    entry = np.where(there, entry, 0)
-    return (
-        place[entry],
-        np.where(there, part[entry], np.float32(0)),
-        np.concatenate(vertex).astype(np.int32)[of_row],
-    )
+    entry = end - counts[of_row] + PLACES * within
+    point, share = (np.empty((PLACES, len(end)), x.dtype) for x in (place, part))
+    for k in range(PLACES):
+        there = entry < end
+        own = entry * there
+        np.take(place, own, out=point[k], mode="clip")
+        np.multiply(part.take(own, mode="clip"), there, out=share[k])
+        entry += 1
+    return point, share, np.concatenate(vertex).astype(np.int32)[of_row]

@@ -451,6 +451,7 @@ def test_benchmark_measures_and_draws_its_growth():
     parts = row["seconds"]
     assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"])
     assert min(parts["sort"], parts["build"]) > 0
+    assert 0 < row["refine_seconds"] < row["first_refine_seconds"]
     (vertices,), (none, capacity) = row["vertices"], row["capacity"]
     assert none == 0 and 10 < vertices <= capacity <= 80 * 4
     assert row["bytes"] > 2 * 80 * 4 * (3 + 3)  # probabilities and marginals
