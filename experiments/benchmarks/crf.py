@@ -62,7 +62,7 @@ def measure(
       rounds: the medians are given.
 
     Returns:
-      ``refine_seconds`` per image, of ``inference.refine``, and ``first_refine_seconds``
+      ``refine_seconds`` per image of ``inference.refine``, ``first_refine_seconds``
       of the batch with its compilation; ``seconds`` per image by part of the static
       form, ``compile_seconds``, ``bytes`` of the program per
       batch, ``vertices`` and ``capacity`` of the two lattices, and the case itself.
