@@ -346,6 +346,46 @@ def test_predict_writes_what_evaluate_scored(config, trained, results, tmp_path)
     np.testing.assert_array_equal(h, found["crf"]["confusion"])
 
 
+def test_programs_refine_images_at_their_own_size(
+    config, trained, tmp_path, monkeypatch
+):
+    """Of padded batches, which may hold rows without an image."""
+    seen = []
+
+    def refine(probabilities, images, *, sizes, **_):
+        assert len(sizes) == len(images)
+        seen.extend(tuple(size) for size in sizes if size[0])
+        return probabilities
+
+    sizes = [(48, 48), (40, 44), (32, 47), (33, 20), (45, 47), (47, 45)]
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate(sizes):
+        data = image_files.encode_png(
+            rng.integers(0, 255, (height, width, 3), np.uint8)
+        )
+        (tmp_path / f"{i}.png").write_bytes(data)
+    monkeypatch.setattr("segjax.inference.compiled.refine", refine)
+    summary = predict.predict(
+        config,
+        trained,
+        paths=[str(tmp_path)],
+        output=tmp_path / "out",
+        crf="config",
+        outputs=("labels",),
+    )
+    assert summary["written"] == len(sizes) > len(summary["programs"])
+    assert sorted(seen) == sorted(sizes)
+
+    seen.clear()
+    monkeypatch.setattr(inference, "refine", refine)
+    evaluate.evaluate(config, trained, output=tmp_path / "scores", crf="config")
+    assert seen == 4 * [(48, 48)]
+    seen.clear()
+    grid = {key: (value,) for key, value in CRF.items()}
+    tune_crf.tune_crf(config, trained, output=tmp_path / "crf", grid=grid, images=3)
+    assert seen == 3 * [(48, 48)]
+
+
 def test_bad_crf_is_named_before_any_work(config, trained, tmp_path):
     nowhere = tmp_path / "nowhere"
     fails("--crf=x: ", evaluate.evaluate, config, nowhere, crf="x")
