@@ -17,6 +17,8 @@ layers; layers whose channels pad badly to the 128 lanes.  No data are read.
 takes minutes for a full-size network.  --sweep does all rows of the config's sweep().
 For gpu:N nothing is compiled, unless this machine has N GPUs.  docs/plan.md shows some.
 
+--weak_scaling FILE.png plots images/s from 4 to 256 chips and 4 slices from one plan.
+
 Exit codes: 0 fits; 1 does not fit, or a row cannot compile; 2 bad input.
 """
 
@@ -34,28 +36,18 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.launch import plan_text, tpus
+from experiments.launch import collectives, plan_text, scaling_plot, step_costs, tpus
 from experiments.shared import arguments, cli, training_run
 from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
 from segjax import files, models, sharding
-from segjax.analysis import counts, hlo, tracing
+from segjax.analysis import counts, tracing
 from segjax.analysis.summary import Layer, summary
 from segjax.errors import UserError
 from segjax.models.network import abstract_variables
 from segjax.weak import supervision
 
 GIB = 2**30
-
-
-class Target(NamedTuple):
-    """What is planned for."""
-
-    name: str  # "v5e:4x4", "2 x v5e:4x4" or "gpu:8"
-    chips: int  # in all slices; of tpu7x: halves of chips, each a device
-    devices: list[jax.Device] | None  # to compile for; None: analytic only
-    available: float  # GiB for a program on each chip; 0: unknown
-    kind: dict  # a row of tpus.TPUS; {} for GPUs
 
 
 class Network(NamedTuple):
@@ -69,7 +61,7 @@ class Network(NamedTuple):
     parameters: int
 
 
-def target(topology: str, slices: int) -> Target:
+def target(topology: str, slices: int) -> step_costs.Target:
     """The target that --topology and --slices name.
 
     Raises:
@@ -82,9 +74,9 @@ def target(topology: str, slices: int) -> Target:
         except RuntimeError:  # there are none
             devices = []
         if len(devices) < count:
-            return Target(topology, count, None, 0, {})
+            return step_costs.Target(topology, count, None, 0, {})
         limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
-        return Target(topology, count, devices[:count], limit / GIB, {})
+        return step_costs.Target(topology, count, devices[:count], limit / GIB, {})
     if topology.startswith("gpu"):
         raise UserError(f"--topology={topology}: expected gpu:N, such as gpu:8")
     tpu_slice = tpus.parse(topology)
@@ -92,7 +84,10 @@ def target(topology: str, slices: int) -> Target:
     jax.config.update("jax_platforms", "cpu")
     devices = tpus.compile_only_devices(tpu_slice, slices)
     name = f"{slices} x {topology}" if slices > 1 else topology
-    return Target(name, len(devices), devices, tpu_slice.kind["hbm"], tpu_slice.kind)
+    kind = tpu_slice.kind
+    return step_costs.Target(
+        name, len(devices), devices, kind["hbm"], kind, tpu_slice, slices
+    )
 
 
 def network(config: ConfigDict, chips: int) -> Network:
@@ -238,7 +233,7 @@ def search_largest(
 
 
 def report(
-    config: ConfigDict, net: Network, *, to: Target, largest: bool = False
+    config: ConfigDict, net: Network, *, to: step_costs.Target, largest: bool = False
 ) -> dict:
     """Plans a config for a target; all numbers are per chip and step.
 
@@ -296,7 +291,8 @@ def report(
     first, compiled = probe(start)
     numbers |= first
     if compiled:
-        numbers |= costs(compiled, to, numbers["model_flops"])
+        flops = numbers["model_flops"]
+        numbers |= step_costs.costs(compiled, to, model_flops=flops, images=batch)
     del compiled  # gigabytes of a full-size network
     if largest:
 
@@ -313,35 +309,8 @@ def report(
     return numbers
 
 
-def costs(compiled: Any, to: Target, model_flops: int) -> dict:
-    """What a compiled step tells of itself, per chip."""
-    text, cost = compiled.as_text(), compiled.cost_analysis()
-    numbers = {
-        "xla_flops": cost["flops"],
-        "loops": " while(" in text,
-        "collectives": hlo.collectives(text),
-    }
-    by_layer = hlo.costs(text)
-    cycles = sum(row.cycles for row in by_layer)
-    if not (to.kind and cycles):
-        return numbers
-    seconds = cycles / to.kind["clock"]
-    flops_seconds = model_flops / to.kind["peak"]
-    return numbers | {
-        "cycles": cycles,
-        "seconds": seconds,
-        "utilisation": flops_seconds / seconds,
-        "flops_seconds": flops_seconds,
-        "memory_seconds": cost["bytes accessed"] / to.kind["hbm_bandwidth"],
-        "costliest": [
-            (row.layer, row.forward / cycles, row.backward / cycles)
-            for row in by_layer[:10]
-        ],
-    }
-
-
 def plan_rows(
-    rows: Sequence[sweep_rows.Row], *, to: Target, largest: bool = False
+    rows: Sequence[sweep_rows.Row], *, to: step_costs.Target, largest: bool = False
 ) -> dict[str, dict]:
     """``report`` of every row of a sweep, by the row's name.
 
@@ -372,6 +341,12 @@ def main(argv) -> int:
     if _JSON.value and not path.absolute().parent.is_dir():
         raise UserError(f"--json {path}: {path.parent} is not a folder")
     to = target(_TOPOLOGY.value, _SLICES.value)
+    if _SCALING.value:
+        picture = Path(_SCALING.value).expanduser()
+        if _SWEEP.value or not to.kind or to.slices > 1 or to.chips < 2:
+            raise UserError("--weak_scaling needs one TPU slice of several chips")
+        if picture.suffix != ".png" or not picture.absolute().parent.is_dir():
+            raise UserError(f"--weak_scaling {picture}: expected FOLDER/FILE.png")
     if _SWEEP.value:
         file = cli.flag_value("config")
         rows, _ = sweep_rows.read(file, config, arguments.given_fields())
@@ -381,6 +356,12 @@ def main(argv) -> int:
         net = network(config, to.chips)
         reports = {"": report(config, net, to=to, largest=_LARGEST.value)}
         print("\n".join(plan_text.lines(reports[""])))
+        if _SCALING.value and "seconds" in reports[""]:
+            rows = collectives.weak_scaling(reports[""], to.tpu_slice.generation)
+            reports[""]["weak_scaling"] = rows
+            print(f"\n{scaling_plot.table(rows)}")
+            title = f"{net.model.__class__.__name__}, {config.batch_size} on {to.name}"
+            scaling_plot.plot(rows, title, Path(_SCALING.value).expanduser())
     if _JSON.value:
         files.write_json(path, reports)
     return int(not all(numbers.get("fits", True) for numbers in reports.values()))
@@ -395,5 +376,6 @@ if __name__ == "__main__":
     _LARGEST = flags.DEFINE_bool("largest_batch", False, "Search it.")
     _SWEEP = flags.DEFINE_bool("sweep", False, "All rows of the config's sweep().")
     _JSON = flags.DEFINE_string("json", "", "Also write the numbers to this file.")
+    _SCALING = flags.DEFINE_string("weak_scaling", "", "Plot 4 to 256 chips: a .png.")
     flags.mark_flags_as_required(["config", "topology"])
     cli.run(main)

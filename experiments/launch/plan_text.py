@@ -101,6 +101,21 @@ def lines(report: Mapping[str, Any]) -> list[str]:
                 f"of all operations{once} {report['memory_seconds'] * 1e3:,.1f} ms",
             ),
         ]
+        rows += [
+            ("collectives", f"about {report['network_seconds'] * 1e3:,.1f} ms"),
+            (
+                "step",
+                " to ".join(
+                    f"{report[f'seconds_{how}_overlap'] * 1e3:,.1f} ms "
+                    f"({report[f'images_{how}_overlap']:,.0f} images/s)"
+                    for how in ("with", "without")
+                )
+                + ": collectives all behind the work, or after it",
+            ),
+        ]
+        if missing := report["without_estimate"]:
+            names = ", ".join(f"{n} {kind}" for kind, n in list(missing.items())[:5])
+            rows.append(("no estimate of", f"{names}: counted as 0"))
     rows.append(("compiled in", f"{report['compile_seconds']:.0f} s"))
     if "largest_batch" in report:
         low, high = report["largest_batch"], report["too_large_batch"]

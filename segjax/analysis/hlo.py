@@ -19,9 +19,10 @@ COLLECTIVES = (
     "collective-permute",
 )
 # Operations that move nothing, or whose parts are counted themselves.
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call "
-    "after-all partition-id replica-id send recv opt-barrier".split()
+_FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
+    *("conditional", "call", "after-all", "partition-id", "replica-id", "send"),
+    *("recv", "opt-barrier"),
 )
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2} | {
     "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8

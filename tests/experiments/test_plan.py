@@ -5,10 +5,11 @@ import re
 import runpy
 
 import jax
+import matplotlib.pyplot as plt
 import pytest
 
 from experiments import plan
-from experiments.launch import plan_text, tpus
+from experiments.launch import collectives, plan_text, scaling_plot, step_costs, tpus
 from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
 from segjax.analysis import hlo
@@ -63,6 +64,62 @@ def test_cycles_belong_to_layers_and_loops_count_every_turn():
         hlo.Cost("bn1", forward=20, backward=0),
         hlo.Cost("(optimizer)", forward=5, backward=0),
     ]
+
+
+def test_operations_without_an_estimate_are_counted():
+    scatter = (
+        "  %pool = f32[8]{0} select-and-scatter(%x, %y), "
+        'metadata={op_name="jit(step)/pool"}\n  ROOT %update'
+    )
+    assert hlo.without_estimate(PROGRAM) == {}
+    changed = PROGRAM.replace("  ROOT %update", scatter)
+    assert hlo.without_estimate(changed) == {"select-and-scatter": 1}
+    inside = PROGRAM.replace("  %work = bf16[8]{0} fusion", "  %work = bf16[8]{0} sort")
+    inside = inside.replace(', backend_config={"estimated_cycles":"10"}', "")
+    assert hlo.without_estimate(inside) == {"sort": 9}
+
+
+@pytest.mark.parametrize(
+    "topology, slices, expected",
+    [
+        # Rows of 4 in both directions: one neighbour at the ends, 3 + 3 hops.
+        ("v5e:4x4", 1, 2 * 90e6 * 15 / 16 / 90e9 + 2 * 6e-6),
+        # Rings of 16: both directions of each, at most 8 hops.
+        ("v5e:16x16", 1, 2 * 90e6 * 255 / 256 / 180e9 + 2 * 16e-6),
+        # Rings in three directions.
+        ("v5p:4x4x4", 1, 2 * 90e6 * 63 / 64 / 540e9 + 2 * 6e-6),
+        ("v5e:1x1", 1, 0),
+    ],
+)
+def test_time_of_an_all_reduce_by_hand(topology, slices, expected):
+    found = tpus.parse(topology)
+    counted = {"all-reduce": (1, 90_000_000)}
+    assert collectives.seconds(counted, found, slices) == pytest.approx(expected)
+    # Between four slices, a chip sends its share of the bytes 2 x 3/4 times.
+    sent = 2 * 90e6 / found.chips * 3 / 4 / collectives.BANDWIDTH[found.generation][1]
+    more = collectives.seconds(counted, found, 4) - expected
+    assert more == pytest.approx(sent + collectives.ROUND_TRIP)
+
+
+def test_weak_scaling_keeps_the_batch_per_chip(tmp_path):
+    report = {
+        "batch_per_chip": 8,
+        "seconds": 0.1,
+        "collectives": {"all-reduce": (108, 98_600_000)},
+    }
+    for generation in tpus.TPUS:
+        rows = collectives.weak_scaling(report, generation)
+        assert {row["chips"] for row in rows} >= {4, 16, 64, 256}
+        assert rows[-1]["slices"] == 4 and rows[-1]["chips"] == 256
+        for row in rows:
+            images = 8 * row["chips"] * tpus.TPUS[generation].get("devices", 1)
+            assert row["images_with_overlap"] == pytest.approx(images / 0.1)
+            slower = images / (0.1 + row["network_seconds"])
+            assert row["images_without_overlap"] == pytest.approx(slower)
+    rows = collectives.weak_scaling(report, "v5e")
+    assert "4 x 8x8" in scaling_plot.table(rows)
+    scaling_plot.plot(rows, "PSPNet", tmp_path / "a.png")
+    assert plt.imread(tmp_path / "a.png").shape[2] == 4
 
 
 def test_bytes_of_collectives():
@@ -181,7 +238,7 @@ def planned(config, to):
 
 
 def test_report_for_the_devices_of_this_machine():
-    to = plan.Target("cpu:4", 4, jax.devices()[:4], 0.0, {})
+    to = step_costs.Target("cpu:4", 4, jax.devices()[:4], 0.0, {})
     found = planned(tiny(), to)
     assert found["fits"] and found["batch_per_chip"] == 2
     # 3x3 of 3 to 4 and of 4 to 4 with scale and bias of each, 1x1 to 9 classes.
@@ -204,7 +261,7 @@ def test_report_for_the_devices_of_this_machine():
 
 
 def test_report_without_a_compiler_is_analytic_and_says_so():
-    found = planned(tiny(), plan.Target("gpu:8", 8, None, 0, {}))
+    found = planned(tiny(), step_costs.Target("gpu:8", 8, None, 0, {}))
     text = "\n".join(plan_text.lines(found))
     assert "analytic only" in text and "fits" not in found
 
@@ -216,7 +273,7 @@ def test_gpus_are_a_number(topology):
 
 
 def test_batch_must_split_over_the_chips():
-    to = plan.Target("v5e:4x4", 16, None, 0, {})
+    to = step_costs.Target("v5e:4x4", 16, None, 0, {})
     with pytest.raises(UserError, match="config.batch_size=8 .* 16 devices"):
         planned(tiny(), to)
 
@@ -227,7 +284,9 @@ def test_gpu_that_is_too_small_is_told_although_its_compiler_refuses_nothing(
     tried = {"fits": True, "needed_gib": 40.0, "compile_seconds": 1.0}
     monkeypatch.setattr(plan, "compile_step", lambda *_, **__: (dict(tried), None))
     for gib, fits in ((16.0, False), (80.0, True)):
-        found = planned(tiny(), plan.Target("gpu:4", 4, jax.devices()[:4], gib, {}))
+        found = planned(
+            tiny(), step_costs.Target("gpu:4", 4, jax.devices()[:4], gib, {})
+        )
         assert found["fits"] == fits
 
 
@@ -244,7 +303,7 @@ def sweep():
 
 def test_rows_are_all_checked_before_one_compiles(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "compile_step", lambda *_, **__: pytest.fail("compiled"))
-    to = plan.Target("cpu:2", 2, jax.devices()[:2], 0.0, {})
+    to = step_costs.Target("cpu:2", 2, jax.devices()[:2], 0.0, {})
     path = tmp_path / "sweep.py"
     path.write_text(ROWS.replace("SIZES", "(4, 3)"))
     base = runpy.run_path(str(path))["get_config"]()
@@ -261,7 +320,7 @@ def test_a_row_that_cannot_compile_leaves_the_others_in_the_table(
         return {"fits": False, "needed_gib": 9.0, "compile_seconds": 1.0}, None
 
     monkeypatch.setattr(plan, "compile_step", compile_step)
-    to = plan.Target("cpu:2", 2, jax.devices()[:2], 0.0, {})
+    to = step_costs.Target("cpu:2", 2, jax.devices()[:2], 0.0, {})
     path = tmp_path / "sweep.py"
     path.write_text(ROWS.replace("SIZES", "(4, 8)"))
     base = runpy.run_path(str(path))["get_config"]()
@@ -302,7 +361,7 @@ def test_tpu_step_has_cycles_by_paper_layer_and_nothing_made_for_cpus(v5e):
     assert found["fits"] and found["needed_gib"] < 0.1
     # On CPUs, the gradient of a kernel of 16 channels is a loop over its taps.
     assert " while(" not in compiled.as_text()
-    found = plan.costs(compiled, v5e, 2 * net.flops)
+    found = step_costs.costs(compiled, v5e, model_flops=2 * net.flops, images=8)
     assert found["cycles"] > 1000 and 0 < found["utilisation"] < 1
     layers = {name for name, *_ in found["costliest"]}
     assert layers & {"enc0_conv1", "enc0_conv2", "enc0_bn1", "enc0_bn2"}
