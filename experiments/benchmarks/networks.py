@@ -228,7 +228,7 @@ others in the file of `--json`.
 
 * **Side** of the square images: {size}, or the next larger one that the network takes.
 * **GFLOPs** of the forward pass of the batch, fixed interpolation included: twice the
-  multiply-adds.
+  multiply-adds of the form that the paper writes down.
 * **Forward**: prediction of the logits. **Step**: training, forward and backward passes
   with all auxiliary losses and an SGD update.
 * **GFLOP/s**: 3 x GFLOPs (forward, and twice that backward) per time of the step.

@@ -271,6 +271,36 @@ def test_layers_of_unet():
     assert found.flops == 2 * found.macs == 2 * sum(x.macs for x in found.layers)
 
 
+def test_computed_beside_published_macs():
+    """conv5_4 by hand: the taps on the small maps, then rows and columns in turn."""
+    fields = dict(width=4, pyramid_channels=5, head_channels=7, bins=(1, 3), aux=False)
+    image = (57, 57, 3)  # maps of 8 x 8
+    plain, folded = (
+        summary(PSPNet(2, **fields, folded=form), image, activations=False)
+        for form in (False, True)
+    )
+    assert plain.macs == folded.macs
+    assert plain.computed_macs == plain.macs + plain.fixed_macs
+    assert plain.fixed_macs == folded.fixed_macs
+    (layer,) = (x for x in folded.layers if x.name == "conv5_4")
+    channels = layer.kernel[2] - 2 * 5
+    assert layer.macs == 8 * 8 * 9 * (channels + 2 * 5) * 7
+    expected = 8 * 8 * 9 * channels * 7
+    for side in (1, 3):
+        expected += side**2 * 9 * 5 * 7 + 8 * (3 * side) ** 2 * 7
+    expected += 8 * 8 * 3 * (1 + 3) * 7
+    assert layer.computed_macs == expected
+    saved = layer.macs - layer.computed_macs
+    assert folded.computed_macs == plain.computed_macs - saved
+    for x, y in zip(plain.layers, folded.layers, strict=True):
+        assert x._replace(computed_macs=0) == y._replace(computed_macs=0)
+        assert x.computed_macs == x.macs
+    titles, *rows = tables.layer_rows(folded)
+    (row,) = (dict(zip(titles, row)) for row in rows if row[0] == "conv5_4")
+    assert (row["MACs"], row["computed"]) == (f"{layer.macs:,}", f"{expected:,}")
+    assert ("MACs computed", f"{folded.computed_macs:,}") in tables.total_rows(folded)
+
+
 def test_layers_of_fcn():
     found = summary(FCN(21, norm="batch"), (64, 96, 3), activations=False)
     layers_of = {layer.name: layer for layer in found.layers}
