@@ -7,16 +7,21 @@ From scratch, where the papers start from ImageNet weights; batch normalization 
 makes that possible, and the skips are not scaled then.  Published with ImageNet
 weights: 59.56 mIoU on the CamVid test set for FCN at 360x480 (SegNet, PAMI 2017; from
 memory).
+
+:gpu, the default, is for one GPU; :v5e_16 for 16 chips of TPU v5e (docs/pods.md): batch
+128, as many epochs, the rate scaled with the batch (experiments/shared/pods.py). The
+latter has not been trained.
 """
 
-from experiments.shared import recipes
-from segjax.config import make
+from experiments.shared import pods, recipes
+from segjax.config import make, variant
+
+VARIANTS = {"gpu": {}, "v5e_16": {"chips": 16}}
 
 
 def get_config(arg: str = ""):
-    del arg
     base = recipes.FCN_FROM_SCRATCH
-    return make(
+    config = make(
         model_name="fcn",
         eval_every=500,
         **base
@@ -25,3 +30,4 @@ def get_config(arg: str = ""):
             "augment": base["augment"] | recipes.COLORS,
         },
     )
+    return pods.scaled(config, **variant(arg, VARIANTS))

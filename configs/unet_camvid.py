@@ -6,15 +6,20 @@
 From scratch.  Published, for scale only: 71.95 mIoU on validation for a U-Net of
 31.03 M parameters at 368x480 with median-frequency weights (OpenVINO model zoo,
 unet-camvid-onnx-0001).  Sized for one GPU of 16 GB with model.dtype=bfloat16.
+
+:gpu, the default, is for one GPU; :v5e_16 for 16 chips of TPU v5e (docs/pods.md): batch
+128, as many epochs, the rate scaled with the batch (experiments/shared/pods.py). The
+latter has not been trained.
 """
 
-from experiments.shared import recipes
-from segjax.config import make
+from experiments.shared import pods, recipes
+from segjax.config import make, variant
+
+VARIANTS = {"gpu": {}, "v5e_16": {"chips": 16}}
 
 
 def get_config(arg: str = ""):
-    del arg
-    return make(
+    config = make(
         model_name="unet",
         model={"padding": "same", "norm": "batch", "dtype": "bfloat16"},
         data={"name": "camvid"},
@@ -33,3 +38,4 @@ def get_config(arg: str = ""):
         eval_every=500,
         save_every=500,
     )
+    return pods.scaled(config, **variant(arg, VARIANTS))

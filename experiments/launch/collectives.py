@@ -3,8 +3,8 @@
 Sources: the bandwidth of a link, which axes are rings, and 1 us per hop: "How to Scale
 Your Model" (jax-ml.github.io/scaling-book, chapters on TPUs and on sharding); tpu7x,
 and the data center's network: docs.cloud.google.com/tpu/docs (v5e 6.4 Tbit/s and v6e
-25.6 Tbit/s per pod of 256 chips, v5p 50 and tpu7x 100 Gbit/s per chip; v4: 25 GB/s per host,
-the book's number for any).  The time of a round trip between slices is not published;
+25.6 Tbit/s per pod of 256 chips, v5p 50 and tpu7x 100 Gbit/s per chip; v4: 25 GB/s per
+host, the number of the book for any).  A round trip between slices is not published;
 ``ROUND_TRIP`` is an assumption.
 """
 

@@ -68,7 +68,9 @@ def plot(rows: Sequence[dict], title: str, path: Path) -> None:
     axes.set_xticks(sorted({row["chips"] for row in rows}))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(
+        0, 1.1 * max(row["images_with_overlap"] / row["chips"] for row in rows)
+    )
     axes.set_xlabel("chips (squares: several slices)")
     axes.set_ylabel("images/s per chip, estimated")
     axes.set_title(title, fontsize=10)
