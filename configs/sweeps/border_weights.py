@@ -12,7 +12,7 @@ the paper (w0 = 10, sigma = 5 px).  quick has a narrow network and few steps.
 from experiments.shared.recipes import NUCLEI
 from segjax.config import make, variant
 
-_STEPS = 240
+_STEPS = 1000
 VARIANTS = {
     "full": NUCLEI["full"],
     "quick": NUCLEI["small"]
