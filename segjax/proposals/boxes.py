@@ -4,7 +4,6 @@ A box of one pixel has left = right and top = bottom. Boxes may exceed the image
 """
 
 import numpy as np
-from scipy import ndimage
 
 NONE = (0, 0, -1, -1)
 """A box without pixels."""
@@ -45,6 +44,8 @@ def enlarge(boxes: np.ndarray, factor: float) -> np.ndarray:
 
 def tight(labels: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
     """The smallest box around each region of a map of integers [H, W]; 0 is none."""
+    from scipy import ndimage  # takes 0.2 s, which no --help should wait for
+
     found = {}
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
         if place is not None:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from segjax.errors import UserError
 
@@ -122,6 +121,8 @@ def merge(
     Yields:
       Box and small regions, of the n regions first, then of each union.
     """
+    from scipy import ndimage  # takes 0.2 s, which no --help should wait for
+
     pixels, count = regions.size, int(regions.max()) + 1
     texture = _texture_histograms(image, regions, count)
     parts = [_color_histograms(image, regions, count), texture]
