@@ -100,7 +100,7 @@ def test_kernel_gradient_by_bands(shape, window, rows, dtype, tolerance, monkeyp
         ((3, 3, 64, 8), Window(1, 1, 1), conv_forms.native),
         ((3, 3, 64, 7), Window(), conv_forms.products_first),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_form_that_a_cpu_takes(kernel, window, form):
     assert conv_forms.cpu_form(kernel, window) is form
