@@ -223,31 +223,38 @@ def conv_transpose(
 def _conv_transpose(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, more: int
 ) -> jax.Array:
-    n, h, w, channels = x.shape
-    size, features = kernel.shape[0], kernel.shape[3]
-    if h == w == 1:
-        stride = size  # a single location gives the same output at any stride
+    size = kernel.shape[0]
+    if x.shape[1:3] == (1, 1):
+        # A single location gives the same output at any stride: one matrix product.
+        return conv_forms.transposed_product(x, kernel, (size, padding, more))
     if stride == 1 and padding < size and not more:
         return conv2d(x, kernel[::-1, ::-1], padding=size - 1 - padding)
-    # A block of stride x stride taps gives each input location its own outputs: a
-    # matrix product. Overlapping outputs belong to the next block, one location
-    # further.
-    blocks = -(-size // stride)
-    parts = []
-    for a, b in itertools.product(range(blocks), repeat=2):
-        taps = kernel[a * stride : (a + 1) * stride, b * stride : (b + 1) * stride]
-        rows, columns = taps.shape[:2]
-        taps = taps.transpose(2, 0, 1, 3).reshape(channels, -1)
-        part = (x.reshape(-1, channels) @ taps).reshape(n, h, w, rows, columns, -1)
-        shifts = ((a, blocks - 1 - a), (b, blocks - 1 - b))
-        missing = ((0, stride - rows), (0, stride - columns))
-        parts.append(jnp.pad(part, ((0, 0), *shifts, *missing, (0, 0))))
-    sides = [stride * (side + blocks - 1) for side in (h, w)]
-    y = functools.reduce(jnp.add, parts)
-    y = y.swapaxes(2, 3).reshape(n, *sides, features)
-    y = jnp.pad(y, ((0, 0), (0, more), (0, more), (0, 0))) if more else y
-    height, width = (stride * (side - 1) + size - padding + more for side in (h, w))
-    return y[:, padding:height, padding:width]
+    return _transposed(x, kernel, (stride, padding, more))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _transposed(
+    x: jax.Array, kernel: jax.Array, how: tuple[int, int, int]
+) -> jax.Array:
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: conv_forms.transposed_product(x, kernel, how),
+        default=lambda x, kernel: conv_forms.transposed_native(x, kernel, how),
+    )
+
+
+def _transposed_forward(x, kernel, how):
+    return _transposed(x, kernel, how), (x, kernel)
+
+
+def _transposed_backward(how, saved, gradient):
+    name = "transposed_product" if _on_cpu() else "transposed_native"
+    form = getattr(conv_forms, name)
+    return jax.vjp(lambda x, kernel: form(x, kernel, how), *saved)[1](gradient)
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
 def bilinear_taps(size: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 Arrays are [N, H, W, C], kernels [kh, kw, I, O]. :func:`cpu_form` and
 :func:`cpu_kernel_gradient` are the table of what is faster on CPUs than the operations
 of XLA, and from which shapes on; docs/benchmark.md has the measurements. Elsewhere a
-convolution is always :func:`native`.
+convolution is always :func:`native`, a transposed one :func:`transposed_native`.
 """
 
 import functools
@@ -238,3 +238,54 @@ def _gradient_by_bands(
     total = jax.lax.fori_loop(0, bands, add_band, total)
     total = total.reshape(columns, channels, rows, features)
     return total.transpose(2, 0, 1, 3).astype(x.dtype)
+
+
+# --- transposed convolution -----------------------------------------------------------
+
+
+def transposed_native(
+    x: jax.Array, kernel: jax.Array, how: tuple[int, int, int]
+) -> jax.Array:
+    """conv.conv_transpose as XLA's convolution of the map with zeros in between.
+
+    `how`: stride, padding, output padding.
+    """
+    stride, padding, more = how
+    edges = len(kernel) - 1 - padding, len(kernel) - 1 - padding + more
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        window_strides=(1, 1),
+        padding=(edges, edges),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=_LAYOUT,
+    )
+
+
+def transposed_product(
+    x: jax.Array, kernel: jax.Array, how: tuple[int, int, int]
+) -> jax.Array:
+    """The same as matrix products: faster on CPUs.
+
+    A block of stride x stride taps gives each input location its own outputs: a matrix
+    product. Overlapping outputs belong to the next block, one location further.
+    """
+    stride, padding, more = how
+    n, h, w, channels = x.shape
+    size, features = kernel.shape[0], kernel.shape[3]
+    blocks = -(-size // stride)
+    parts = []
+    for a, b in itertools.product(range(blocks), repeat=2):
+        taps = kernel[a * stride : (a + 1) * stride, b * stride : (b + 1) * stride]
+        rows, columns = taps.shape[:2]
+        taps = taps.transpose(2, 0, 1, 3).reshape(channels, -1)
+        part = (x.reshape(-1, channels) @ taps).reshape(n, h, w, rows, columns, -1)
+        shifts = ((a, blocks - 1 - a), (b, blocks - 1 - b))
+        missing = ((0, stride - rows), (0, stride - columns))
+        parts.append(jnp.pad(part, ((0, 0), *shifts, *missing, (0, 0))))
+    sides = [stride * (side + blocks - 1) for side in (h, w)]
+    y = functools.reduce(jnp.add, parts)
+    y = y.swapaxes(2, 3).reshape(n, *sides, features)
+    y = jnp.pad(y, ((0, 0), (0, more), (0, more), (0, 0))) if more else y
+    height, width = (stride * (side - 1) + size - padding + more for side in (h, w))
+    return y[:, padding:height, padding:width]

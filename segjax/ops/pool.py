@@ -3,7 +3,8 @@
 Windows are reduced one axis at a time over strided slices instead of with
 ``lax.reduce_window``: same values, and a gradient of pads and selects, which is an
 order of magnitude faster on CPU than its select-and-scatter. Where several pixels of a
-window tie for the maximum they share its gradient.
+window tie for the maximum they share its gradient. Maxima without a gradient are
+``lax.reduce_window`` on other devices than CPUs.
 
 Maxima are taken of two arrays at a time. The gradient of ``x.max(axis)`` divides by the
 number of entries that equal the maximum; a compiler that computes `x` again in another
@@ -12,6 +13,7 @@ fusion, with other roundings, finds none, and 0 / 0 is NaN.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +83,13 @@ def _reduce_axis(
     return functools.reduce(combine, parts)
 
 
+class _Windows(NamedTuple):
+    kernel: int
+    stride: int
+    padding: int
+    ceil: bool
+
+
 def max_pool(
     x: jax.Array, kernel: int, *, stride: int, padding: int = 0, ceil: bool = False
 ) -> jax.Array:
@@ -89,21 +98,60 @@ def max_pool(
     Floor mode drops an incomplete last window; `ceil` is Caffe's rule, which keeps it
     (clipped to the map).
     """
-    lowest = (
-        -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    return _max_pool(x, _Windows(kernel, stride, padding, ceil))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, windows: _Windows) -> jax.Array:
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: _max_of_slices(x, windows),
+        default=lambda x: _max_of_windows(x, windows),
     )
+
+
+def _max_pool_forward(x, windows):
+    # With a gradient it is the slices everywhere: ties share it on every device.
+    return jax.vjp(lambda x: _max_of_slices(x, windows), x)
+
+
+def _max_pool_backward(windows, pull, gradient):
+    del windows
+    return pull(gradient)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _lowest(dtype: jnp.dtype) -> float | int:
+    if jnp.issubdtype(dtype, jnp.floating):
+        return -np.inf
+    return int(jnp.iinfo(dtype).min)
+
+
+def _max_of_slices(x: jax.Array, windows: _Windows) -> jax.Array:
     for axis in (1, 2):
         x = _reduce_axis(
-            x,
-            axis,
-            kernel=kernel,
-            stride=stride,
-            padding=padding,
-            ceil=ceil,
-            combine=maximum,
-            fill=lowest,
+            x, axis, **windows._asdict(), combine=maximum, fill=_lowest(x.dtype)
         )
     return x
+
+
+def _max_of_windows(x: jax.Array, windows: _Windows) -> jax.Array:
+    """One operation, which reads the map once; for devices other than CPUs."""
+    kernel, stride, padding, _ = windows
+    edges = [(0, 0)]
+    for side in x.shape[1:3]:
+        last = (_output_side(side, **windows._asdict()) - 1) * stride
+        edges.append((padding, max(0, last + kernel - side - padding)))
+    return jax.lax.reduce_window(
+        x,
+        np.asarray(_lowest(x.dtype), x.dtype),
+        jax.lax.max,
+        (1, kernel, kernel, 1),
+        (1, stride, stride, 1),
+        (*edges, (0, 0)),
+    )
 
 
 def avg_pool(
