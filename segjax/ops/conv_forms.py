@@ -251,15 +251,17 @@ def transposed_native(
     `how`: stride, padding, output padding.
     """
     stride, padding, more = how
-    edges = len(kernel) - 1 - padding, len(kernel) - 1 - padding + more
-    return jax.lax.conv_general_dilated(
+    edge = len(kernel) - 1 - padding
+    cut = max(-edge, 0)  # beyond the kernel: XLA pads, it does not cut any number
+    y = jax.lax.conv_general_dilated(
         x,
         kernel[::-1, ::-1],
         window_strides=(1, 1),
-        padding=(edges, edges),
+        padding=[(edge + cut, edge + cut + more)] * 2,
         lhs_dilation=(stride, stride),
         dimension_numbers=_LAYOUT,
     )
+    return y[:, cut : y.shape[1] - cut, cut : y.shape[2] - cut]
 
 
 def transposed_product(
