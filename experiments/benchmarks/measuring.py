@@ -43,11 +43,12 @@ def compile_timed(function: Callable, *inputs) -> tuple[jax.stages.Compiled, flo
     return function.lower(*inputs).compile(), time.perf_counter() - began
 
 
-def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of a call of each, called in turns, after one that is not counted.
+def rounds(functions: Mapping[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Seconds of a call of each function in every round, after one that is not counted.
 
-    What else the machine does then meets all of them. Fast functions are called several
-    times per turn, so that launching overlaps with computing as in training.
+    They are called in turns: what else the machine does then meets all of them. Fast
+    functions are called several times per turn, so that launching overlaps with
+    computing as in training.
     """
     calls, seconds = {}, {name: [] for name in functions}
     for name, function in functions.items():
@@ -62,7 +63,13 @@ def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float
                 last = function()
             jax.block_until_ready(last)
             seconds[name].append((time.perf_counter() - began) / calls[name])
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return seconds
+
+
+def in_turns(functions: Mapping[str, Callable], repeats: int) -> dict[str, float]:
+    """The medians of :func:`rounds`."""
+    times = rounds(functions, repeats)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def conditions(**options) -> dict[str, Any]:

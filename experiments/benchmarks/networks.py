@@ -108,8 +108,7 @@ def measure(network: published.Network, *, size: int, batch: int, repeats: int) 
     )
 
     def forward(state, examples):
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return model.apply(variables, examples["image"], train=False)[0]
+        return logits(model, state, examples["image"])
 
     options = config_lib.make().loss
     step = training.make_step(model, optax.sgd(1e-9), options=options, seed=0)
@@ -140,6 +139,14 @@ def measure(network: published.Network, *, size: int, batch: int, repeats: int) 
         name: {"seconds": seconds[name], "compile_seconds": compile_seconds[name]}
         for name in executables
     }
+
+
+def logits(
+    model: nn.Module, state: training.TrainState, images: jax.Array
+) -> jax.Array:
+    """Logits of prediction."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return model.apply(variables, images, train=False)[0]
 
 
 def _trace(model: nn.Module, side: int):
