@@ -782,7 +782,7 @@ def test_measure_rounds_like_the_published_number():
     layer = layer._replace(macs=93_598_207_520)
     other = Layer("b", (), parameters=10, statistics=0)
     logits = Map((1, 4, 4, 2), 8, (3, 11))
-    found = Summary("Net", (32, 32, 3), (layer, other), logits, {}, 0, 0)
+    found = Summary("Net", (32, 32, 3), (layer, other), logits, {}, 0, 0, 0)
     for quantity, value in (
         ("parameters", "134,346,591"),
         ("parameters of a", "134,346,581"),

@@ -404,6 +404,7 @@ def test_plan_says_1_if_something_does_not_fit(monkeypatch, tmp_path, capsys):
     found = {"fits": True}
     values = {"_CONFIG": config_lib.make(), "_JSON": str(tmp_path / "p.json")}
     values |= {"_TOPOLOGY": "gpu:3", "_SLICES": 2, "_LARGEST": True, "_SWEEP": False}
+    values |= {"_SCALING": ""}
     for name, value in values.items():
         flag = SimpleNamespace(value=value)
         monkeypatch.setattr(plan, name, flag, raising=False)
@@ -497,5 +498,7 @@ def test_ctrl_c_and_a_full_disk_have_codes_of_their_own(capsys, monkeypatch):
     def other(argv):
         raise OSError(5, "Input/output error")
 
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(SystemExit) as caught:
         cli._guarded(other, [])
+    assert caught.value.code == cli.LOST == 69
+    assert capsys.readouterr().err.endswith("OSError: [Errno 5] Input/output error\n")
