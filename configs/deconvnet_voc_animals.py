@@ -20,8 +20,6 @@ protocol and results.
 from experiments.shared import recipes
 from segjax.config import make, variant
 
-ANIMALS = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
-
 PAPER = {
     "batch_size": 64,
     "grad_accum_steps": 8,
@@ -106,7 +104,7 @@ VARIANTS = {
 
 def get_config(arg: str = ""):
     values = variant(arg, VARIANTS)
-    data = {"name": "voc2012", "keep_classes": ANIMALS, **values["data"]}
+    data = {"name": "voc2012", "keep_classes": recipes.ANIMALS, **values["data"]}
     common = {
         "model_name": "deconvnet",
         "eval_every": 0,  # whole images say little of what is trained on crops

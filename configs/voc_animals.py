@@ -15,8 +15,6 @@ published ones, which are of 21 classes.
 from experiments.shared import recipes
 from segjax.config import make, variant
 
-ANIMALS = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
-
 VARIANTS = {
     "full": {
         "model": {"backbone": "resnet50", "image_stats": "unit", "dtype": "bfloat16"},
@@ -52,7 +50,7 @@ def get_config(arg: str = ""):
         model=size["model"],
         data={
             "name": "voc2012",
-            "keep_classes": ANIMALS,
+            "keep_classes": recipes.ANIMALS,
         },
         augment={
             "crop": size["crop"],

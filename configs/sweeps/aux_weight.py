@@ -4,10 +4,13 @@
         --workdir runs/aux_weight --seeds 3
     python -m experiments.sweep --config configs/sweeps/aux_weight.py --seeds 3 \\
         --workdir runs/aux_weight_camvid --config.data.root=/path/to/CamVid
+    python -m experiments.sweep --config configs/sweeps/aux_weight.py:animals \\
+        --workdir runs/aux_weight_animals --config.data.root=/path/to/VOCdevkit \\
+        --config.init_from=weights/squeezenet.safetensors --seeds 3
 
 The weights of the paper's table.  The full form is PSPNet-50 from scratch on CamVid at
 360x480, by the recipe of configs/pspnet50_camvid.py; quick has 96x96 scenes and a
-narrow backbone of four blocks.
+narrow backbone of four blocks, animals six animals of VOC at 128x128 and SqueezeNet.
 """
 
 from experiments.shared import recipes
@@ -26,6 +29,14 @@ VARIANTS = {
             "image_stats": "unit",
         },
         **recipes.quick(16),
+    },
+    "animals": {
+        "model": {
+            "backbone": "squeezenet",
+            "pyramid_channels": 128,
+            "head_channels": 128,
+        },
+        **recipes.animals(128, 1200),
     },
 }
 

@@ -4,10 +4,14 @@
         --workdir runs/fcn_skips --seeds 3
     python -m experiments.sweep --config configs/sweeps/fcn_skips.py --seeds 3 \\
         --workdir runs/fcn_skips_camvid --config.data.root=/path/to/CamVid
+    python -m experiments.sweep --config configs/sweeps/fcn_skips.py:animals \\
+        --workdir runs/fcn_skips_animals --config.data.root=/path/to/VOCdevkit \\
+        --config.init_from=weights/squeezenet.safetensors --seeds 3
 
 The full form is on CamVid at 360x480, from scratch with batch normalization, by the
 recipe of configs/fcn8s_camvid.py; the papers start each network from the coarser one.
-quick has 96x96 scenes and narrow layers.
+quick has 96x96 scenes and narrow layers, animals six animals of VOC at 128x128 and
+SqueezeNet, whose stride of 16 has no 32s.
 """
 
 from experiments.shared import recipes
@@ -25,6 +29,10 @@ VARIANTS = {
         },
         **recipes.quick(8),
     },
+    "animals": {
+        "model": {"backbone": "squeezenet", "dropout": 0.2, "at_once": True},
+        **recipes.animals(128, 1200),
+    },
 }
 
 
@@ -32,6 +40,6 @@ def get_config(arg: str = ""):
     return make(model_name="fcn", **variant(arg, VARIANTS))
 
 
-def sweep():
-    for skips in (32, 16, 8):
+def sweep(arg: str = ""):
+    for skips in (16, 8) if arg == "animals" else (32, 16, 8):
         yield {"model.skips": skips}

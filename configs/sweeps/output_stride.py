@@ -4,11 +4,15 @@
         --workdir runs/output_stride --seeds 3
     python -m experiments.sweep --config configs/sweeps/output_stride.py --seeds 3 \\
         --workdir runs/output_stride_camvid --config.data.root=/path/to/CamVid
+    python -m experiments.sweep --config configs/sweeps/output_stride.py:animals \\
+        --workdir runs/output_stride_animals --config.data.root=/path/to/VOCdevkit \\
+        --config.init_from=weights/squeezenet.safetensors --seeds 3
 
 Strides beyond the output stride become dilation: the same weights, the same theoretical
 receptive field, more cells.  The full form is PSPNet-50 from scratch on CamVid at
 360x480, by the recipe of configs/pspnet50_camvid.py; quick has 96x96 scenes and a
-narrow backbone of four blocks.
+narrow backbone of four blocks, animals six animals of VOC at 128x128 and SqueezeNet,
+whose stride is 16.
 """
 
 from experiments.shared import recipes
@@ -29,6 +33,15 @@ VARIANTS = {
         },
         **recipes.quick(16),
     },
+    "animals": {
+        "model": {
+            "backbone": "squeezenet",
+            "pyramid_channels": 128,
+            "head_channels": 128,
+            "aux": False,
+        },
+        **recipes.animals(128, 1200),
+    },
 }
 
 
@@ -36,6 +49,6 @@ def get_config(arg: str = ""):
     return make(model_name="pspnet", **variant(arg, VARIANTS))
 
 
-def sweep():
-    for stride in (32, 16, 8):
+def sweep(arg: str = ""):
+    for stride in (16, 8) if arg == "animals" else (32, 16, 8):
         yield {"model.output_stride": stride}

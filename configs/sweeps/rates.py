@@ -5,6 +5,9 @@
     python -m experiments.sweep --config configs/sweeps/rates.py --seeds 3 \\
         --workdir runs/rates_camvid --config.data.root=/path/to/CamVid \\
         --config.init_from=weights/vgg16.safetensors
+    python -m experiments.sweep --config configs/sweeps/rates.py:animals \\
+        --workdir runs/rates_animals --config.data.root=/path/to/VOCdevkit \\
+        --config.init_from=weights/squeezenet.safetensors --seeds 3
 
 The full form is table 3 of DeepLab v2 (LargeFOV, ASPP-S, ASPP-L) with a few single
 rates and sets beside it, on CamVid at 360x480 and by the recipe of
@@ -13,7 +16,8 @@ configs/deeplab_camvid.py:deeplab-v2-vgg16-aspp-l.
 quick asks which rates reach the context, on procedural scenes of 64x64 pixels: without
 its head the network sees 39 pixels, less than from a tent to the balloon that tells the
 two kinds of tents apart; a 3x3 branch of rate r has eight more such windows, 8 r pixels
-away.  A run takes a minute on two CPU cores.
+away.  A run takes a minute on two CPU cores.  animals are six animals of VOC at 128x128
+on SqueezeNet, with half the rates of LargeFOV, ASPP-S and ASPP-L.
 """
 
 from experiments.shared import recipes
@@ -47,6 +51,11 @@ VARIANTS = {
         "loss": {"class_weights": (1.0,) * 7 + (4.0, 4.0)},
     },
 }
+VARIANTS["animals"] = {
+    "model": {"backbone": "squeezenet", "fc6_channels": 128, "dropout": 0.2},
+    "loss": {"resolution": "output_stride"},
+    **recipes.animals(128, 1200),
+}
 _ROWS = {
     "camvid": (
         (1,),
@@ -58,6 +67,7 @@ _ROWS = {
         (6, 12),
     ),
     "quick": ((1,), (2,), (4,), (2, 4, 6)),
+    "animals": ((6,), (1, 2, 4, 6), (3, 6, 9, 12)),
 }
 
 

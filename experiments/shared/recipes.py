@@ -126,14 +126,36 @@ def quick(
     }
 
 
+ANIMALS = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
+
+
+def animals(size: int, steps: int) -> dict[str, Any]:
+    """Animals of VOC 2012 at ``size`` x ``size``, for two CPU cores.
+
+    For a network with ``backbone="squeezenet"`` that starts from ImageNet weights
+    (``config.init_from``); its other layers learn at four times the rate.
+    """
+    return {
+        "data": {"name": "voc2012", "resize": (size, size), "keep_classes": ANIMALS},
+        "augment": {"crop": (size, size), "scale": (0.75, 1.25), "flip": 0.5},
+        "batch_size": 8,
+        "total_steps": steps,
+        "optim": adam(2e-3) | {"lr_mult": ("^backbone=0.25",)},
+        "eval_every": 0,
+        "eval_batch_size": 8,
+        "eval_images": 4,
+        "save_every": 300,
+    }
+
+
 def weak_animals(
     data: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
     steps: int = 900,
 ) -> dict[str, Any]:
     """A narrow DeepLab-LargeFOV on animals of VOC at 64x64, for two CPU cores."""
-    animals = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
-    return {
+    recipe = animals(64, steps)
+    return recipe | {
         "model_name": "deeplab",
         "model": {
             "backbone": "squeezenet",
@@ -141,13 +163,7 @@ def weak_animals(
             "fc6_channels": 128,
             "dropout": 0.2,
         },
-        "data": {
-            "name": "voc2012",
-            "resize": (64, 64),
-            "keep_classes": animals,
-            **(data or {}),
-        },
-        "augment": {"crop": (64, 64), "scale": (0.75, 1.25), "flip": 0.5},
+        "data": recipe["data"] | (data or {}),
         "loss": {"resolution": "output_stride", **(loss or {})},
         "crf": {
             "smoothness_weight": 1.0,
@@ -155,13 +171,6 @@ def weak_animals(
             "appearance_weight": 5.0,
             "appearance_sigma_xy": 10.0,
         },
-        "batch_size": 8,
-        "total_steps": steps,
-        "optim": adam(5e-4) | {"lr_mult": ("head=4",)},
-        "eval_every": 0,
-        "eval_batch_size": 8,
-        "eval_images": 4,
-        "save_every": 100,
     }
 
 
