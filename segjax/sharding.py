@@ -47,7 +47,8 @@ def device_grid(devices: Sequence[jax.Device], slices: int = 0) -> np.ndarray:
     and micro-batches meet the same images however many processes there are.
     ``jax.make_mesh`` would follow the wiring instead: on a v5e:4x4 slice the processes
     0, 0, 1, 1, 1, 1, 0, 2, .. For collectives over all devices the order of the mesh
-    does not matter.
+    does not matter. Where slices take turns in the order of processes, as hosts of GPUs
+    may in a cyclic distribution of tasks, there is one axis only.
 
     Args:
       devices: of one or several slices, in any order.
@@ -61,6 +62,8 @@ def device_grid(devices: Sequence[jax.Device], slices: int = 0) -> np.ndarray:
     for device in devices:
         by_slice[getattr(device, "slice_index", 0)].append(device)
     rows = list(by_slice.values())
+    if [device for row in rows for device in row] != devices:
+        rows = [devices]
     if len(rows) == 1 and slices > 1:
         size, remainder = divmod(len(devices), slices)
         if remainder:
