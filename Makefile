@@ -1,5 +1,6 @@
 # make quickstart: train, evaluate, predict and report on procedural scenes
 # make tour:       draws the figures of docs/tour.md into runs/tour
+# make results:    writes docs/results.md and its plots from the files in results/
 # make test:       lint, check types and test
 # make test-all:   test, with the slow tests and those that compare with PyTorch and the
 #                  TPU compiler, which it installs into an environment of its own
@@ -13,13 +14,16 @@ WORKERS ?= 2
 RESOLUTION ?= highest
 BIN := .venv/bin
 
-.PHONY: quickstart tour test test-all format docs clean
+.PHONY: quickstart tour results test test-all format docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m experiments.quickstart --workdir $(WORKDIR)
 
 tour: .venv/installed
 	$(BIN)/python -m experiments.tour --output runs/tour
+
+results: .venv/installed
+	$(BIN)/python -m experiments.results
 
 test: .venv/installed
 	$(BIN)/ruff check .

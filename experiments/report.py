@@ -3,6 +3,7 @@
     python -m experiments.report runs/bins
     python -m experiments.report runs/bins --classes=all
     python -m experiments.report runs/bins --classes=wire,tree --pair=tent_red,tent_blue
+    python -m experiments.report runs/fcn_skips --results=results/fcn_skips/scenes
 
 Prints the table and writes report.md, report.csv, report.html, a page with plots and
 pictures in it, and report.png, the plots alone, into the folder of the sweep or into
@@ -16,15 +17,16 @@ deviation over the seeds.  --classes adds IoUs of classes.  --pair=A,B adds how 
 look-alike classes are told apart: of the pixels of each predicted as either, the share
 that is right, mean of both; guessing has 50 %.  docs/ablate.md explains the columns.
 
+--results writes report.csv, report.md and report.png of one sweep into another folder,
+too, without times, memory and paths of this machine: what experiments.results reads.
+
 Exit codes: 0; 1 if a run failed, is missing or has not finished; 2 bad input.
 """
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import absl.logging
 import numpy as np
@@ -32,28 +34,37 @@ import tqdm
 from absl import flags
 
 from experiments.shared import cli, tables
-from experiments.sweeps import report_page, report_rows
+from experiments.sweeps import report_files, report_page, report_rows
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
+from experiments.sweeps.report_files import Score
 from experiments.sweeps.report_rows import Result, Run
 from segjax import workdir as workdir_lib
 from segjax.analysis.receptive_field import Field
 from segjax.data import datasets
 from segjax.errors import UserError
-from segjax.tables import markdown_table, text_table
-
-
-class Score(NamedTuple):
-    """A column of scores."""
-
-    title: str
-    of: Callable[[np.ndarray], float]  # confusion matrix -> 0..1
+from segjax.tables import text_table
 
 
 def report(
-    folder: Path, output: Path, *, classes: list[str], pair: list[str], erf: bool
+    folder: Path,
+    output: Path,
+    *,
+    classes: list[str],
+    pair: list[str],
+    erf: bool,
+    kept: Path | None = None,
 ) -> bool:
-    """Prints and writes the table of one sweep; whether all its runs are finished."""
+    """Prints and writes the table of one sweep; whether all its runs are finished.
+
+    Args:
+      folder: of the sweep.
+      output: folder of the report.
+      classes: whose IoUs get columns; ["all"].
+      pair: two look-alike classes, or [].
+      erf: whether to measure effective receptive fields.
+      kept: folder that gets the files that are kept with the code.
+    """
     sweep = sweep_runs.load(folder)
     results = _results(sweep, folder, erf)
     scores = _scores(sweep.rows[0].config, results, classes=classes, pair=pair)
@@ -70,20 +81,38 @@ def report(
         problems=problems,
         commands=commands,
         results=results,
-        scores=len(scores) + _any_with_crf(results),
+        scores=len(scores) + report_files.any_with_crf(results),
         plots=plot,
     )
     files = {
-        "report.md": _markdown(
-            facts, rows, problems=problems, commands=commands
+        "report.md": report_files.markdown(
+            facts, rows, problems=problems, commands=commands.values()
         ).encode(),
-        "report.csv": _csv(results, scores).encode(),
+        "report.csv": report_files.table(results, scores).encode(),
         "report.html": page.encode(),
     } | ({"report.png": plot} if plot else {})
-    for name, data in files.items():
-        (output / name).write_bytes(data)
-    print(f"written to {output}: {', '.join(files)}")
+    _write(output, files)
+    if kept:
+        shown = report_files.without_paths(sweep, folder)
+        lines = report_files.commands(shown, Path("runs") / folder.name)
+        told = [result._replace(command=lines[result.row.hash]) for result in results]
+        text = report_files.markdown(
+            _facts(shown, results),
+            _table(told, scores, speed=False),
+            problems=_problems(results, log=False),
+            commands=lines.values(),
+        )
+        files = {"report.md": text.encode()} | ({"report.png": plot} if plot else {})
+        files["report.csv"] = report_files.table(told, scores, speed=False).encode()
+        _write(kept, files)
     return not problems
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    cli.make_folder(folder)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    print(f"written to {folder}: {', '.join(files)}")
 
 
 def _results(sweep: sweep_runs.Sweep, folder: Path, erf: bool) -> list[Result]:
@@ -92,7 +121,6 @@ def _results(sweep: sweep_runs.Sweep, folder: Path, erf: bool) -> list[Result]:
 
     numbers = report_rows.numbers(sweep.rows, folder, progress)
     runs: dict[str, list[Run]] = {}
-    commands: dict[str, str] = {}  # of the first seeds
     for run in sweep_runs.runs_of(sweep, folder):
         config = run.row.config
         read = report_rows.read_run(
@@ -102,8 +130,7 @@ def _results(sweep: sweep_runs.Sweep, folder: Path, erf: bool) -> list[Result]:
             split=config.data.eval_split,
         )
         runs.setdefault(run.row.hash, []).append(read)
-        command = sweep_runs.command(sweep, run, "python")
-        commands.setdefault(run.row.hash, sweep_runs.shell(command))
+    commands = report_files.commands(sweep, folder)
     results = [
         Result(
             row, commands[row.hash], tuple(runs[row.hash]), numbers[row.hash], math.nan
@@ -154,20 +181,22 @@ def _scores(
 # The table
 
 
-def _table(results: list[Result], scores: list[Score]) -> tables.Rows:
+_SPEED = 4  # columns of what depends on what else the machine does
+
+
+def _table(
+    results: list[Result], scores: list[Score], *, speed: bool = True
+) -> tables.Rows:
     of = max({run.peak_of for r in results for run in r.runs}, default="")
     titles = ["row", "runs", *(f"{score.title} %" for score in scores)]
-    crf = _any_with_crf(results)
+    crf = report_files.any_with_crf(results)
     titles += ["mIoU with CRF %"] * crf
     titles += ["parameters", "GFLOPs", "stride", "field", "sees", "ERF"]
     titles += [f"MB of {of or 'memory'}", "train img/s", "eval img/s", "compile s"]
-    return [tuple([*titles, "hash"])] + [
-        tuple([*_cells(result, scores, crf), result.row.hash]) for result in results
-    ]
-
-
-def _any_with_crf(results: list[Result]) -> bool:
-    return any(run.with_crf is not None for r in results for run in r.finished)
+    rows = [titles] + [_cells(result, scores, crf) for result in results]
+    ends = ["hash"] + [result.row.hash for result in results]
+    shown = len(titles) - (0 if speed else _SPEED)
+    return [(*row[:shown], end) for row, end in zip(rows, ends, strict=True)]
 
 
 def _crf_cell(result: Result) -> str:
@@ -215,20 +244,21 @@ def _field_text(field: Field) -> str:
     return "-" if math.isnan(field[0]) else tables.field_text(field)
 
 
-def _problems(results: list[Result]) -> list[str]:
+def _problems(results: list[Result], *, log: bool = True) -> list[str]:
     """What became of the runs that are not finished, one line each."""
     return [
-        f"{sweep_rows.title(result.row)}, seed {run.seed}: {_problem(run)}"
+        f"{sweep_rows.title(result.row)}, seed {run.seed}: {_problem(run, log)}"
         for result in results
         for run in result.runs
         if run.state.kind != "finished"
     ]
 
 
-def _problem(run: Run) -> str:
+def _problem(run: Run, log: bool) -> str:
     text = sweep_runs.state_text(run.state)
     last = workdir_lib.log_tail(run.folder, 1)
-    return f"{text}: {last[0]}" if last and run.state.kind == "failed" else text
+    failed = log and last and run.state.kind == "failed"
+    return f"{text}: {last[0]}" if failed else text
 
 
 def _facts(sweep: sweep_runs.Sweep, results: list[Result]) -> str:
@@ -248,50 +278,6 @@ def _facts(sweep: sweep_runs.Sweep, results: list[Result]) -> str:
     )
 
 
-# Files
-
-
-def _markdown(
-    facts: str, rows: tables.Rows, *, problems: list[str], commands: dict[str, str]
-) -> str:
-    parts = [facts, "", markdown_table(rows), ""]
-    parts += [f"* {problem}" for problem in problems] + [""] * bool(problems)
-    parts += ["Commands of the first seeds:", "", "```", *commands.values(), "```"]
-    return "\n".join(parts) + "\n"
-
-
-def _csv(results: list[Result], scores: list[Score]) -> str:
-    """All numbers, unrounded; scores 0..1, and those of each seed joined by spaces."""
-    file = io.StringIO()
-    writer = csv.writer(file)
-    titles = ["row", "hash", "finished", "runs"]
-    for score in scores:
-        titles += [f"{score.title}_{part}" for part in ("mean", "std", "seeds")]
-    crf = _any_with_crf(results)
-    titles += ["mIoU_with_crf_mean", "mIoU_with_crf_std", "mIoU_with_crf_seeds"] * crf
-    titles += ["parameters", "flops", "stride", "field_min", "field_max", "sees"]
-    titles += ["image_height", "erf", "peak_bytes", "train_images_per_second"]
-    titles += ["eval_images_per_second", "compile_seconds", "states", "command"]
-    writer.writerow(titles)
-    for result in results:
-        numbers, runs = result.numbers, result.runs
-        cells = [sweep_rows.title(result.row), result.row.hash]
-        cells += [len(result.finished), len(runs)]
-        columns = [result.scores(score.of) for score in scores]
-        columns += [result.scores_with_crf(report_rows.miou)] * crf
-        for values in columns:
-            known = tables.mean_and_deviation(values)
-            cells += ["" if math.isnan(value) else value for value in known]
-            cells.append(" ".join(map(str, values)))
-        cells += [numbers.parameters, numbers.flops, numbers.stride, *numbers.field]
-        cells += [numbers.seen, numbers.image[0], result.erf]
-        for key in ("peak_bytes", "train_rate", "eval_rate", "compile_seconds"):
-            cells.append(" ".join(str(getattr(run, key)) for run in runs))
-        cells.append(" ".join(run.state.kind for run in runs))
-        writer.writerow([*cells, result.command])
-    return file.getvalue()
-
-
 def _sweeps(folder: Path) -> list[Path]:
     """The sweep in a folder, or those in its folders."""
     if (folder / "sweep.json").is_file():
@@ -308,6 +294,11 @@ def main(argv) -> int:
     values = flags.FLAGS
     absl.logging.set_verbosity("fatal")
     folders = [found for name in argv[1:] for found in _sweeps(Path(name).expanduser())]
+    if values.results and len(folders) > 1:
+        raise UserError(
+            f"--results={values.results}: found {len(folders)} sweeps, expected one"
+        )
+    kept = Path(values.results).expanduser() if values.results else None
     complete = []
     for folder in folders:
         output = Path(values.output).expanduser() if values.output else folder
@@ -316,7 +307,12 @@ def main(argv) -> int:
         cli.make_folder(output)
         complete.append(
             report(
-                folder, output, classes=values.classes, pair=values.pair, erf=values.erf
+                folder,
+                output,
+                classes=values.classes,
+                pair=values.pair,
+                erf=values.erf,
+                kept=kept,
             )
         )
     return 0 if all(complete) else 1
@@ -327,4 +323,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("pair", [], "Two look-alike classes, as A,B.")
     flags.DEFINE_bool("erf", True, "Measure effective receptive fields.")
     flags.DEFINE_string("output", "", "Folder; '': that of the sweep.")
+    flags.DEFINE_string(
+        "results", "", "Folder for the files that experiments.results reads."
+    )
     cli.run(main, positional=True)

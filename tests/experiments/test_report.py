@@ -71,9 +71,10 @@ def folder(tmp_path_factory):
         total_steps=STEPS,
     )
     rows = sweep_rows.make_rows(base, [{"model.widths": widths} for widths in WIDTHS])
-    sweep_runs.save(
-        folder, sweep_runs.Sweep("configs/x.py:quick", rows, {"batch_size": 2}, [], 2)
-    )
+    fields = {"data.data_dir": "/home/me/scenes", "batch_size": 2}
+    options = ["--compilation_cache=/home/me/cache"]
+    config_file = "/home/me/segjax/configs/x.py:quick"
+    sweep_runs.save(folder, sweep_runs.Sweep(config_file, rows, fields, options, 2))
     first, second = (folder / row.name for row in rows[:2])
     write_run(first / "seed0", confusion([[90, 10], [30, 70]]))
     write_run(first / "seed1", confusion([[60, 40], [40, 60]], wires=(5, 5)))
@@ -85,9 +86,33 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reported(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("report")
-    pair = ["tent_red", "tent_blue"]
-    assert not report.report(folder, output, classes=["wire"], pair=pair, erf=False)
+    options = {"classes": ["wire"], "pair": ["tent_red", "tent_blue"], "erf": False}
+    assert not report.report(folder, output, **options, kept=output / "kept")
     return output
+
+
+def test_what_is_kept_is_not_of_one_machine(reported):
+    files = {path.name: path for path in (reported / "kept").iterdir()}
+    assert files.keys() == {"report.md", "report.csv", "report.png"}
+    texts = [files[name].read_text() for name in ("report.md", "report.csv")]
+    for text in texts:
+        assert "/home" not in text and "/tmp" not in text and "cache" not in text
+        assert "--config configs/x.py:quick" in text
+        assert "--config.data.data_dir=/path/to/scenes" in text
+        assert "img/s" not in text and "per_second" not in text and "MB of" not in text
+    assert "* widths=3,6, seed 0: failed at step 3 with exit code 3\n" in texts[0]
+    kept, *_ = csv.DictReader(texts[1].splitlines())
+    row, *_ = csv.DictReader((reported / "report.csv").read_text().splitlines())
+    assert kept.keys() < row.keys() and kept | {"command": ""} == {
+        key: row[key] for key in kept
+    } | {"command": ""}
+
+
+def test_numbers_of_seeds_keep_their_places(reported):
+    rows = list(csv.DictReader((reported / "report.csv").read_text().splitlines()))
+    assert [row["seeds"] for row in rows] == ["0 1"] * 3
+    assert rows[1]["states"] == "failed interrupted"
+    assert rows[1]["mIoU_seeds"] == "nan nan"
 
 
 def test_scores_are_means_and_deviations_over_the_seeds(reported):
