@@ -232,6 +232,19 @@ def search_largest(
     return low, high
 
 
+def _with_batch(config: ConfigDict, batch: int) -> ConfigDict:
+    """The config with another batch size, and as many groups of batch normalization.
+
+    As many as divide the new batch, if they were smaller than the part of a chip.
+    """
+    config = config.copy_and_resolve_references()
+    if config.bn_batch_size:
+        groups = config.batch_size // config.bn_batch_size
+        config.bn_batch_size = batch // math.gcd(groups, batch)
+    config.batch_size = batch
+    return config
+
+
 def report(
     config: ConfigDict, net: Network, *, to: step_costs.Target, largest: bool = False
 ) -> dict:
@@ -274,7 +287,7 @@ def report(
         what = f"{config.model_name} at {height}x{width}, batch {images}, for {to.name}"
         with cli.working(f"compiling the training step of {what}"):
             tried, compiled = compile_step(
-                config, net, devices=to.devices, batch=images
+                _with_batch(config, images), net, devices=to.devices, batch=images
             )
         if to.available and not to.kind:  # the compiler for GPUs refuses nothing
             tried["fits"] &= tried["needed_gib"] <= to.available

@@ -39,6 +39,7 @@ from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.inference.trained import load_model
+from segjax.models import layers
 
 BATCHES = 501
 """As in the authors' script."""
@@ -74,6 +75,7 @@ def recalibrate(
     eval_source, _ = datasets.load(config.data, config.data.eval_split)
     replicated = sharding.replicated(run.mesh)
     average = compilation.precision(config.precision)(recalibration.make_step(model))
+    average = layers.bn_batch_size(config.bn_batch_size)(average)
     average = jax.jit(average, donate_argnums=1, out_shardings=replicated)
     stream = run.batches(0)
     try:

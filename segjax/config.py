@@ -260,6 +260,12 @@ def check(config: ConfigDict) -> None:
         "grad_accum_steps",
         f"a divisor of --config.batch_size={config.batch_size}",
     )
+    micro_batch = config.batch_size // config.grad_accum_steps
+    require(
+        not config.bn_batch_size or micro_batch % config.bn_batch_size == 0,
+        "bn_batch_size",
+        f"0 or a divisor of {micro_batch}, the images of a (micro-)batch",
+    )
     supervision.check(values)
     optim = config.optim
     require(

@@ -207,6 +207,13 @@ FIELDS: dict[str, Any] = {
     "grad_accum_steps": Field(
         1, ranges.integer(1, 2**20), "micro-batches whose gradients make one step"
     ),
+    "bn_batch_size": Field(
+        0,
+        ranges.integer(0, 2**20),
+        "images that batch normalization takes its mean and variance of in training: "
+        "groups of consecutive ones of the (micro-)batch, such as those of a device or "
+        "a slice; 0: all of them, over all devices",
+    ),
     "total_steps": Field(
         1000, ranges.integer(1), "training steps, if total_epochs is 0"
     ),

@@ -577,6 +577,46 @@ def test_type_of_gradient_sums_and_precision_reach_the_step():
     assert str(convolutions(precision="float32")).count("HIGHEST") == 4  # two factors
 
 
+class GhostNormalized(nn.Module):
+    """A convolution and a batch normalization."""
+
+    num_classes = 4
+    tiling = geometry.ANY_SIZE
+    coarse_scores = None
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = layers.Conv(4, padding=1, name="conv")(images / 255)
+        options = {"train": train, "momentum": 0.9, "dtype": "float32"}
+        return layers.batch_norm(x, "bn", **options), {}
+
+
+def test_groups_of_batch_normalization_are_those_of_micro_batches():
+    """The same losses as micro-batches of the same images, which the config reaches."""
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    batch = random_batch(8)
+
+    def losses(batch, **fields):
+        options = config.make(batch_size=8, total_steps=4, **fields)
+        how = dict(image_shape=(3, 5, 3), mesh=mesh)
+        state = training_run.make_init(options, GhostNormalized(), **how)()
+        step = training_run.make_train_step(
+            options, GhostNormalized(), params=state.params, mesh=mesh
+        )
+        found = []
+        for _ in range(3):
+            state, metrics = step(state, batch)
+            found += [float(metrics["loss"]), float(metrics["grad_norm"])]
+        return found
+
+    order = [0, 2, 4, 6, 1, 3, 5, 7]  # a micro-batch holds every other image
+    grouped = losses({key: x[order] for key, x in batch.items()}, bn_batch_size=4)
+    np.testing.assert_allclose(losses(batch, grad_accum_steps=2), grouped, rtol=1e-5)
+    assert not np.allclose(losses(batch), grouped, rtol=1e-4)
+    with pytest.raises(UserError, match="bn_batch_size is 4; expected 0 or a divisor"):
+        config.check(config.make(batch_size=8, bn_batch_size=4, grad_accum_steps=4))
+
+
 def test_the_state_is_donated_and_the_batch_is_not():
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     options = config.make(batch_size=4)

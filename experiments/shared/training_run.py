@@ -15,6 +15,7 @@ from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, folder, object_crops, pipeline, transforms
 from segjax.errors import UserError
+from segjax.models import layers
 from segjax.ops import conv
 from segjax.weak import pseudo_labels, supervision
 
@@ -308,6 +309,7 @@ def make_train_step(
     )
     step = compilation.precision(config.precision)(step)
     step = conv.float32_gradient_sums(config.float32_gradient_sums)(step)
+    step = layers.bn_batch_size(config.bn_batch_size)(step)
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 

@@ -116,9 +116,11 @@ def layer_of(op_name: str) -> tuple[str, bool]:
         match = re.fullmatch(r"(transpose\()?jvp\((\w*)\)\)?", part)
         if not match:
             continue
+        # Grouped batch normalization is vmapped: vmap(conv1_bn).
+        inner_parts = [re.sub(r"^vmap\((.+)\)$", r"\1", x) for x in parts[i + 1 :]]
         path = [
             name
-            for name in parts[i + 1 :]
+            for name in inner_parts
             if re.fullmatch(r"[\w.\-]+", name) and not _SCOPES.fullmatch(name)
         ]
         inner = re.fullmatch(r"jit\((\w+)\)", parts[-1])

@@ -3,8 +3,10 @@
 Parameters are float32 ("kernel" HWIO, "bias"); the computation runs in `dtype`.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +26,26 @@ score_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 he_normal_transposed = nn.initializers.variance_scaling(
     2.0, "fan_in", "normal", batch_axis=(0, 1)
 )
+
+
+_bn_batch_size = contextvars.ContextVar("bn_batch_size", default=0)
+
+
+@contextlib.contextmanager
+def bn_batch_size(images: int) -> Iterator[None]:
+    """Batch normalization that is traced inside takes statistics of so many images.
+
+    Otherwise of all images of a batch, over all devices. Also a decorator, for
+    functions that are jitted. See :func:`batch_norm`.
+
+    Args:
+      images: consecutive ones of a batch, a divisor of its size; 0: all of them.
+    """
+    token = _bn_batch_size.set(images)
+    try:
+        yield
+    finally:
+        _bn_batch_size.reset(token)
 
 
 # --- layers ---------------------------------------------------------------------------
@@ -169,6 +191,11 @@ def batch_norm(
 ) -> jax.Array:
     """Batch normalization; float32 statistics, of the global batch under jit.
 
+    Inside :func:`bn_batch_size`, each group of images is normalized by its own mean and
+    variance (ghost batch normalization: Hoffer et al., NeurIPS 2017), and the running
+    values follow the averages over the groups. Groups that lie on different devices
+    then need no sums between these; the averages are not waited for.
+
     Args:
       momentum: Flax's: the fraction of the old running value that is kept.
       unbiased: keeps running variances of n / (n - 1) times the batch's, n values per
@@ -182,7 +209,24 @@ def batch_norm(
         name=name,
         **{"epsilon": 1e-5, **fields},
     )
-    return layer(x)
+    size = _bn_batch_size.get()
+    if not train or layer.is_initializing() or size in (0, len(x)):
+        return layer(x)
+    if len(x) % size:
+        raise UserError(
+            f"--config.bn_batch_size={size} does not divide the {len(x)} images of a "
+            "(micro-)batch"
+        )
+    variables, alone = layer.variables, layer.clone(parent=None)
+
+    def normalize(group: jax.Array) -> tuple[jax.Array, Any]:
+        return alone.apply(variables, group, mutable=["batch_stats"])
+
+    groups = x.reshape(len(x) // size, size, *x.shape[1:])
+    y, updated = jax.vmap(normalize)(groups)
+    for name, values in updated["batch_stats"].items():
+        layer.put_variable("batch_stats", name, values.mean(axis=0))
+    return y.reshape(x.shape)
 
 
 def conv_bn_relu(

@@ -138,6 +138,7 @@ def test_bytes_of_collectives():
         ("jit(step)/transpose(jvp(N))/c/while/body/closed_call/add", ("c", True)),
         ("jit(step)/transpose(jvp(N))/c/cond/branch_0_fun/mul", ("c", True)),
         ("jit(step)/jvp(UNet)/head/nhwi,io->nhwo/dot_general", ("head", False)),
+        ("jit(step)/transpose(jvp(UNet))/a/vmap(conv_bn)/mul", ("a/conv_bn", True)),
         ("jit(step)/jvp(UNet)/jit(relu)/max", ("(relu)", False)),
         ("jit(step)/transpose(jvp(UNet))/concatenate", ("(concatenate)", True)),
         ("jit(step)/jvp()/reduce_sum", ("(loss)", False)),
@@ -288,6 +289,24 @@ def test_gpu_that_is_too_small_is_told_although_its_compiler_refuses_nothing(
             tiny(), step_costs.Target("gpu:4", 4, jax.devices()[:4], gib, {})
         )
         assert found["fits"] == fits
+
+
+def test_probes_of_the_largest_batch_keep_the_groups_of_batch_normalization(
+    monkeypatch,
+):
+    """Groups of two chips, whatever the images per chip."""
+    tried = []
+
+    def compile_step(config, net, *, devices, batch):
+        tried.append((batch, config.bn_batch_size))
+        return {"fits": batch <= 20, "needed_gib": batch, "compile_seconds": 1.0}, None
+
+    monkeypatch.setattr(plan, "compile_step", compile_step)
+    to = step_costs.Target("cpu:4", 4, jax.devices()[:4], 0.0, {})
+    config = tiny(bn_batch_size=4)
+    numbers = plan.report(config, plan.network(config, 4), to=to, largest=True)
+    assert numbers["largest_batch"] == 20 and len(tried) > 2
+    assert all(batch == 2 * group for batch, group in tried)
 
 
 ROWS = """
