@@ -10,7 +10,7 @@ pictures in it, and report.png, the plots alone, into the folder of the sweep or
 --output.  A folder of several sweeps gets one table for each.
 
 A column shows the mIoU with a CRF where runs were evaluated so at their last step
-(experiments.evaluate --workdir RUN --checkpoint=last --crf=..).
+(experiments.evaluate --workdir RUN --checkpoint=latest --crf=..).
 
 mIoU is that of the last step on the validation split, mean and sample standard
 deviation over the seeds.  --classes adds IoUs of classes.  --pair=A,B adds how well two
@@ -81,7 +81,7 @@ def report(
         problems=problems,
         commands=commands,
         results=results,
-        scores=len(scores) + report_files.any_with_crf(results),
+        scores=len(scores) + (_CRF in report_files.evaluated(results)),
         plots=plot,
     )
     files = {
@@ -181,6 +181,7 @@ def _scores(
 # The table
 
 
+_CRF = "mIoU_with_crf"
 _SPEED = 4  # columns of what depends on what else the machine does
 
 
@@ -189,7 +190,7 @@ def _table(
 ) -> tables.Rows:
     of = max({run.peak_of for r in results for run in r.runs}, default="")
     titles = ["row", "runs", *(f"{score.title} %" for score in scores)]
-    crf = report_files.any_with_crf(results)
+    crf = _CRF in report_files.evaluated(results)
     titles += ["mIoU with CRF %"] * crf
     titles += ["parameters", "GFLOPs", "stride", "field", "sees", "ERF"]
     titles += [f"MB of {of or 'memory'}", "train img/s", "eval img/s", "compile s"]
@@ -201,7 +202,7 @@ def _table(
 
 def _crf_cell(result: Result) -> str:
     """Mean and deviation, and of how many runs if not of all."""
-    found, runs = result.scores_with_crf(report_rows.miou), len(result.finished)
+    found, runs = result.evaluated(_CRF), len(result.finished)
     count = f" ({len(found)} of {runs})" if 0 < len(found) < runs else ""
     return tables.mean_text(100 * found) + count
 

@@ -32,6 +32,7 @@ _ARM = {
     "properties": {
         "row": _TEXT,
         "column": _TEXT,
+        "minus": _TEXT,
         "on": {"type": "object", "additionalProperties": _TEXT},
     },
 }
@@ -73,6 +74,7 @@ class Arm(NamedTuple):
 
     row: str  # its name, or parts of it that no other row has
     column: str  # "": that of the ordering
+    minus: str  # a column that is subtracted, as for the gain by a CRF; "": none
     on: dict[str, str]  # another row for single data sets, by their folders
 
 
@@ -174,7 +176,12 @@ def _check_keys(path: Path, values: Any, schema: dict) -> None:
 
 def _arm(value: Any) -> Arm:
     value = value if isinstance(value, dict) else {"row": value}
-    return Arm(value["row"], value.get("column", ""), value.get("on", {}))
+    return Arm(
+        value["row"],
+        value.get("column", ""),
+        value.get("minus", ""),
+        value.get("on", {}),
+    )
 
 
 def _ordering(path: Path, defaults: dict, arms: dict[str, Arm], value: Any) -> Ordering:
@@ -257,6 +264,12 @@ def find_row(rows: list[Row], wanted: str, where: str) -> Row:
     return found[0]
 
 
+def _column(row: Row, name: str, where: str) -> dict[int, float]:
+    if name not in row.columns:
+        raise errors.unknown(f"{where}: column", name, row.columns)
+    return row.columns[name]
+
+
 def hold(claim: Claim, folder: Path) -> Data:
     """Holds a claim against the report.csv in a folder.
 
@@ -271,11 +284,10 @@ def hold(claim: Claim, folder: Path) -> Data:
         where = f"{folder.parent / 'claim.toml'}: arms.{name}, for {path}"
         row = find_row(rows, arm.on.get(folder.name, arm.row), where)
         used[row.name] = row
-        column = arm.column or ordering.column
-        if column not in row.columns:
-            raise errors.unknown(f"{where}: column", column, row.columns)
         scale = 100 if ordering.unit == "%" else 1
-        return {seed: scale * value for seed, value in row.columns[column].items()}
+        found = _column(row, arm.column or ordering.column, where)
+        less = _column(row, arm.minus, where) if arm.minus else dict.fromkeys(found, 0)
+        return {seed: scale * (found[seed] - less[seed]) for seed in found}
 
     used: dict[str, Row] = {}
     pairs = []

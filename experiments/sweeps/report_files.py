@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.shared import tables
-from experiments.sweeps import report_rows
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps.report_rows import Result
@@ -49,9 +48,8 @@ def table(results: list[Result], scores: list[Score], *, speed: bool = True) -> 
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     titles = ["row", "hash", "finished", "runs", "seeds", "states"]
-    columns = [score.title for score in scores]
-    columns += ["mIoU_with_crf"] * any_with_crf(results)
-    for name in columns:
+    others = evaluated(results)
+    for name in [*(score.title for score in scores), *others]:
         titles += [f"{name}_{part}" for part in ("mean", "std", "seeds")]
     titles += ["parameters", "flops", "stride", "field_min", "field_max", "sees"]
     titles += ["image_height", "erf"]
@@ -69,8 +67,9 @@ def table(results: list[Result], scores: list[Score], *, speed: bool = True) -> 
         cells.append(" ".join(str(run.seed) for run in runs))
         cells.append(" ".join(run.state.kind for run in runs))
         by_run = [[_of(score.of, run.confusion) for run in runs] for score in scores]
-        if any_with_crf(results):
-            by_run.append([_of(report_rows.miou, run.with_crf) for run in runs])
+        by_run += [
+            [run.evaluated.get(name, math.nan) for run in runs] for name in others
+        ]
         for values in by_run:
             known = tables.mean_and_deviation(np.array(values))
             cells += ["" if math.isnan(value) else value for value in known]
@@ -87,9 +86,10 @@ def _of(score: Callable[[np.ndarray], float], confusion: np.ndarray | None) -> f
     return math.nan if confusion is None else float(score(confusion))
 
 
-def any_with_crf(results: list[Result]) -> bool:
-    """Whether a run was evaluated with a CRF."""
-    return any(run.with_crf is not None for r in results for run in r.finished)
+def evaluated(results: list[Result]) -> list[str]:
+    """The scores of ``experiments.evaluate`` that any run has."""
+    names = (name for r in results for run in r.runs for name in run.evaluated)
+    return list(dict.fromkeys(names))
 
 
 def commands(sweep: Sweep, folder: Path) -> dict[str, str]:

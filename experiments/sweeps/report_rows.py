@@ -7,7 +7,7 @@ measured on the first finished run of a row and kept in its folder.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,17 +55,41 @@ _FIELD_SCHEMA = {
 }
 
 
-_COUNT = {"type": "integer", "minimum": 0}
-_COUNTS = {"type": "array", "items": {"type": "array", "items": _COUNT}}
+_COUNTS = {
+    "type": "array",
+    "items": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+}
+_KNOWN = {"type": ["number", "null"]}
+_STAGE = {
+    "type": "object",
+    "properties": {
+        "confusion": _COUNTS,
+        "metrics": {
+            "type": "object",
+            "additionalProperties": {"type": "object", "additionalProperties": _KNOWN},
+        },
+        "trimap": {
+            "type": "object",
+            "required": ["miou"],
+            "properties": {"miou": {"type": "array", "items": _KNOWN}},
+        },
+    },
+}
 _EVALUATION_SCHEMA = {
     "type": "object",
     "required": ["step", "stages"],
     "properties": {
         "step": {"type": "integer"},
-        "stages": {"type": "object"},
-        "crf": {"type": "object", "properties": {"confusion": _COUNTS}},
+        "stages": {
+            "type": "object",
+            "additionalProperties": {"enum": ["", "plain", "crf"]},
+        },
+        "plain": _STAGE,
+        "crf": _STAGE,
+        **_STAGE["properties"],  # type: ignore[dict-item]
     },
 }
+_BANDS = (1, 2, 3, 5, 10, 20, 40)  # px from a boundary, of those that evaluate measures
 
 
 class Run(NamedTuple):
@@ -80,7 +104,7 @@ class Run(NamedTuple):
     compile_seconds: float
     peak_bytes: float
     peak_of: str  # "device" or "process"
-    with_crf: np.ndarray | None = None  # as `confusion`, behind a CRF; None: not known
+    evaluated: Mapping[str, float] = {}  # scores of experiments.evaluate by name
 
 
 class Numbers(NamedTuple):
@@ -111,10 +135,10 @@ class Result(NamedTuple):
         """``of(confusion)`` of all finished runs, float64 [n]."""
         return np.array([of(run.confusion) for run in self.finished], np.float64)
 
-    def scores_with_crf(self, of: Any) -> np.ndarray:
-        """The same behind a CRF, of the finished runs that were evaluated with one."""
-        known = [run.with_crf for run in self.finished if run.with_crf is not None]
-        return np.array([of(confusion) for confusion in known], np.float64)
+    def evaluated(self, name: str) -> np.ndarray:
+        """A score of the runs that were evaluated so, float64 [n]."""
+        known = [run.evaluated[name] for run in self.runs if name in run.evaluated]
+        return np.array(known, np.float64)
 
 
 def miou(confusion: np.ndarray) -> float:
@@ -137,7 +161,7 @@ def told_apart(confusion: np.ndarray, pair: Sequence[int]) -> float:
 
 
 def read_run(folder: Path, seed: int, *, total_steps: int, split: str) -> Run:
-    """What a run has written so far, and its evaluation with a CRF on `split`."""
+    """What a run has written so far, and its evaluation on `split`."""
     state = sweep_runs.state(folder, total_steps)
     found = workdir_lib.read_validation(folder)
     rates = [
@@ -157,26 +181,49 @@ def read_run(folder: Path, seed: int, *, total_steps: int, split: str) -> Run:
         found.get("compile_seconds", math.nan),
         found.get("peak_bytes", math.nan),
         found.get("peak_of", ""),
-        _with_crf(folder / "evaluation" / f"{split}.json", total_steps)
-        if done
-        else None,
+        evaluated(folder / "evaluation" / f"{split}.json", total_steps) if done else {},
     )
 
 
-def _with_crf(path: Path, step: int) -> np.ndarray | None:
-    """The confusion matrix behind a CRF, as ``experiments.evaluate --crf`` wrote it.
+def evaluated(path: Path, step: int) -> dict[str, float]:
+    """What ``experiments.evaluate`` has measured of a run at its last step, by name.
 
-    Only that of the network alone at its last step: what the report's other scores are
-    of.
+    "seg" of the network alone, "seg_with_flip" and "seg_with_crf" with options and a
+    CRF; the mIoU of these, and within 1, 2, 3, 5, 10, 20 or 40 px of a boundary of the
+    truth: "mIoU_with_crf", "mIoU_within_5px_with_crf".
+
+    Args:
+      path: of the results; {} if they are of another step, or not of the model alone.
+      step: the last one.
     """
     if not path.is_file():
-        return None
+        return {}
     found = files.read_json(path, "results of experiments.evaluate", _EVALUATION_SCHEMA)
-    alone = found["stages"].get("model") == "" and len(found.get("models", "1")) == 1
-    confusion = found.get("crf", {}).get("confusion")
-    if not (confusion and alone and found["step"] == step):
-        return None
-    return np.array(confusion, np.int64)
+    stages = found["stages"]
+    several = len(found.get("models", "1")) != 1 and stages.get("model") == ""
+    if "model" not in stages or several or found["step"] != step:
+        return {}
+    scores: dict[str, float] = {}
+    suffix = ""
+    for title, key in stages.items():
+        stage = found.get(key, {}) if key else found
+        if title != "model":
+            name = "_".join(title.lower().replace(",", "").split())
+            suffix = f"{suffix}_{name.removeprefix('with_') if suffix else name}"
+            if stage.get("confusion"):
+                scores[f"mIoU{suffix}"] = miou(np.array(stage["confusion"], np.int64))
+        for values in stage.get("metrics", {}).values():
+            scores |= {f"{name}{suffix}": _float(x) for name, x in values.items()}
+        bands = stage.get("trimap", {}).get("miou", [])
+        for radius in _BANDS:
+            if radius <= len(bands):
+                name = f"mIoU_within_{radius}px{suffix}"
+                scores[name] = _float(bands[radius - 1])
+    return scores
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def numbers(rows: Sequence[Row], folder: Path, progress: Any) -> dict[str, Numbers]:

@@ -131,7 +131,7 @@ def test_scores_are_means_and_deviations_over_the_seeds(reported):
 
 
 def write_evaluation(run, h, **changes):
-    """What `experiments.evaluate --checkpoint=last --crf=..` leaves behind."""
+    """What `experiments.evaluate --checkpoint=latest --crf=..` leaves behind."""
     found = {"step": STEPS, "stages": {"model": "", "with CRF": "crf"}}
     found |= {"models": [{"path": "here", "step": STEPS}], "scores": {}}
     found["crf"] = {"settings": {}, "confusion": h.tolist()}
@@ -169,6 +169,21 @@ def test_scores_with_a_crf_are_those_of_the_same_step(folder, tmp_path):
     lines = (tmp_path / "report.md").read_text().splitlines()
     assert any("| mIoU % | mIoU with CRF % |" in line for line in lines)
     assert any("| 92.5 (1 of 2) |" in line for line in lines)
+    more = {"metrics": {"objects": {"seg": 0.5, "split_objects": None}}}
+    bands = [0.1, 0.2, 0.3, 0.4, 0.5]
+    crf = {"confusion": h.tolist(), "trimap": {"radius": [1], "miou": bands}}
+    write_evaluation(run, h, **more, crf=crf)
+    row = reported()
+    assert row["seg_seeds"] == "nan 0.5" and row["split_objects_seeds"] == "nan nan"
+    assert row["mIoU_within_5px_with_crf_seeds"] == "nan 0.5"
+    assert "mIoU_within_5px_seeds" not in row and "mIoU_within_10px" not in str(row)
+    stages = {"model": "plain", "with flip, scales": "", "with CRF": "crf"}
+    flipped = {"confusion": np.eye(9, dtype=int).tolist(), "plain": {**more}}
+    write_evaluation(run, h, stages=stages, **flipped)
+    row = reported()
+    assert row["seg_seeds"] == "nan 0.5" and "seg_with_flip_scales_seeds" not in row
+    assert row["mIoU_with_flip_scales_seeds"] == "nan 1.0"
+    assert row["mIoU_with_flip_scales_crf_std"] == "" and "mIoU_with_crf" not in row
     (run / "evaluation" / "validation.json").write_text('{"step": "x"}')
     with pytest.raises(UserError, match=r"evaluation/validation.json"):
         reported()

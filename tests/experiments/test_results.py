@@ -87,6 +87,7 @@ row,seeds,states,mIoU_mean,mIoU_seeds,merged_seeds
 "bins=1,pool=avg",0 1 2,finished finished finished,,0.50 0.60 0.70,240 250 261
 "bins=1,2,pool=avg",0 1 2,finished finished failed,,0.52 0.63 nan,1 2 3
 "bins=1,2,3,pool=avg",0 1 2,finished finished finished,,0.54 0.64 0.74,140 151 160
+"bins=1,pool=avg,norm=batch",0 1 2,finished finished finished,,0 0 0,0 0 0
 """
 
 
@@ -127,6 +128,15 @@ def test_a_claim_is_held_against_a_report(tmp_path):
     assert results.write(tmp_path / "results", page) == [page]
     (tmp_path / "results/bins/scenes/report.csv").write_text(REPORT.replace("74", "75"))
     assert results.write(tmp_path / "results", page) == first
+
+
+def test_arms_may_be_gains(tmp_path):
+    """Merged less mIoU, in percent: 100 * (240 - 0.5), .."""
+    arm = '{ row = "bins=1,pool=avg", column = "merged", minus = "mIoU" }'
+    write_row(tmp_path / "bins", CLAIM.replace('"bins=1,pool=avg"', arm))
+    ((_, (data,)),) = claims.read_all(tmp_path)
+    assert data.pairs[0].lower == pytest.approx({0: 23950, 1: 24940, 2: 26030})
+    assert data.pairs[0].higher[0] == pytest.approx(52)
 
 
 def test_data_sets_may_have_other_rows_and_may_be_missing(tmp_path):
