@@ -5,6 +5,8 @@
     python -m experiments.compare runs/networks
     python -m experiments.sweep --config configs/sweeps/networks.py:camvid --seeds 3 \\
         --workdir runs/networks_camvid --config.data.root=/path/to/CamVid
+    python -m experiments.sweep --config configs/sweeps/networks.py:camvid_cpu \\
+        --workdir runs/networks_camvid_cpu --config.data.root=/path/to/CamVid
 
 quick trains eight networks of a few channels with the same optimizer, steps and batches
 on procedural scenes of 64x64 pixels; a run takes a minute or two on two CPU cores. The
@@ -14,6 +16,13 @@ ones.
 
 camvid are whole config files: the networks that train on CamVid from scratch, each by
 its own recipe. --config.FIELD=VALUE changes a field of all of them.
+
+camvid_cpu are five networks on CamVid at 180x240 for two CPU cores, with one recipe:
+three on SqueezeNet from ImageNet weights (weights/squeezenet.safetensors, see
+docs/weights.md), two from scratch. Its colors, scales and class weights are stronger
+than those of configs/camvid_cpu.py, for images of other days. The weights are ENet's
+(Paszke et al. 2016), 1 / ln(1.02 + share of the class), of the training images, with a
+mean of 1 over the pixels.
 """
 
 from experiments.shared import recipes
@@ -46,8 +55,42 @@ _FILES = (
     "configs/pspnet50_camvid.py",
     "configs/frrn_camvid.py:frrn-a",
 )
+_SQUEEZENET = {"backbone": "squeezenet", "dropout": 0.2}
+_START = {
+    "init_from": "weights/squeezenet.safetensors",
+    "optim.lr_mult": ("^backbone=0.25",),
+}
+CAMVID_CPU = {
+    "deeplab": _SQUEEZENET | {"fc6_channels": 128, "rates": (2, 4, 6, 8)},
+    "pspnet": _SQUEEZENET | {"pyramid_channels": 128, "head_channels": 128},
+    "fcn": _SQUEEZENET | {"at_once": True},
+    "unet": _SCRATCH | {"padding": "same", "widths": (16, 32, 64, 128, 256)},
+    "frrn": {
+        "stage_units": (2, 2, 2, 2),
+        "stage_channels": (32, 64, 96, 64),
+        "stage_scales": (2, 4, 8, 4),
+        "width": 16,
+        "residual_channels": 16,
+        "first_units": 1,
+        "last_units": 1,
+    },
+}
+_RECIPE = recipes.camvid_cpu(crop=(144, 192), steps=1500)
 VARIANTS = {
     "camvid": {"data": {"name": "camvid"}},
+    "camvid_cpu": _RECIPE
+    | {
+        "augment": _RECIPE["augment"]
+        | {"scale": (0.5, 2.0), "brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
+        "loss": {
+            "class_weights": (
+                *(0.80, 0.61, 4.79, 0.48, 2.21, 1.25),  # Sky, .., Tree
+                *(4.50, 4.57, 1.83, 5.43, 6.27),  # SignSymbol, .., Bicyclist
+            )
+        },
+        "eval_every": 500,
+        "save_every": 500,
+    },
     "quick": recipes.quick(8, 200, size=64),
 }
 
@@ -57,10 +100,11 @@ def get_config(arg: str = ""):
 
 
 def sweep(arg: str = ""):
-    if arg != "quick":
+    if arg in ("", "camvid"):
         for file in _FILES:
             yield {"config": file}
         return
-    for name, fields in NETWORKS.items():
+    for name, fields in (CAMVID_CPU if arg == "camvid_cpu" else NETWORKS).items():
         model = {f"model.{field}": value for field, value in fields.items()}
-        yield {"model_name": name} | model
+        start = _START if fields.get("backbone") == "squeezenet" else {}
+        yield {"model_name": name} | model | start
