@@ -210,8 +210,13 @@ def evaluated(path: Path, step: int) -> dict[str, float]:
         if title != "model":
             name = "_".join(title.lower().replace(",", "").split())
             suffix = f"{suffix}_{name.removeprefix('with_') if suffix else name}"
-            if stage.get("confusion"):
-                scores[f"mIoU{suffix}"] = miou(np.array(stage["confusion"], np.int64))
+            if counts := stage.get("confusion"):
+                if any(len(row) != len(counts) for row in counts):
+                    raise UserError(
+                        f"{path}: the confusion matrix {title} is not square; remove "
+                        "the file and evaluate again"
+                    )
+                scores[f"mIoU{suffix}"] = miou(np.array(counts, np.int64))
         for values in stage.get("metrics", {}).values():
             scores |= {f"{name}{suffix}": _float(x) for name, x in values.items()}
         bands = stage.get("trimap", {}).get("miou", [])

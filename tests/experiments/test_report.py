@@ -184,6 +184,9 @@ def test_scores_with_a_crf_are_those_of_the_same_step(folder, tmp_path):
     assert row["seg_seeds"] == "nan 0.5" and "seg_with_flip_scales_seeds" not in row
     assert row["mIoU_with_flip_scales_seeds"] == "nan 1.0"
     assert row["mIoU_with_flip_scales_crf_std"] == "" and "mIoU_with_crf" not in row
+    write_evaluation(run, h, crf={"confusion": [[1, 2], [3]]})
+    with pytest.raises(UserError, match="matrix with CRF is not square"):
+        reported()
     (run / "evaluation" / "validation.json").write_text('{"step": "x"}')
     with pytest.raises(UserError, match=r"evaluation/validation.json"):
         reported()
