@@ -11,6 +11,7 @@ setup(
     ),
     install_requires=[
         "absl-py>=2.1",  # flags
+        "etils[epath]>=1.9",  # paths of buckets, as orbax has them
         "array_record>=0.7",  # the file format of prepared datasets
         "flatbuffers>=24.3.25",  # the file format of jax.export
         "flax>=0.12",
@@ -38,6 +39,7 @@ setup(
     package_data={"segjax": ["py.typed"]},
     extras_require={
         "cuda": ["jax[cuda]"],
+        "gcs": ["gcsfs>=2024.6"],  # folders that begin with gs://
         "tpu": ["jax[tpu]"],
         "weights": ["h5py>=3.11", "safetensors>=0.4.3"],  # Keras files; safetensors
         "weak": ["scikit-image>=0.25"],  # regions that BoxSup chooses from
@@ -49,6 +51,8 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scikit-image>=0.25",  # what segjax.scoring is compared with
+            "gcp-storage-emulator>=2024.8",  # a storage server for gs://
+            "gcsfs>=2024.6",
             "h5py>=3.11",
             "hypothesis>=6.100",
             "mypy>=1.13",

@@ -35,6 +35,7 @@ from experiments.shared.chains import Stage
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from segjax import config as config_lib
+from segjax import files
 from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 
@@ -142,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
             f"--workdir {values.workdir}: expected a folder; mount the bucket, or let "
             "experiments.launch --chain do it (docs/pods.md)"
         )
-    workdir = Path(values.workdir).expanduser().absolute()
+    workdir = files.absolute(values.workdir)
     absl.logging.set_verbosity("fatal")
     # The devices belong to the stages; this process only looks at shapes.
     jax.config.update("jax_platforms", "cpu")

@@ -273,7 +273,7 @@ def main(argv) -> int:
     cli.start()
     if jax.process_count() > 1:
         raise UserError("experiments.compare runs in one process: --distributed=off")
-    output = Path(values.output).expanduser()
+    output = files.path(values.output)
     cli.make_folder(output)
     protocol = Protocol(
         split=values.split,

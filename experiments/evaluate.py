@@ -56,7 +56,7 @@ from experiments.shared import (
 from experiments.shared.evaluation_results import table as table
 from experiments.shared.evaluation_stages import Stage
 from segjax import config as config_lib
-from segjax import inference, scoring, sharding
+from segjax import files, inference, scoring, sharding
 from segjax import workdir as workdir_lib
 from segjax.data import batching
 from segjax.errors import UserError
@@ -221,7 +221,7 @@ def evaluate_predictions(
 
 def main(argv) -> None:
     values = flags.FLAGS
-    output = Path(values.output).expanduser() if values.output else None
+    output = files.path(values.output) if values.output else None
     common = {
         "split": values.split,
         "output": output,
@@ -232,7 +232,7 @@ def main(argv) -> None:
     if values.predictions:
         _check_unused(argv[1:])
         cli.start()
-        folder = Path(values.predictions).expanduser().absolute()
+        folder = files.absolute(values.predictions)
         results = evaluate_predictions(
             values.config, folder, allow_missing=values.allow_missing, **common
         )
@@ -244,7 +244,7 @@ def main(argv) -> None:
         if values.allow_missing:
             raise UserError("--allow_missing is for --predictions")
         cli.start()
-        workdir = Path(values.workdir).expanduser().absolute()
+        workdir = files.absolute(values.workdir)
         results = evaluate(
             values.config,
             workdir,

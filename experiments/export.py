@@ -37,7 +37,7 @@ from ml_collections import ConfigDict
 
 from experiments.shared import cli, export_programs, predict_flags
 from segjax import config as config_lib
-from segjax import errors, inference
+from segjax import errors, files, inference
 from segjax import workdir as workdir_lib
 from segjax.data import batching
 from segjax.data import images as image_files
@@ -178,17 +178,17 @@ def parse_sizes(values: Sequence[str]) -> list[tuple[int, int]]:
 def main(argv) -> int:
     values = flags.FLAGS
     options = predict_flags.options(values.config)
-    workdir = Path(values.workdir).expanduser().absolute()
+    workdir = files.absolute(values.workdir)
     if not 0 <= values.padding < math.inf:
         raise UserError(f"--padding={values.padding}: expected a number of 0 or more")
     sizes = parse_sizes(values.sizes)
     if argv[1:]:
-        files = image_files.list_images(argv[1:]).images
+        listed = image_files.list_images(argv[1:]).images
         channels = workdir_lib.read_dataset(workdir).channels
-        headers = [image_files.image_header(file, channels)[0] for file in files]
+        headers = [image_files.image_header(file, channels)[0] for file in listed]
         sizes += batching.padded_shapes(headers, values.padding).values()
     cli.start()
-    output = Path(values.output).expanduser().absolute()
+    output = files.absolute(values.output)
     facts = export(
         values.config,
         workdir,

@@ -19,7 +19,6 @@ bad input.
 """
 
 import sys
-from pathlib import Path
 
 import tqdm
 from absl import flags
@@ -50,7 +49,7 @@ def main(argv) -> int:
         if values[name].value < 1:
             raise UserError(f"--{name}={values[name].value}: expected 1 or more")
     cli.start()
-    output = Path(values.output).expanduser().absolute()
+    output = files.absolute(values.output)
     images = inputs.of_files(argv[1:], output)
     file = files.user_path("--weights", values.weights)
     network = classifier.load(

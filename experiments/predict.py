@@ -286,10 +286,10 @@ def main(argv) -> int:
     options = predict_flags.options(values.config)
     collection.check_limits(values.padding, values.max_pixels)
     cli.start()
-    output = Path(values.output).expanduser().absolute()
+    output = files.absolute(values.output)
     summary = predict(
         values.config,
-        Path(values.workdir).expanduser().absolute(),
+        files.absolute(values.workdir),
         output=output,
         paths=paths,
         split=values.split,

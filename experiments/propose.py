@@ -114,7 +114,7 @@ def _rectangle(image: np.ndarray, box: Sequence[int], color: tuple) -> None:
 def main(argv) -> None:
     del argv
     values = flags.FLAGS
-    output = Path(values.output).expanduser().absolute() if values.output else None
+    output = files.absolute(values.output) if values.output else None
     rows = propose(
         values.config,
         split=values.split,

@@ -31,6 +31,7 @@ from segjax import (
     checkpoint_scores,
     compilation,
     evaluators,
+    files,
     metrics,
     recalibration,
     sharding,
@@ -123,10 +124,10 @@ def main(argv) -> None:
     del argv
     values = flags.FLAGS
     cli.start()
-    output = Path(values.output).expanduser().absolute()
+    output = files.absolute(values.output)
     before, after = recalibrate(
         values.config,
-        Path(values.workdir).expanduser().absolute(),
+        files.absolute(values.workdir),
         output=output,
         batches=values.batches,
         which=values.checkpoint,

@@ -39,6 +39,7 @@ from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps.report_files import Score
 from experiments.sweeps.report_rows import Result, Run
+from segjax import files
 from segjax import workdir as workdir_lib
 from segjax.analysis.receptive_field import Field
 from segjax.data import datasets
@@ -294,7 +295,7 @@ def main(argv) -> int:
         raise UserError("give the folder of a sweep, such as runs/bins")
     values = flags.FLAGS
     absl.logging.set_verbosity("fatal")
-    folders = [found for name in argv[1:] for found in _sweeps(Path(name).expanduser())]
+    folders = [found for name in argv[1:] for found in _sweeps(files.path(name))]
     if values.results and len(folders) > 1:
         raise UserError(
             f"--results={values.results}: found {len(folders)} sweeps, expected one"
@@ -302,7 +303,7 @@ def main(argv) -> int:
     kept = Path(values.results).expanduser() if values.results else None
     complete = []
     for folder in folders:
-        output = Path(values.output).expanduser() if values.output else folder
+        output = files.path(values.output) if values.output else folder
         if len(folders) > 1 and values.output:
             output /= folder.name
         cli.make_folder(output)

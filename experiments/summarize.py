@@ -33,7 +33,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.shared import cli, tables
 from segjax import config as config_lib
-from segjax import models, sharding
+from segjax import files, models, sharding
 from segjax import workdir as workdir_lib
 from segjax.analysis import counts, receptive_field
 from segjax.analysis.published import NUMBERS
@@ -307,13 +307,13 @@ def main(argv) -> int:
     values = flags.FLAGS
     paths = {}
     for name in ("markdown", "erf"):
-        paths[name] = path = Path(values[name].value).expanduser()
+        paths[name] = path = files.path(values[name].value)
         if values[name].value and not path.absolute().parent.is_dir():
             raise UserError(f"--{name} {path}: {path.parent} is not a folder")
     if values.all or values.markdown:
         return summarize_all(paths["markdown"] if values.markdown else None)
 
-    config, workdir = values.config, Path(values.workdir).expanduser()
+    config, workdir = values.config, files.path(values.workdir)
     if config is None:
         raise UserError(
             "give either --config, such as configs/quickstart.py, or --workdir, or "

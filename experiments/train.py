@@ -43,10 +43,12 @@ from experiments.shared.peers import Peers
 from experiments.shared.stop_signal import StopSignal
 from experiments.shared.training_log import TrainingLog
 from segjax import (
+    buckets,
     checkpoint,
     checkpoint_scores,
     compilation,
     evaluators,
+    files,
     metrics,
     sharding,
 )
@@ -108,7 +110,7 @@ def _train(
     # Restore: the newest checkpoint, or the weights of the seed or of another run.
     if main:
         _make_folder(workdir)
-        stack.enter_context(workdir_lib.hold(workdir))
+        still_ours = stack.enter_context(workdir_lib.hold(workdir))
         splits = training_run.splits(config, source, eval_source)
         run_description.check_same_run(config, info, splits, workdir=workdir)
         checkpoint.check_space(workdir, abstract, copies=config.keep + 2)
@@ -198,7 +200,7 @@ def _train(
             evaluating = evaluation_due(step) and not stopping
             saving = last or stopping or evaluating or step % config.save_every == 0
             if saving or step % config.log_every == 0:
-                problem = log.flush()
+                problem = log.flush(saving)
                 if saving and not problem:
                     problem = training_run.divergence(state)
                 if problem:
@@ -207,6 +209,8 @@ def _train(
                     code = DIVERGED
                     break
             if saving:
+                if main:
+                    still_ours()
                 checkpoint.save(manager, state)
             if evaluating:
                 evaluate(step)
@@ -245,6 +249,8 @@ def _until(stop: StopSignal, batches: Iterable[dict]) -> Iterator[dict]:
 
 def _make_folder(workdir: Path) -> None:
     """Makes the workdir, and makes sure that files can be written there."""
+    if buckets.is_bucket(workdir):  # the lock is written first
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / workdir_lib.LOCK).touch()
@@ -283,13 +289,8 @@ def _profile(workdir: Path, step: int, values: dict[str, jax.Array]) -> None:
 
 def main(argv) -> int:
     del argv
-    if "://" in _WORKDIR.value:
-        raise UserError(
-            f"--workdir {_WORKDIR.value}: expected a folder; mount the bucket, or let "
-            "experiments.launch do it (docs/pods.md)"
-        )
+    workdir = files.absolute(_WORKDIR.value)
     cli.start()
-    workdir = Path(_WORKDIR.value).expanduser().absolute()
     if note := chains.note(cli.flag_value("config"), _CONFIG.value):
         cli.log(f"note: {note}")
     with Peers(exit_code=STOPPED):

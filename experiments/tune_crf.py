@@ -320,8 +320,8 @@ def main(argv) -> None:
     values = flags.FLAGS
     options = predict_flags.options(values.config)
     cli.start()
-    workdir = Path(values.workdir).expanduser().absolute()
-    output = Path(values.output or workdir / "crf").expanduser()
+    workdir = files.absolute(values.workdir)
+    output = files.path(values.output or workdir / "crf")
     grid = {
         field: _values(field, getattr(values, field), values.config) for field in GRID
     }

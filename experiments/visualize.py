@@ -111,7 +111,7 @@ def _load(workdir: Path, config: Any) -> inference.Segmenter:
 
 def _other(segmenter: inference.Segmenter, first: Path) -> dict:
     """Run A and run B, by names that differ."""
-    path = Path(flags.FLAGS.other).expanduser().absolute()
+    path = files.absolute(flags.FLAGS.other)
     second = _load(path, config_lib.load(path / "config.json"))
     for what in ("classes", "channels"):
         if getattr(second.info, what) != getattr(segmenter.info, what):
@@ -179,8 +179,8 @@ def main(argv: Sequence[str]) -> int:
     if jax.process_count() > 1:
         raise UserError("experiments.visualize runs in one process: --distributed=off")
     config_lib.check(config)
-    workdir = Path(values.workdir).expanduser().absolute()
-    output = Path(values.output).expanduser().absolute()
+    workdir = files.absolute(values.workdir)
+    output = files.absolute(values.output)
     if values.split:
         images = inputs.of_split(
             config, values.split, workdir=workdir, number=values.number

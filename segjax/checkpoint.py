@@ -3,8 +3,9 @@
 A checkpoint is a folder named by its step with three items: ``model`` (params and
 batch_stats, all that inference needs), ``optimizer`` (opt_state) and ``meta`` (JSON:
 the shape, dtype and CRC-32 of every array, and what the caller adds).  Orbax writes
-it under a temporary name and renames it when complete, so a kill at any moment
-leaves the previous ones; the CRCs find damage that the file format would not.
+it under a temporary name and renames it when complete, or adds a file in a bucket that
+says so: a kill at any moment leaves the previous ones.  The CRCs find damage that the
+file format would not.
 
 A checkpoint is saved before it is evaluated.  Its validation mIoU is added afterwards
 as orbax's own item ``metrics``, from which orbax knows which checkpoint to preserve as
@@ -27,8 +28,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from segjax import checkpoint_scores, files
-from segjax.errors import UserError
+from segjax import buckets, checkpoint_scores, files
+from segjax.errors import Unavailable, UserError
 from segjax.training import TrainState
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,13 @@ def open_folder(folder: str | Path, keep: int) -> ocp.CheckpointManager:
         create=True,
         cleanup_tmp_directories=True,
     )
-    return _Manager(Path(folder).absolute(), options=options)
+    return _Manager(_path(folder), options=options)
+
+
+def _path(folder: str | Path) -> Path:
+    if buckets.is_bucket(folder):
+        buckets.silence_arrays(buckets.bucket_of(folder))
+    return files.absolute(folder)
 
 
 def _miou(metrics: dict) -> float:
@@ -77,7 +84,7 @@ def add_score(manager: ocp.CheckpointManager, step: int, miou: float) -> None:
     """
     finish(manager)
     if jax.process_index() == 0:
-        path = Path(manager.directory) / str(step) / checkpoint_scores.SCORE
+        path = files.path(manager.directory) / str(step) / checkpoint_scores.SCORE
         path.parent.mkdir(exist_ok=True)
         # Without a valid pixel there is no mIoU: any other checkpoint is better.
         value = miou if np.isfinite(miou) else -1.0
@@ -161,9 +168,14 @@ def finish(manager: ocp.CheckpointManager) -> None:
 
 def write_failed(manager: ocp.CheckpointManager, error: Exception) -> UserError:
     """What to tell the user if ``error`` stopped a write beside the checkpoints."""
-    free = shutil.disk_usage(manager.directory).free
     good = max(manager.all_steps(), default="none")
     reason = " ".join(str(error).split())[-200:]  # tensorstore names the cause last
+    if buckets.is_bucket(manager.directory):
+        return Unavailable(
+            f"cannot write in {manager.directory}: {reason}; last good checkpoint: "
+            f"{good}; start the same command again to continue"
+        )
+    free = shutil.disk_usage(manager.directory).free
     return UserError(
         f"cannot write in {manager.directory} ({free / 1e9:.1f} GB free): {reason}; "
         f"last good checkpoint: {good}; free some space and start the same command "
@@ -173,6 +185,8 @@ def write_failed(manager: ocp.CheckpointManager, error: Exception) -> UserError:
 
 def check_space(folder: Path, state: TrainState, copies: int) -> None:
     """Raises UserError unless ``copies`` checkpoints of ``state`` fit on the disk."""
+    if buckets.is_bucket(folder):
+        return
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(folder).free
     if free < size * copies:
@@ -249,7 +263,7 @@ def restore_model(folder: str | Path, step: int, abstract: dict) -> tuple[dict, 
     """
     # Steps and scores are not needed, so that damaged ones do no harm.
     options = ocp.CheckpointManagerOptions(lightweight_initialize=True, create=False)
-    with _Manager(Path(folder).absolute(), options=options) as manager:
+    with _Manager(_path(folder), options=options) as manager:
         try:
             items, extra = _restore(manager, step, {"model": abstract})
         except UserError:
@@ -321,10 +335,10 @@ def _check_same_model(where: str, expected: dict, saved: dict) -> None:
 
 def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
     if jax.process_index() == 0:
-        source = Path(manager.directory) / str(step)
+        source = files.path(manager.directory) / str(step)
         target = source.with_name(f"{step}.corrupt")
-        shutil.rmtree(target, ignore_errors=True)
-        source.rename(target)
+        files.remove_folder(target)
+        files.move_folder(source, target)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"set aside {step}")
     manager.reload()

@@ -8,7 +8,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from segjax import files
+from segjax import buckets, files
 from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 
@@ -22,9 +22,22 @@ _SCHEMA = {
 }
 
 
+_COMMITTED = "commit_success.txt"  # orbax adds it last, where nothing can be renamed
+
+
+def steps(folder: str | Path) -> list[int]:
+    """Steps of the complete checkpoints in ``folder``, ascending."""
+    folder = files.path(folder)
+    if buckets.is_bucket(folder):
+        names = [path.parent.name for path in folder.glob(f"*/{_COMMITTED}")]
+    else:
+        names = [path.name for path in folder.glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def scores(folder: str | Path) -> dict[int, float]:
     """Validation mIoU of the checkpoints in ``folder`` that have been evaluated."""
-    rows = {path: _read_score(path) for path in Path(folder).glob(f"*/{SCORE}")}
+    rows = {path: _read_score(path) for path in files.path(folder).glob(f"*/{SCORE}")}
     named = {path.parent.parent.name: score for path, score in rows.items()}
     return {
         int(name): score
@@ -82,10 +95,10 @@ def best(workdir: Path) -> tuple[Path, int, float] | None:
 def _earlier_best(workdir: Path) -> tuple[float, int, Path] | None:
     """mIoU, step and folder of the best checkpoint as earlier versions kept it."""
     folder = workdir / workdir_lib.BEST
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not steps:
+    there = steps(folder)
+    if not there:
         return None
-    step = max(steps)
+    step = there[-1]
     try:
         meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
         miou = float(meta["extra"]["miou"])
@@ -115,9 +128,9 @@ def find(workdir: Path, which: str) -> tuple[Path, int]:
     only_earlier = which.isdigit() and not (folder / which).is_dir()
     if only_earlier and earlier and earlier[1] == int(which):
         return earlier[2], earlier[1]
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-    if not steps:
+    there = steps(folder)
+    if not there:
         raise UserError(f"no checkpoint in {folder} yet: train first")
-    if which.isdigit() and int(which) not in steps:
-        raise UserError(f"no checkpoint of step {which} in {folder}; it has {steps}")
-    return folder, int(which) if which.isdigit() else steps[-1]
+    if which.isdigit() and int(which) not in there:
+        raise UserError(f"no checkpoint of step {which} in {folder}; it has {there}")
+    return folder, int(which) if which.isdigit() else there[-1]

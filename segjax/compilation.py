@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from jax import monitoring
 
+from segjax import files
+
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _seconds: list[float] = []
 
@@ -31,7 +33,7 @@ def seconds() -> float:
 
 def use_cache(folder: str | Path) -> None:
     """Keeps compiled programs in ``folder``, for later runs on the same hardware."""
-    folder = Path(folder).expanduser()
+    folder = files.path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -18,7 +18,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from segjax import config_fields, config_ranges, errors, files, losses, models
+from segjax import buckets, config_fields, config_ranges, errors, files, losses, models
 from segjax.errors import UserError
 from segjax.weak import supervision
 
@@ -224,12 +224,8 @@ def check(config: ConfigDict) -> None:
         integers = [x for x in numbers if isinstance(x, int)]
         sizes = name.startswith("model.") and integers
         require(not sizes or max(map(abs, sizes)) < 2**31, name, "less than 2^31")
-    # Not Path.is_file, which raises an error for names that are too long.
-    start = os.path.expanduser(config.init_from)
     require(
-        not start
-        or os.path.isfile(start)
-        or os.path.isfile(os.path.join(start, "config.json")),
+        not config.init_from or _is_start(config.init_from),
         "init_from",
         "a workdir of experiments.train or a file written by "
         "experiments.import_weights",
@@ -322,6 +318,17 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 def save(config: ConfigDict, path: Path) -> None:
     """Writes the resolved configuration as JSON."""
     files.write_json(path, json_like(config))
+
+
+def _is_start(start: str) -> bool:
+    """Whether there is a file or the folder of a run."""
+    if buckets.is_bucket(start):
+        with buckets.errors(start):
+            path = files.path(start)
+            return path.is_file() or (path / "config.json").is_file()
+    # Not Path.is_file, which raises an error for names that are too long.
+    start = os.path.expanduser(start)
+    return any(map(os.path.isfile, (start, os.path.join(start, "config.json"))))
 
 
 def load(path: Path) -> ConfigDict:

@@ -11,6 +11,13 @@ class UserError(ValueError):
     """
 
 
+class Unavailable(UserError):
+    """What is needed cannot be reached for now: starting again may help.
+
+    Programs exit with code 69.
+    """
+
+
 def unknown(address: str, value: object, known: Iterable[str]) -> UserError:
     """The error for a name that is none of the known ones; suggests the nearest.
 

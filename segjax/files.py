@@ -8,11 +8,37 @@ or JSON file that a user or a crash can damage is read by :func:`read_text` or
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from segjax import buckets
 from segjax.errors import UserError
+
+
+def path(value: str | os.PathLike) -> Path:
+    """The path of a file or folder; ``~`` is expanded.
+
+    ``gs://BUCKET/NAME`` becomes a path of a bucket: see :mod:`segjax.buckets`.
+
+    Raises:
+      UserError: as ``buckets.open_path``.
+    """
+    if buckets.is_bucket(value):
+        return buckets.open_path(value)
+    if "://" in os.fspath(value):
+        raise UserError(
+            f"{os.fspath(value)}: found a URL; expected a path of this machine or "
+            "gs://BUCKET/NAME"
+        )
+    return Path(value).expanduser()
+
+
+def absolute(value: str | os.PathLike) -> Path:
+    """As ``path``, from the root of this machine's files or with the bucket."""
+    return path(value) if buckets.is_bucket(value) else path(value).absolute()
 
 
 @contextlib.contextmanager
@@ -20,8 +46,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary name to write to, which becomes ``path`` when the block ends.
 
     A killed program or a full disk therefore never leaves part of a file under its
-    final name, and never damages the file that was there before.
+    final name, and never damages the file that was there before.  What becomes an
+    object of a bucket is written on this machine first.
     """
+    if buckets.is_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder, os.path.basename(path))
+            yield temporary
+            buckets.upload(temporary, path)
+        return
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -33,6 +66,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8 text atomically."""
+    if buckets.is_bucket(path):
+        buckets.write_bytes(path, text.encode())
+        return
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -40,6 +76,39 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -> None:
     """Writes a JSON file atomically, ending in a newline."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+@contextlib.contextmanager
+def on_disk(path: Path) -> Iterator[Path]:
+    """The file itself or, while the block runs, a copy of an object of a bucket.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+      UserError: it may not be read.
+    """
+    if not buckets.is_bucket(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        buckets.download(path, copy)
+        yield copy
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and what is in it; there need be none."""
+    if buckets.is_bucket(folder):
+        buckets.remove(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Gives a folder another name."""
+    if buckets.is_bucket(source):
+        buckets.move(source, target)
+    else:
+        source.rename(target)
 
 
 def user_path(address: str, value: str) -> Path:
@@ -100,6 +169,8 @@ def read_text(path: str | os.PathLike, what: str) -> str:
       UserError: the file is missing, not readable, or not in UTF-8.
     """
     try:
+        if buckets.is_bucket(path):
+            return buckets.read_bytes(path).decode("utf-8-sig")
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
@@ -108,8 +179,13 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         ) from error
     except OSError as error:
         raise UserError(
-            f"{os.fspath(path)}: cannot be read ({error.strerror}); expected {what}"
+            f"{os.fspath(path)}: cannot be read ({_reason(error)}); expected {what}"
         ) from error
+
+
+def _reason(error: OSError) -> str | None:
+    missing = isinstance(error, FileNotFoundError) and not error.strerror
+    return "No such object" if missing else error.strerror
 
 
 def read_json(

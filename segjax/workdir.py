@@ -26,13 +26,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from segjax import files
+from segjax import bucket_lock, buckets, files
 from segjax.data import datasets
 from segjax.errors import UserError
 
@@ -122,7 +122,7 @@ def _write_if_changed(path: Path, value: Any) -> None:
     """Leaves a file alone that holds the same value: a full disk cannot harm it."""
     if path.is_file():
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            if json.loads(path.read_text("utf-8")) == json.loads(json.dumps(value)):
+            if json.loads(path.read_bytes()) == json.loads(json.dumps(value)):
                 return
     files.write_json(path, value)
 
@@ -229,11 +229,11 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     Reading ends at the first line that is no row, as a kill or a full disk leaves the
     last one.
     """
-    path = Path(workdir) / METRICS
+    path = files.path(workdir) / METRICS
     rows: list[dict[str, Any]] = []
     if not path.is_file():
         return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -269,7 +269,7 @@ def read_exit(workdir: Path) -> int:
 def log_tail(workdir: Path, lines: int = 5) -> list[str]:
     """The last lines of the run's log, progress bars left out."""
     path = workdir / LOG
-    text = path.read_text(errors="replace") if path.is_file() else ""
+    text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
     kept = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
     return [line for line in kept if line and "step/s" not in line][-lines:]
 
@@ -327,8 +327,10 @@ def lock(workdir: Path, wait: bool = True) -> Iterator[IO | None]:
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
-    """Keeps a second training out of a workdir.
+def hold(workdir: Path) -> Iterator[Callable[[], None]]:
+    """Keeps a second training out of a workdir, or ends the first one in a bucket.
+
+    Yields what to call before anything is saved: see :mod:`segjax.bucket_lock`.
 
     The lock may be held already by the job that started this process, which then
     passes it on (:data:`LOCK_VARIABLE`). Where the file system has no locks, nothing
@@ -338,8 +340,12 @@ def hold(workdir: Path) -> Iterator[None]:
       UserError: another process trains there; names it.
     """
     path = workdir / LOCK
+    if buckets.is_bucket(workdir):
+        with bucket_lock.hold(path) as check:
+            yield check
+        return
     if _inherited(path):
-        yield
+        yield lambda: None
         return
     with path.open("a+") as file:
         # Programs that look at a run hold the lock, too, for an instant.
@@ -360,7 +366,7 @@ def hold(workdir: Path) -> Iterator[None]:
             else:
                 _write_holder(file)
                 break
-        yield
+        yield lambda: None
 
 
 def _write_holder(file: IO) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
+from segjax import files
 from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 
@@ -46,8 +47,8 @@ def read(arguments: Sequence[str], checkpoint: str) -> tuple[list[Method], list[
     unnamed: dict[int, str] = {}  # place in `methods` -> the argument
     for argument in arguments:
         name, text = _split(argument)
-        if (Path(text).expanduser() / sweep_runs.DESCRIPTION).is_file():
-            found, unfinished = _of_sweep(Path(text).expanduser(), name, checkpoint)
+        if (files.path(text) / sweep_runs.DESCRIPTION).is_file():
+            found, unfinished = _of_sweep(files.path(text), name, checkpoint)
             methods += found
             problems += unfinished
             continue
@@ -85,7 +86,7 @@ def _split(argument: str) -> tuple[str, str]:
 
 
 def _is_there(text: str) -> bool:
-    path = Path(text).expanduser()
+    path = files.path(text)
     return bool(_folder_of(path)) or (path / sweep_runs.DESCRIPTION).is_file()
 
 
@@ -100,7 +101,7 @@ def _paths(text: str, argument: str) -> Iterator[Path]:
     parts = text.split(",")
     while parts:
         for count in range(1, len(parts) + 1):
-            path = Path(",".join(parts[:count])).expanduser()
+            path = files.path(",".join(parts[:count]))
             if _folder_of(path):
                 yield path
                 del parts[:count]
@@ -124,7 +125,7 @@ def _run(path: Path, checkpoint: str) -> Run:
 
 def _default_name(text: str) -> str:
     """The last part of the path that is not a seed or a checkpoint."""
-    path = Path(text).expanduser().absolute()
+    path = files.absolute(text)
     if path.name.isdigit():
         path = path.parent.parent
     if path.name.removeprefix("seed").isdigit():

@@ -118,7 +118,7 @@ def _recipe(config: ConfigDict) -> ConfigDict:
 
     So the last stages of chains, one for each seed, are runs of one method.
     """
-    before = Path(config.init_from).expanduser() / workdir_lib.CONFIG
+    before = files.path(config.init_from) / workdir_lib.CONFIG
     if config.init_from and before.is_file():
         values = config_lib.flatten(config_lib.load(before))
         earlier = config_lib.make(**unflatten_dict(values, sep="."))

@@ -22,8 +22,8 @@ from ml_collections import config_flags
 
 from experiments.shared import arguments
 from experiments.shared.arguments import flag_value
-from segjax import compilation, config
-from segjax.errors import UserError
+from segjax import buckets, compilation, config, files
+from segjax.errors import Unavailable, UserError
 
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -99,6 +99,8 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
     except UserError as error:
         _fail(error)
     except OSError as error:
+        if told := buckets.explain(error):
+            _fail(told)
         if error.errno in _LOST_ERRORS:
             _lose()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -111,6 +113,10 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
+    except Exception as error:
+        if told := buckets.explain(error):
+            _fail(told)
+        raise
 
 
 def _lose() -> NoReturn:
@@ -133,6 +139,8 @@ def _first_reason(error: OSError) -> UserError:
 
 
 def _fail(error: Exception, code: int = BAD_INPUT) -> NoReturn:
+    if isinstance(error, Unavailable):
+        code = LOST
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     # While libraries shut down they report consequences of this error, which would
     # scroll it away.
@@ -163,7 +171,8 @@ def define_workdir_config() -> None:
                     "its fields with --config.FIELD=VALUE"
                 )
             if workdir:
-                values = config.load(Path(workdir).expanduser() / "config.json")
+                with buckets.errors(workdir):
+                    values = config.load(files.path(workdir) / "config.json")
                 arguments.check_overrides(values)
         except UserError as error:
             _fail(error)

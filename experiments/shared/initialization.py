@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import config as config_lib
-from segjax import image_stats, models, weights
+from segjax import files, image_stats, models, weights
 from segjax import workdir as workdir_lib
 from segjax.inference.trained import load_model
 from segjax.models import crfrnn
@@ -70,10 +70,12 @@ def start(
     Raises:
       UserError: no such run or file, or one of another network.
     """
-    path = Path(source).expanduser()
-    source_weights = (
-        weights_of_run(path, mesh) if path.is_dir() else weights.read_saved(path)
-    )
+    path = files.path(source)
+    if path.is_dir():
+        source_weights = weights_of_run(path, mesh)
+    else:
+        with files.on_disk(path) as file:
+            source_weights = weights.read_saved(file)
     info = model_info(config, classes)
     return weights.start(path, source_weights, info=info, variables=variables)
 

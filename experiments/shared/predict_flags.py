@@ -1,7 +1,6 @@
 """Flags of the programs that predict: which checkpoints, how, and which CRF."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -98,7 +97,7 @@ def ensemble(arguments: Sequence[str] = ()) -> list[str]:
     """
     members = [*flags.FLAGS.ensemble, *arguments]
     for member in members:
-        path = Path(member).expanduser()
+        path = files.path(member)
         folders = (path, path.parent.parent) if path.name.isdigit() else (path,)
         if not any((folder / "config.json").is_file() for folder in folders):
             name = f"argument {member!r}" if member in arguments else "--ensemble"
@@ -131,7 +130,7 @@ def crf_settings(config: ConfigDict, choice: str) -> mean_field.Settings | None:
         return inference.crf_settings(config.crf, "--config.crf")
     if choice in mean_field.SETTINGS:
         return mean_field.SETTINGS[choice]
-    path = Path(choice).expanduser()
+    path = files.path(choice)
     if not path.is_file():
         raise UserError(
             f"--crf={choice}: expected 'config' (the fields config.crf), a file of "

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.shared import provenance
+from segjax import checkpoint_scores
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
@@ -51,7 +52,7 @@ def check_same_run(
     workdir_lib.check_same_classes(trained, info, where=str(workdir))
     check_same_config(config, workdir)
     folder = workdir / workdir_lib.CHECKPOINTS
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    steps = checkpoint_scores.steps(folder)
     if steps and max(steps) > config.total_steps:
         raise UserError(
             f"{workdir} has been trained for {max(steps)} steps, this command has "

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from segjax import metrics, optim, training, viz
+from segjax import files, metrics, optim, training, viz
 from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.writer import Writer
@@ -57,8 +57,11 @@ class TrainingLog:
         """Takes the metrics of a step, without waiting for it."""
         self._pending.append((step, ids, values))
 
-    def flush(self) -> str:
-        """Fetches and logs the pending metrics; says which step was not finite."""
+    def flush(self, saving: bool = False) -> str:
+        """Fetches and logs the pending metrics; says which step was not finite.
+
+        Before a checkpoint is saved (``saving``), the log files are complete.
+        """
         if not self._pending:
             return ""
         rows = jax.device_get([values for _, _, values in self._pending])
@@ -78,6 +81,8 @@ class TrainingLog:
         means["input_wait"] = self._waited / elapsed
         if self._writer:
             self._writer.scalars(step, means)
+            if saving:
+                self._writer.sync()
         text = f"loss {means['loss']:.3f}, {speed:.1f} img/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
@@ -110,7 +115,9 @@ class TrainingLog:
                 )
                 self._writer.picture(step, f"validation/{i}", picture)
                 path = folder / f"{step:08d}_{i}.png"
-                cv2.imwrite(str(path), picture[..., ::-1])
+                data = cv2.imencode(".png", picture[..., ::-1])[1]
+                with files.atomic_write(path) as partial:
+                    partial.write_bytes(data)
         self._restart_clock()
 
     def close(self) -> None:

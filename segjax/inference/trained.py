@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import checkpoint as checkpoints
-from segjax import checkpoint_scores, models, sharding
+from segjax import checkpoint_scores, files, models, sharding
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import batching, datasets, windows
@@ -297,7 +297,7 @@ def _check_same(
 
 def _workdir(path: str | os.PathLike, which: str) -> tuple[Path, str]:
     """The workdir and the checkpoint that a path names."""
-    path = Path(path).expanduser().absolute()
+    path = files.absolute(path)
     if path.name.isdigit() and (path.parent.parent / "config.json").is_file():
         return path.parent.parent, path.name
     return path, which

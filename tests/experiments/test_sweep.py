@@ -356,11 +356,11 @@ def test_printed_commands_may_start_from_what_only_the_workers_have(
 ):
     path = config_file((0.1, 0.2))
     config = runpy.run_path(path)["get_config"]()
-    config.init_from = "gs://bucket/vgg16.safetensors"
+    config.init_from = "/workers/vgg16.safetensors"
     options = dict(workdir=tmp_path / "s", seeds=1, jobs=1, slurm={}, options=[])
     assert sweep.sweep(path, config, engine="print", **options) == 0
-    assert "--config.init_from=gs://bucket/vgg16.saf" in capsys.readouterr().out
-    with pytest.raises(UserError, match="config.init_from is 'gs:"):
+    assert "--config.init_from=/workers/vgg16.safetensors" in capsys.readouterr().out
+    with pytest.raises(UserError, match="config.init_from is '/workers"):
         sweep.sweep(path, config, engine="local", **options)
 
 

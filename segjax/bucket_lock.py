@@ -1,0 +1,62 @@
+"""Which process trains in a workdir of a bucket.
+
+A bucket has no lock that ends with the process that holds it, and processes of pods are
+killed without a word.  So the newest start has the run: it writes its name into the
+object ``lock``, and an older one that is still at work finds another name there before
+it saves its next checkpoint, and ends.  Nobody has to wait for a lock of the dead.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from segjax import buckets, files
+from segjax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def hold(lock: Path) -> Iterator[Callable[[], None]]:
+    """Takes a run over; yields what raises UserError once another start has done so.
+
+    Args:
+      lock: the object that names the process.
+
+    Raises:
+      UserError: the bucket cannot be written to.
+    """
+    name = f"process {os.getpid()} on {socket.gethostname()}"
+    own = f"{name} ({uuid.uuid4().hex[:12]})\n"
+    if before := _holder(lock):
+        _log.warning(
+            "note: %s has trained in %s and did not end by itself; if it still runs, "
+            "it stops before its next checkpoint",
+            *(before.partition(" (")[0], lock.parent),
+        )
+    files.write_text(lock, own)
+
+    def check() -> None:
+        now = _holder(lock)
+        if now != own:
+            other = now.partition(" (")[0] or "another process"
+            raise UserError(
+                f"--workdir {lock.parent}: {other} has been started there and "
+                "continues from the last checkpoint: this one stops"
+            )
+
+    yield check
+    if _holder(lock) == own:
+        buckets.remove(lock)
+
+
+def _holder(lock: Path) -> str:
+    """What the object says; "" if there is none."""
+    try:
+        return buckets.read_bytes(lock).decode(errors="replace")
+    except FileNotFoundError:
+        return ""

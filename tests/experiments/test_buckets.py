@@ -1,0 +1,122 @@
+"""Runs in a bucket of a storage server on this machine."""
+
+from pathlib import Path
+
+import kill
+import numpy as np
+import pytest
+import storage_server
+
+from experiments import evaluate, train
+from segjax import bucket_lock, checkpoint_scores, files, writer
+from segjax import config as config_lib
+from segjax import workdir as workdir_lib
+from segjax.errors import UserError
+
+BUCKET = f"gs://{storage_server.BUCKET}"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with storage_server.running() as server:
+        yield server
+
+
+def test_files_are_objects(server, tmp_path):
+    path = files.path(f"{BUCKET}/files/a.json")
+    files.write_json(path, {"ä": 1})
+    assert files.read_json(path, "a test") == {"ä": 1}
+    with files.atomic_write(path.with_name("b.bin")) as partial:
+        partial.write_bytes(b"12")
+        assert "files/b.bin" not in server.names()
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.json", "b.bin"]
+    files.move_folder(path.parent, path.parent.with_name("moved"))
+    assert [n for n in server.names() if n.endswith(".bin")] == ["moved/b.bin"]
+    files.remove_folder(files.path(f"{BUCKET}/moved"))
+    assert not server.names()
+    with pytest.raises(UserError, match=r"^gs://bucket/files/a.json: .*No such object"):
+        files.read_text(path, "a test")
+    with pytest.raises(UserError, match="gs://none/x: .* no bucket 'none'"):
+        files.write_text("gs://none/x", "")
+    assert files.absolute("~/x") == Path.home() / "x"
+    with pytest.raises(UserError, match="found a URL"):
+        files.path("s3://bucket/x")
+
+
+def test_the_newest_start_has_a_run(server):
+    run = files.path(f"{BUCKET}/lock")
+    with bucket_lock.hold(run / "lock") as first:
+        first()
+        with bucket_lock.hold(run / "lock") as second:
+            second()
+            with pytest.raises(UserError, match=r"gs://bucket/lock: process \d+ on "):
+                first()
+    assert "lock/lock" not in server.names()
+
+
+def test_log_files_are_seen_while_training_runs(server, monkeypatch):
+    """Also what is too large to be uploaded again and again; and a resumed run."""
+    run = files.path(f"{BUCKET}/log")
+    monkeypatch.setattr(writer, "EVENTS_BYTES", 2000)
+    log = writer.Writer(run, 0)
+    for step in (1, 2):
+        log.scalars(step, {"loss": 1.0})
+        noise = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
+        log.picture(step, "noise", noise)
+    assert workdir_lib.read_metrics(run) == []  # it is not yet time
+    log.sync()
+    assert [row["step"] for row in workdir_lib.read_metrics(run)] == [1, 2]
+    monkeypatch.setattr(writer, "UPLOAD_SECONDS", 0)
+    log.scalars(3, {"loss": 1.0})
+    events = sorted((run / "tensorboard").iterdir())
+    assert len(events) == 2 and events[0].stat().length > 2000
+    assert [row["step"] for row in workdir_lib.read_metrics(run)] == [1, 2, 3]
+    resumed = writer.Writer(run, 2)  # after a kill
+    assert [row["step"] for row in workdir_lib.read_metrics(run)] == [1, 2]
+    resumed.close()
+    log._file.close()
+    log._board.close()
+    log._temporary.cleanup()
+
+
+@pytest.fixture(scope="module")
+def config():
+    """A tiny U-Net on scenes: 3 steps, saved after each."""
+    return config_lib.make(
+        model_name="unet",
+        model={"padding": "same", "norm": "batch", "widths": (2,)},
+        data={"name": "scenes", "scenes_size": (32, 32), "scenes_train": 8}
+        | {"scenes_validation": 4},
+        batch_size=4,
+        eval_batch_size=4,
+        total_steps=3,
+        eval_every=0,
+        eval_images=1,
+        save_every=1,
+        keep=3,
+        log_every=1,
+        threads=1,
+    )
+
+
+# Orbax abandons its other reads when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(server, config, tmp_path):
+    """Killed while it saved its last checkpoint; and the one before is damaged."""
+    config.data.data_dir = str(tmp_path / "data")
+    disk, run = tmp_path / "run", files.path(f"{BUCKET}/runs/a")
+    assert train.train(config, disk) == train.train(config, run) == 0
+    assert (run / "tensorboard").is_dir() and not (run / "lock").exists()
+    assert (run / "pictures/00000003_0.png").read_bytes().startswith(b"\x89PNG")
+    checkpoints = run / "checkpoints"
+    assert checkpoint_scores.steps(checkpoints) == [1, 2, 3]
+    (checkpoints / "3/commit_success.txt").unlink()
+    assert checkpoint_scores.steps(checkpoints) == [1, 2]
+    for data in (checkpoints / "2/model/d").iterdir():
+        data.write_bytes(data.read_bytes()[:-30])
+    assert train.train(config, run) == 0
+    assert (checkpoints / "2.corrupt/commit_success.txt").exists()
+    kill.assert_same_run(disk, run, 3)
+    found = evaluate.evaluate(config, run)
+    written = files.read_json(run / "evaluation/validation.json", "results")
+    assert written["step"] == found["step"] == 3

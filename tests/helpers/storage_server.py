@@ -1,0 +1,78 @@
+"""A storage server on this machine, for buckets: the PyPI package gcp-storage-emulator.
+
+It runs in a thread of the test process, and can be made to answer errors for a while.
+"""
+
+import contextlib
+import functools
+import http.server
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from unittest import mock
+
+from gcp_storage_emulator import server as emulator
+from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.storage import Storage
+
+BUCKET = "bucket"
+
+
+class Server:
+    """A running server with one empty bucket."""
+
+    def __init__(self):
+        logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+        self.requests = 0
+        self.refused = 0
+        self.down = False  # answers 503 to everything
+        self.lock = threading.Lock()
+        self.storage = Storage(use_memory_fs=True)
+        buckets.create_bucket(BUCKET, self.storage)
+        handler = functools.partial(_Handler, self)
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._http.handle_error = lambda *_: None  # a client that goes early
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def names(self) -> list[str]:
+        """Of all objects."""
+        with self.lock:
+            objects = self.storage.get_file_list(BUCKET)[0]
+        return sorted(item["name"] for item in objects)
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class _Handler(emulator.RequestHandler):
+    def __init__(self, server: Server, *args):
+        self._server = server
+        super().__init__(server.storage, *args)
+
+    def _answer(self, method: str) -> None:
+        self._server.requests += 1
+        if self._server.down:
+            self._server.refused += 1
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_error(503)
+            return
+        with self._server.lock:  # the storage is not made for threads
+            emulator.Router(self).handle(method)
+
+    do_GET = functools.partialmethod(_answer, "GET")
+    do_POST = functools.partialmethod(_answer, "POST")
+    do_PUT = functools.partialmethod(_answer, "PUT")
+    do_DELETE = functools.partialmethod(_answer, "DELETE")
+    do_PATCH = functools.partialmethod(_answer, "PATCH")
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Server]:
+    """A server that this process and the programs that it starts use for gs://."""
+    server = Server()
+    with mock.patch.dict(os.environ, STORAGE_EMULATOR_HOST=server.url):
+        yield server
+    server.close()
