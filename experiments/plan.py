@@ -40,7 +40,7 @@ from experiments.launch import collectives, plan_text, scaling_plot, step_costs,
 from experiments.shared import arguments, cli, training_run
 from experiments.sweeps import rows as sweep_rows
 from segjax import config as config_lib
-from segjax import files, models, sharding
+from segjax import files, models, sharding, training
 from segjax.analysis import counts, tracing
 from segjax.analysis.summary import Layer, summary
 from segjax.errors import UserError
@@ -57,7 +57,7 @@ class Network(NamedTuple):
     image: tuple[int, int, int]
     layers: tuple[Layer, ...]
     flops: int  # of a training step for one image: 3 x the forward pass
-    state_bytes: int  # parameters, statistics and optimizer
+    state: training.TrainState  # shapes
     parameters: int
 
 
@@ -119,7 +119,7 @@ def network(config: ConfigDict, chips: int) -> Network:
         image=image,
         layers=summary(model, image, activations=False).layers,
         flops=3 * 2 * counts.macs(traced.jaxpr),
-        state_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        state=state,
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
     )
 
@@ -138,13 +138,12 @@ def compile_step(
     """
     mesh = sharding.make_mesh(devices)
     init = training_run.make_init(config, net.model, image_shape=net.image, mesh=mesh)
-    replicated, split = sharding.replicated(mesh), sharding.split(mesh)
+    split = sharding.split(mesh)
 
     def struct(shape, dtype, where):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    state = jax.eval_shape(init)
-    state = jax.tree.map(lambda x: struct(x.shape, x.dtype, replicated), state)
+    state = training_run.abstract_state(config, init, image_shape=net.image, mesh=mesh)
     examples = {
         "image": struct((batch, *net.image), np.uint8, split),
         "label": struct((batch, *net.image[:2]), np.uint8, split),
@@ -271,7 +270,7 @@ def report(
         "batch_per_chip": per_chip,
         "parameters": net.parameters,
         "model_flops": net.flops * per_chip,
-        "state_gib": net.state_bytes / GIB,
+        "state_gib": step_costs.state_bytes(net.state, to, config.state_sharding) / GIB,
         "available_gib": to.available,
         "warnings": plan_text.padding_warnings(
             net.layers, per_chip // grad_accum_steps

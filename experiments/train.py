@@ -99,7 +99,9 @@ def _train(
 
     # Optimizer, whose state is a part of the training state
     init = training_run.make_init(config, model, image_shape=image_shape, mesh=mesh)
-    abstract = training_run.abstract_state(init, mesh, image_shape=image_shape)
+    abstract = training_run.abstract_state(
+        config, init, image_shape=image_shape, mesh=mesh
+    )
 
     # Step
     train_step = training_run.make_train_step(
@@ -139,7 +141,7 @@ def _train(
 
     def evaluate(step: int) -> None:
         """Scores the checkpoint of this step; raises _Stopped between two batches."""
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = training_run.whole_variables(state, mesh)
         batches = evaluation.eval_batches(config, eval_source, info.channels)
         began = time.perf_counter()
         confusion, examples = evaluators.evaluate(

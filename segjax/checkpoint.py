@@ -105,9 +105,11 @@ def _named_leaves(tree) -> Iterable[tuple[str, jax.Array]]:
 
 
 def _crc(array: jax.Array) -> int:
-    # The state is replicated, so any one shard is the whole array.
-    whole = np.ascontiguousarray(array.addressable_data(0))
-    return zlib.crc32(whole.view(np.uint8).data)
+    if array.is_fully_replicated:  # any one shard is the whole array
+        whole = np.asarray(array.addressable_data(0))
+    else:  # one array at a time: of all of them, a host may not have the memory
+        whole = multihost_utils.process_allgather(array, tiled=True)
+    return zlib.crc32(np.ascontiguousarray(whole).view(np.uint8).data)
 
 
 def _meta_crc(arrays: dict, extra: dict) -> int:
@@ -123,7 +125,7 @@ def save(
 
     Args:
       manager: from ``open_folder``.
-      state: replicated over the devices.
+      state: on all devices; the same call by all processes.
       extra: JSON values to keep with it.
 
     Raises:

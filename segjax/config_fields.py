@@ -9,7 +9,7 @@ from ``ops.mean_field``, and ``config.model`` holds the fields of the network.
 from collections.abc import Mapping
 from typing import Any
 
-from segjax import compilation, config_data_fields, errors, losses, optim
+from segjax import compilation, config_data_fields, errors, losses, optim, sharding
 from segjax import config_ranges as ranges
 from segjax.config_ranges import Field
 from segjax.data import augment_options
@@ -233,6 +233,12 @@ FIELDS: dict[str, Any] = {
         ranges.SWITCH,
         "with model.dtype=bfloat16: gradients of kernels are summed in float32 over "
         "pixels, images and devices, at twice the bytes between devices",
+    ),
+    "state_sharding": Field(
+        sharding.STATE_SHARDINGS[0],
+        ranges.one_of(*sharding.STATE_SHARDINGS),
+        "a copy of the training state on every device, or shares of the optimizer's "
+        "state, or of this and of the parameters, which are gathered for each step",
     ),
     "workers": Field(
         0, ranges.integer(0, 1024), "worker processes of the input pipeline; 0: threads"

@@ -1,14 +1,16 @@
-"""The device mesh, and moving batches onto it.
+"""The device mesh, moving batches onto it, and where the training state lies.
 
-The batch is split over all devices of all processes, the state is replicated: one mesh
-axis, ``data``, and with several TPU slices a second, ``slice``, so that XLA sums inside
-each slice before it crosses the slower network between them.  Under ``jax.jit`` the
-computation is that of a single device, so batch-norm statistics and losses are over the
-global batch.
+The batch is split over all devices of all processes, the state is replicated unless
+:func:`state_shardings` says otherwise: one mesh axis, ``data``, and with several TPU
+slices a second, ``slice``, so that XLA sums inside each slice before it crosses the
+slower network between them.  Under ``jax.jit`` the computation is that of a single
+device, so batch-norm statistics and losses are over the global batch.
 """
 
 import collections
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,6 +89,47 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 def split(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+STATE_SHARDINGS = ("replicated", "optimizer", "parameters")
+SMALL = 2**12  # values: of smaller arrays all devices have a copy
+
+
+def share(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """An equal share of an array on every device of a slice, or a copy.
+
+    Along the largest dimension that the devices divide; a copy if there is none, or
+    fewer values than :data:`SMALL`. Every slice has all shares, so that nothing is
+    gathered between slices.
+    """
+    parts = mesh.shape["data"]
+    divisible = [size if size % parts == 0 else 0 for size in shape]
+    if parts == 1 or math.prod(shape) < SMALL or not any(divisible):
+        return replicated(mesh)
+    axis = divisible.index(max(divisible))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def state_shardings(state: Any, mesh: jax.sharding.Mesh, kind: str) -> Any:
+    """Where the arrays of a training state lie, as a tree of the same structure.
+
+    Args:
+      state: a ``training.TrainState`` of arrays or shapes.
+      mesh: from :func:`make_mesh`.
+      kind: ``config.state_sharding``, of :data:`STATE_SHARDINGS`. "optimizer" shares
+        out the optimizer's state (stage 1 of ZeRO, Rajbhandari et al., SC 2020),
+        "parameters" the parameters, too (stage 3 of ZeRO, or FSDP).
+    """
+
+    def shares(tree: Any) -> Any:
+        return jax.tree.map(lambda x: share(mesh, x.shape), tree)
+
+    where = jax.tree.map(lambda _: replicated(mesh), state)
+    if kind != "replicated":
+        where = where.replace(opt_state=shares(state.opt_state))
+    if kind == "parameters":
+        where = where.replace(params=shares(state.params))
+    return where
 
 
 def check_batch_size(

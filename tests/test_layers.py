@@ -49,7 +49,7 @@ ALLOWED = {
     "segjax/config_fields.py": (
         *("segjax.config_ranges", "segjax.config_data_fields"),
         *("segjax.compilation", "segjax.losses", "segjax.optim", "segjax.ops"),
-        *("segjax.data", "segjax.weak"),
+        *("segjax.data", "segjax.weak", "segjax.sharding"),
     ),
     "segjax/workdir.py": ("segjax.data", "segjax.bucket_lock"),
     "segjax/losses.py": (),

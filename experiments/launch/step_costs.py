@@ -1,10 +1,12 @@
 """What a compiled training step tells of itself: cycles, collectives, speeds."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 
 from experiments.launch import collectives, tpus
+from segjax import sharding, training
 from segjax.analysis import hlo
 
 
@@ -18,6 +20,23 @@ class Target(NamedTuple):
     kind: dict  # a row of tpus.TPUS; {} for GPUs
     tpu_slice: tpus.Slice | None = None
     slices: int = 1
+
+
+def state_bytes(state: training.TrainState, to: Target, kind: str) -> int:
+    """Bytes on a chip of parameters, statistics and optimizer.
+
+    Args:
+      state: shapes.
+      to: what it is planned for.
+      kind: ``config.state_sharding``.
+    """
+    mesh = jax.sharding.AbstractMesh((to.chips // to.slices,), ("data",))
+    where = sharding.state_shardings(state, mesh, kind)
+
+    def size(x: jax.ShapeDtypeStruct, at: jax.sharding.NamedSharding) -> int:
+        return math.prod(at.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, state, where)))
 
 
 def costs(compiled: Any, to: Target, *, model_flops: int, images: int) -> dict:

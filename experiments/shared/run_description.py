@@ -22,6 +22,7 @@ FREE_FIELDS = {
     "save_every",
     "log_every",
     "keep",
+    "state_sharding",
     "tile",
     "total_steps",
     "total_epochs",

@@ -219,13 +219,16 @@ def make_init(
     image_shape: tuple[int, int, int],
     mesh: jax.sharding.Mesh,
 ) -> Callable[[], training.TrainState]:
-    """The jitted function that makes the first state, replicated on all devices.
+    """The jitted function that makes the first state, where the config wants it.
 
     Args:
       config: checked.
       model: of the config.
       image_shape: (H, W, C) of a training example.
       mesh: of the devices that train; compiling needs no more of them than their kind.
+
+    Raises:
+      UserError: the network does not fit images of this shape.
     """
 
     def init() -> training.TrainState:
@@ -236,32 +239,47 @@ def make_init(
             seed=config.seed,
         )
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))
+    where: Any = sharding.replicated(mesh)
+    if config.state_sharding != "replicated":
+        shapes = _traced(init, image_shape)
+        where = sharding.state_shardings(shapes, mesh, config.state_sharding)
+    return jax.jit(init, out_shardings=where)
 
 
-def abstract_state(
-    init: Callable[[], training.TrainState],
-    mesh: jax.sharding.Mesh,
-    *,
-    image_shape: tuple[int, int, int],
+def _traced(
+    init: Callable[[], training.TrainState], image_shape: tuple[int, int, int]
 ) -> training.TrainState:
-    """The structure of the state; computes nothing, so that bad fields fail early.
-
-    Raises:
-      UserError: the network does not fit images of this shape.
-    """
     try:
-        shapes = jax.eval_shape(init)
+        return jax.eval_shape(init)
     except UserError:
         raise
     except ValueError as error:
         h, w, _ = image_shape
         raise UserError(f"config on {h}x{w} crops: {error}") from error
+
+
+def abstract_state(
+    config: ConfigDict,
+    init: Callable[[], training.TrainState],
+    *,
+    image_shape: tuple[int, int, int],
+    mesh: jax.sharding.Mesh,
+) -> training.TrainState:
+    """The structure of the state, and where it lies; bad fields fail early.
+
+    Args:
+      config: of the run.
+      init: of ``make_init``; nothing is computed.
+      image_shape: (H, W, C) of a training example.
+      mesh: of the devices that train.
+
+    Raises:
+      UserError: the network does not fit images of this shape.
+    """
+    shapes = _traced(init, image_shape)
+    where = sharding.state_shardings(shapes, mesh, config.state_sharding)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=sharding.replicated(mesh)
-        ),
-        shapes,
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, where
     )
 
 
@@ -281,15 +299,24 @@ def start_from_weights(
         config.init_from,
         config,
         classes=classes,
-        variables={
-            "params": jax.device_get(state.params),
-            "batch_stats": jax.device_get(state.batch_stats),
-        },
+        variables=jax.device_get(whole_variables(state, mesh)),
         mesh=mesh,
     )
     for line in report.lines():
         cli.log(line)
-    return state.replace(**jax.device_put(variables, sharding.replicated(mesh)))
+    where = {
+        name: jax.tree.map(lambda x: x.sharding, getattr(state, name))
+        for name in variables
+    }
+    return state.replace(**jax.device_put(variables, where))
+
+
+def whole_variables(state: training.TrainState, mesh: jax.sharding.Mesh) -> dict:
+    """{"params", "batch_stats"} with a copy on every device."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(variables)):
+        return variables
+    return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(variables)
 
 
 def make_train_step(
@@ -297,8 +324,10 @@ def make_train_step(
 ) -> TrainStep:
     """The jitted step ``(state, batch) -> (state, metrics)``.
 
-    The state is replicated and donated; ``params`` give its structure only.
+    The state is donated, and lies where ``config.state_sharding`` wants it; ``params``
+    give its structure only.
     """
+    whole = sharding.replicated(mesh)
     optimizer = make_optimizer(config, model)(params)
     step = training.make_step(
         model,
@@ -310,7 +339,23 @@ def make_train_step(
     step = compilation.precision(config.precision)(step)
     step = conv.float32_gradient_sums(config.float32_gradient_sums)(step)
     step = layers.bn_batch_size(config.bn_batch_size)(step)
-    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    if config.state_sharding == "replicated":
+        return jax.jit(step, donate_argnums=0, out_shardings=whole)
+
+    def gathered(state: training.TrainState, batch: dict):
+        # Otherwise each convolution would be split as its kernel is.
+        params = jax.lax.with_sharding_constraint(state.params, whole)
+        return step(state.replace(params=params), batch)
+
+    state = training.TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        batch_stats={},
+        opt_state=jax.eval_shape(optimizer.init, params),
+    )
+    where = sharding.state_shardings(state, mesh, config.state_sharding)
+    where = where.replace(batch_stats=whole)
+    return jax.jit(gathered, donate_argnums=0, out_shardings=(where, whole))
 
 
 LARGEST_WEIGHT = 1e12

@@ -261,6 +261,20 @@ def test_report_for_the_devices_of_this_machine():
     assert ", loops once" in plan_text.lines(found)[4]
 
 
+def test_shares_of_the_state_are_planned(monkeypatch):
+    """Three quarters of the two larger kernels and their momenta are elsewhere."""
+    monkeypatch.setattr(plan.sharding, "SMALL", 100)
+    to = step_costs.Target("cpu:4", 4, jax.devices()[:4], 0.0, {})
+    found = planned(tiny(state_sharding="parameters"), to)
+    copies = 4 * (2 * found["parameters"] + 4 * 4 + 2)
+    state = copies - 2 * 4 * (9 * 3 * 4 + 9 * 4 * 4) * 3 / 4
+    assert found["state_gib"] * GIB == state
+    examples = 2 * 16 * 16 * (3 + 1)
+    arguments = found["memory_gib"]["arguments"] * GIB
+    assert arguments == pytest.approx(state + examples, abs=512)
+    assert found["collectives"]["all-gather"][0] > 0
+
+
 def test_report_without_a_compiler_is_analytic_and_says_so():
     found = planned(tiny(), step_costs.Target("gpu:8", 8, None, 0, {}))
     text = "\n".join(plan_text.lines(found))

@@ -121,13 +121,16 @@ def test_sigterm_to_one_process_saves_on_both_and_restores_on_another_topology(
     folder, whole
 ):
     run = folder / "moved"
-    processes = start_two(run, folder, **(ARGS | {"total_steps": 100000}))
+    shares = ARGS | {"state_sharding": "parameters", "model.widths": "4,24"}
+    processes = start_two(run, folder, **(shares | {"total_steps": 100000}))
     wait_for_rows(run, 3)
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         kill.finish(process, code=75)
     step = max(int(path.name) for path in (run / "checkpoints").iterdir())
-    args = ARGS | {"total_steps": step + 4}
+    # No process had the whole kernel of 24 x 24 channels.
+    assert '\\"data\\"' in (run / f"checkpoints/{step}/model/_sharding").read_text()
+    args = shares | {"total_steps": step + 4, "state_sharding": "replicated"}
     log = kill.finish(kill.fork(kill.command(run, folder, **args)))
     assert f"continuing from step {step}" in log
     assert sorted(kill.losses(run)) == list(range(1, step + 5))

@@ -92,7 +92,7 @@ def arrays(workdir, config, step):
     """The parameters of a checkpoint."""
     parts = training_run.build_run(config)
     state = training_run.abstract_state(
-        parts.init, parts.mesh, image_shape=(*parts.augment.crop, 3)
+        config, parts.init, image_shape=(*parts.augment.crop, 3), mesh=parts.mesh
     )
     abstract = {"params": state.params, "batch_stats": state.batch_stats}
     found, _ = checkpoint.restore_model(workdir / "checkpoints", step, abstract)
