@@ -13,6 +13,8 @@ the best one.  Earlier versions kept the best checkpoint in a second folder, ``b
 :mod:`segjax.checkpoint_scores` reads it, and moves it to the others.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import shutil
@@ -20,31 +22,20 @@ import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
 from segjax import buckets, checkpoint_scores, files
 from segjax.errors import Unavailable, UserError
 from segjax.training import TrainState
 
+if TYPE_CHECKING:  # importing it takes 0.3 s, which no --help should wait for
+    import orbax.checkpoint as ocp
+
 log = logging.getLogger(__name__)
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which does not ask whether the job is being preempted.
-
-    Training asks, in every step, and counts these questions; another one that counts
-    differently could make two processes stop at different steps.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        del step
-        return False
 
 
 def open_folder(folder: str | Path, keep: int) -> ocp.CheckpointManager:
@@ -52,24 +43,40 @@ def open_folder(folder: str | Path, keep: int) -> ocp.CheckpointManager:
 
     The newest ``keep`` are preserved, and the one with the highest validation mIoU.
     """
+    from orbax.checkpoint import checkpoint_managers
+
     policies = [
         checkpoint_managers.LatestN(n=keep),
         checkpoint_managers.BestN(
             get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False
         ),
     ]
-    options = ocp.CheckpointManagerOptions(
+    return _open(
+        folder,
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         create=True,
         cleanup_tmp_directories=True,
     )
-    return _Manager(_path(folder), options=options)
 
 
-def _path(folder: str | Path) -> Path:
+def _open(folder: str | Path, **options: Any) -> ocp.CheckpointManager:
+    """Orbax's manager, which does not ask whether the job is being preempted.
+
+    Training asks, in every step, and counts these questions; another one that counts
+    differently could make two processes stop at different steps.
+    """
+    import orbax.checkpoint as ocp
+
+    class Manager(ocp.CheckpointManager):
+        def reached_preemption(self, step: int) -> bool:
+            del step
+            return False
+
     if buckets.is_bucket(folder):
         buckets.silence_arrays(buckets.bucket_of(folder))
-    return files.absolute(folder)
+    return Manager(
+        files.absolute(folder), options=ocp.CheckpointManagerOptions(**options)
+    )
 
 
 def _miou(metrics: dict) -> float:
@@ -131,6 +138,8 @@ def save(
     Raises:
       UserError: this or the previous write failed (a full disk, say).
     """
+    import orbax.checkpoint as ocp
+
     step = int(state.step)
     if step in manager.all_steps():
         return
@@ -264,8 +273,7 @@ def restore_model(folder: str | Path, step: int, abstract: dict) -> tuple[dict, 
       UserError: the checkpoint is damaged, or of another model.
     """
     # Steps and scores are not needed, so that damaged ones do no harm.
-    options = ocp.CheckpointManagerOptions(lightweight_initialize=True, create=False)
-    with _Manager(_path(folder), options=options) as manager:
+    with _open(folder, lightweight_initialize=True, create=False) as manager:
         try:
             items, extra = _restore(manager, step, {"model": abstract})
         except UserError:
@@ -281,6 +289,8 @@ def restore_model(folder: str | Path, step: int, abstract: dict) -> tuple[dict, 
 
 def _restore(manager, step: int, abstract: dict) -> tuple[dict, dict]:
     """Reads the items of ``abstract``, checks shapes before and CRCs after."""
+    import orbax.checkpoint as ocp
+
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     meta = meta["meta"]
     # Checkpoints of earlier versions have no checksum of the description itself.

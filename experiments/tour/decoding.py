@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.patches import Rectangle
 
 from experiments.tour import drawing
 from segjax import proposals
@@ -77,5 +76,4 @@ def _sides(box) -> tuple[int, int]:
 def _outline(axes, box, color: str) -> None:
     """A rectangle around the pixels of a box."""
     corner = box[0] - 0.5, box[1] - 0.5
-    shape = Rectangle(corner, *_sides(box), fill=False, edgecolor=color, linewidth=1.5)
-    axes.add_patch(shape)
+    drawing.outline(axes, corner, size=_sides(box), color=color, width=1.5)

@@ -1,24 +1,34 @@
 """What the figures share: numbers in cells, pictures, files."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from segjax import viz
 from segjax.data import scenes
 from segjax.errors import UserError
 
+if TYPE_CHECKING:  # importing it takes 0.4 s, which no --help should wait for
+    from matplotlib.figure import Figure
+
 VOID_COLOR = (255, 255, 255)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def axes_grid(rows: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, Any]:
     """A figure of rows x columns axes of (width, height) inches, as an array [r, c]."""
-    size = cell[0] * columns, cell[1] * rows
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(cell[0] * columns, cell[1] * rows)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -35,6 +45,21 @@ def compressed(picture: np.ndarray, colors: int = 256) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def outline(
+    axes: Any,
+    corner: tuple[float, float],
+    *,
+    size: tuple[float, float],
+    color: str,
+    width: float,
+) -> None:
+    """A rectangle of (width, height) whose upper left corner is at (x, y)."""
+    from matplotlib.patches import Rectangle
+
+    shape = Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=width)
+    axes.add_patch(shape)
 
 
 def empty(axes: Any, title: str = "") -> None:

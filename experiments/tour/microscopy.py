@@ -2,7 +2,6 @@
 
 import cv2
 import numpy as np
-from matplotlib.patches import Rectangle
 
 from experiments.tour import drawing
 from segjax.data import warping
@@ -62,8 +61,9 @@ def tile(*, tile: int = 388, side: int = 500, seed: int = 0) -> bytes:
         (0, tile + 2 * margin, "tab:blue", f"input {tile + 2 * margin}"),
         (margin, tile, "gold", f"output {tile}"),
     ):
-        square = (start, start), length, length
-        one.add_patch(Rectangle(*square, fill=False, edgecolor=color, linewidth=3))
+        drawing.outline(
+            one, (start, start), size=(length, length), color=color, width=3
+        )
         place = start + 8, start + length - 12
         box = {"facecolor": "black", "alpha": 0.6}
         one.text(*place, text, color=color, fontsize=10, weight="bold", bbox=box)

@@ -6,7 +6,6 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.tour import drawing, gibbs
 from segjax.data import scenes
@@ -75,7 +74,7 @@ def crf(
         f"sampling, {_time(slow)}": marginals.argmax(-1),
         f"Robust P^n, {_time(annealed)}": np.array(segmented[-1]),
     }
-    figure = Figure(figsize=(11.5, 6.2), layout="constrained")
+    figure = drawing.new_figure(11.5, 6.2)
     axes = figure.subplot_mosaic([list("ivtsrx"), list("eeeddd")], height_ratios=(2, 3))
     drawing.picture(axes["i"], image, f"image, {side}x{side}")
     for name, (title, label) in zip("vtsr", found.items()):

@@ -6,12 +6,13 @@ at slices of each batch, workers at batches, and a restart begins at batch k; no
 them changes what batch k holds.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import cv2
-import grain
 import numpy as np
 
 from segjax.data import batching, transforms
@@ -21,6 +22,9 @@ from segjax.data.workers import start_workers
 from segjax.errors import UserError
 from segjax.labels import VOID
 from segjax.proposals import boxes
+
+if TYPE_CHECKING:  # importing it takes 0.2 s, which no --help should wait for
+    import grain
 
 # Many examples are read at once; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
@@ -97,6 +101,8 @@ def train_batches(
 
 def _shuffled(source: Source, seed: int, mixture: Mixture | None) -> grain.MapDataset:
     """All examples in random order, without end; those of a mixture at its share."""
+    import grain
+
     if mixture is None:
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     chosen = set(mixture.chosen)
@@ -124,6 +130,8 @@ def _share(batch_size: int, process: tuple[int, int]) -> tuple[int, int, int]:
 
 
 def _read_options(threads: int) -> grain.ReadOptions:
+    import grain
+
     # Every thread reads a batch: no more of them work than batches are read ahead.
     return grain.ReadOptions(threads, prefetch_buffer_size=max(READ_AHEAD, threads))
 
@@ -279,6 +287,8 @@ def eval_batches(
         if regions:
             batch["regions"] = rows
         return batch
+
+    import grain
 
     return iter(
         grain.MapDataset.source(plan).map(read).to_iter_dataset(_read_options(threads))

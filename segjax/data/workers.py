@@ -4,6 +4,8 @@ Grain starts the workers.  What is added here: they leave signals to the program
 started them, end when it has ended however that happened, and their death is one line.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import multiprocessing
@@ -15,13 +17,15 @@ import time
 import weakref
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 from absl import flags
 
 from segjax.errors import UserError
+
+if TYPE_CHECKING:  # importing it takes 0.2 s, which no --help should wait for
+    import grain
 
 BUFFER = 2
 """Batches that each worker prepares ahead."""
@@ -137,6 +141,8 @@ def start_workers(batches: grain.IterDataset, workers: int) -> WorkerBatches:
         order does not depend on n.
       workers: number of processes, 1 or more.
     """
+    import grain
+
     _mark_flags_of_grain()
     dataset = batches.mp_prefetch(
         grain.MultiprocessingOptions(workers, BUFFER), worker_init_fn=_start

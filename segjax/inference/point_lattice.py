@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.sparse
 
 from segjax.errors import UserError
 from segjax.ops import filters, lattice_keys
@@ -217,13 +216,15 @@ def _rows(
 
     Rows are of the points of one chunk, so that what they read is in the cache.
     """
+    from scipy import sparse  # takes 0.3 s, which no --help should wait for
+
     groups, points = offset.shape
     points_of, shares, vertex, count = [], [], [], []
     for start in range(0, points, CHUNK):
         some = slice(start, start + CHUNK)
         own = offset[:, some].T
         begin = np.arange(len(own) + 1, dtype=np.int32) * groups
-        matrix = scipy.sparse.csr_matrix(
+        matrix = sparse.csr_matrix(
             (weight[:, some].T.ravel(), own.ravel(), begin), (len(own), vertices)
         ).tocsc()
         number = np.diff(matrix.indptr)

@@ -23,8 +23,8 @@ import jax
 ROOT = Path(__file__).parents[2]
 IMPORTED = [
     "experiments.shared.training_run",
-    "segjax.checkpoint",
-    "segjax.data.pipeline",
+    "grain",
+    "orbax.checkpoint",
     "segjax.viz",
     "segjax.writer",
 ]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from segjax import files
 from segjax.data.datasets import cell_tracking
@@ -36,6 +35,8 @@ def place(path: Path) -> str:
 
 def write(target: Path, results: Sequence[Path]) -> None:
     """The objects of one frame, 1, 2, ..; 0 is the background."""
+    import tifffile  # takes 0.1 s, which no --help should wait for
+
     (result,) = results
     cell = cell_tracking.describe({}).classes.index("cell")
     objects = components(decode_mask(result)[0] == cell)
@@ -53,6 +54,8 @@ def finish(folder: Path) -> None:
     Raises:
       UserError: a sequence has more objects than uint16 can number.
     """
+    import tifffile
+
     for sequence in sorted(folder.glob("*_RES")):
         lines, before = [], 0
         for path in sorted(sequence.glob("mask*.tif")):

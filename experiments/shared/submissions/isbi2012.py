@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from segjax import files
 from segjax.data.datasets import isbi2012
@@ -28,6 +27,8 @@ def place(path: Path) -> str:
 
 def write(target: Path, results: Sequence[Path]) -> None:
     """The stack, page by page: only one slice is in memory."""
+    import tifffile  # takes 0.1 s, which no --help should wait for
+
     interior = isbi2012.describe({}).classes.index("interior")
     with (
         files.atomic_write(target) as partial,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tifffile
 
 from segjax import files
 from segjax.data import decoding, folder_ranges
@@ -128,6 +127,8 @@ def _labeled(folder: Path, name: str, truth: str) -> dict[str, Frame]:
 
 
 def _check_pages(path: Path) -> None:
+    import tifffile  # takes 0.1 s, which no --help should wait for
+
     try:
         with tifffile.TiffFile(path) as file:
             pages = len(file.pages)

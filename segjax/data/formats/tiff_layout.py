@@ -1,12 +1,16 @@
 """How the first page of a TIFF stores its pixels, and whether that can be read."""
 
+from __future__ import annotations
+
 import math
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
-import tifffile
 
 from segjax.data.formats.header import Damaged, Unsupported, valid_orientation
+
+if TYPE_CHECKING:  # importing it takes 0.1 s, which no --help should wait for
+    import tifffile
 
 
 class Layout(NamedTuple):
@@ -68,6 +72,8 @@ def read_layout(file: BinaryIO, length: int) -> Layout:
       Unsupported: samples, channels or a compression that are not read.
       Exception: of any type for a damaged file.
     """
+    import tifffile
+
     with tifffile.TiffFile(file) as opened:
         page = opened.pages.first
         byteorder = opened.byteorder
