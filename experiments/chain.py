@@ -138,11 +138,6 @@ def _run(training: Sequence[str]) -> int:
 def main(argv: Sequence[str]) -> int:
     del argv
     values = flags.FLAGS
-    if "://" in values.workdir:
-        raise UserError(
-            f"--workdir {values.workdir}: expected a folder; mount the bucket, or let "
-            "experiments.launch --chain do it (docs/pods.md)"
-        )
     workdir = files.absolute(values.workdir)
     absl.logging.set_verbosity("fatal")
     # The devices belong to the stages; this process only looks at shapes.

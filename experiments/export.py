@@ -189,17 +189,18 @@ def main(argv) -> int:
         sizes += batching.padded_shapes(headers, values.padding).values()
     cli.start()
     output = files.absolute(values.output)
-    facts = export(
-        values.config,
-        workdir,
-        output=output,
-        sizes=sizes,
-        checkpoint=values.checkpoint,
-        ensemble=values.ensemble,
-        options=options,
-        platforms=values.platforms,
-        formats=values.formats,
-    )
+    with files.folder_on_disk(output) as folder:
+        facts = export(
+            values.config,
+            workdir,
+            output=folder,
+            sizes=sizes,
+            checkpoint=values.checkpoint,
+            ensemble=values.ensemble,
+            options=options,
+            platforms=values.platforms,
+            formats=values.formats,
+        )
     for row in facts["programs"]:
         print(
             f"{row['file']}  {row['bytes']:,} bytes, batch "

@@ -48,7 +48,7 @@ from experiments.shared import (
     provenance,
     submissions,
 )
-from segjax import compilation, files, inference
+from segjax import buckets, compilation, files, inference
 from segjax import config as config_lib
 from segjax.data import batching
 from segjax.errors import UserError
@@ -92,6 +92,10 @@ def predict(
     process = jax.process_index(), jax.process_count()
     submitted = None
     if submission:
+        if buckets.is_bucket(output):
+            raise UserError(
+                f"--output={output}: --submission needs a folder on this machine"
+            )
         if process[1] > 1:
             raise UserError(
                 "--submission is written by one process: give it afterwards, with "
@@ -135,6 +139,7 @@ def predict(
             threads=config.threads,
             bar=bar,
         )
+    results.log.sync()
     seconds, compiled = time.perf_counter() - began, compilation.count() - compiled
     expected = len(segmenter.executables) * (2 if settings else 1)
     written = [i for i in plan.sizes if remaining[i] not in failures]

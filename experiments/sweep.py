@@ -33,6 +33,7 @@ input.
 import collections
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,6 +50,7 @@ from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps import worker as sweep_worker
 from experiments.sweeps.runs import Sweep
+from segjax import buckets, files
 from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 
@@ -244,6 +246,8 @@ def _executor(workdir: Path, engine: str, **parameters):
     import submitit
 
     folder = workdir / "jobs"  # submitit's own files; logs are with the runs
+    if buckets.is_bucket(workdir):
+        folder = Path(tempfile.mkdtemp())
     try:
         if engine == "local":
             executor = submitit.LocalExecutor(folder)
@@ -270,10 +274,11 @@ def _slurm_parameters(pairs: list[str]) -> dict:
 def main(argv) -> int:
     del argv
     values = flags.FLAGS
-    if "://" in values.workdir:
+    workdir = files.absolute(values.workdir)
+    if buckets.is_bucket(workdir) and values.engine == "slurm":
         raise UserError(
-            f"--workdir {values.workdir}: expected a folder; docs/pods.md tells how "
-            "rows of a sweep write to buckets"
+            f"--workdir {workdir}: --engine=slurm expects a folder that all machines "
+            "see; or use --engine=print (docs/pods.md)"
         )
     cache = values["compilation_cache"]
     absl.logging.set_verbosity("fatal")
@@ -282,7 +287,7 @@ def main(argv) -> int:
     return sweep(
         cli.flag_value("config"),
         values.config,
-        workdir=Path(values.workdir).expanduser().absolute(),
+        workdir=workdir,
         engine=values.engine,
         seeds=values.seeds,
         jobs=values.jobs,

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from segjax import buckets, files
 from segjax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+SILENT_SECONDS = 900
+"""A process that has logged nothing for so long is taken to be dead."""
 
 
 @contextlib.contextmanager
@@ -52,6 +56,18 @@ def hold(lock: Path) -> Iterator[Callable[[], None]]:
     yield check
     if _holder(lock) == own:
         buckets.remove(lock)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process has the run and has logged something of late."""
+    if not lock.exists():
+        return False
+    times = [
+        files.modified(path)
+        for path in (lock, lock.with_name("metrics.jsonl"))
+        if path.exists()
+    ]
+    return max(times) > time.time() - SILENT_SECONDS
 
 
 def _holder(lock: Path) -> str:

@@ -67,8 +67,9 @@ def _set_up() -> None:
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     if "STORAGE_EMULATOR_HOST" in os.environ:
         fsspec.config.conf["gcs"]["token"] = "anon"
-    # It reports with a traceback what it also raises.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # They report what they also raise, with a traceback, and every file they open.
+    for name in ("gcsfs", "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @functools.cache

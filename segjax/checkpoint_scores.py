@@ -35,6 +35,12 @@ def steps(folder: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def written(folder: Path, step: int) -> float:
+    """When a checkpoint was written, in seconds."""
+    path = folder / str(step)
+    return files.modified(path / _COMMITTED if buckets.is_bucket(path) else path)
+
+
 def scores(folder: str | Path) -> dict[int, float]:
     """Validation mIoU of the checkpoints in ``folder`` that have been evaluated."""
     rows = {path: _read_score(path) for path in files.path(folder).glob(f"*/{SCORE}")}

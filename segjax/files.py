@@ -95,6 +95,29 @@ def on_disk(path: Path) -> Iterator[Path]:
         yield copy
 
 
+@contextlib.contextmanager
+def folder_on_disk(path: Path) -> Iterator[Path]:
+    """The folder itself, or a new one that is uploaded to a bucket when the block ends.
+
+    Raises:
+      UserError: the bucket cannot be written to.
+    """
+    if not buckets.is_bucket(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        buckets.upload_folder(Path(folder), path)
+
+
+def modified(path: Path) -> float:
+    """When a file was written, in seconds."""
+    if not buckets.is_bucket(path):
+        return path.stat().st_mtime
+    with buckets.errors(path):
+        return path.stat().mtime  # type: ignore[attr-defined]
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder and what is in it; there need be none."""
     if buckets.is_bucket(folder):

@@ -22,6 +22,7 @@ Nothing here imports jax: jobs of a sweep read these files before they start tra
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import socket
@@ -314,7 +315,14 @@ def lock(workdir: Path, wait: bool = True) -> Iterator[IO | None]:
     Without ``wait`` it is shared: several may look at once, none sees the others.
     Processes that inherit the file hold the lock, too: it is free when the training is
     over, whatever became of the process that had started it.
+
+    In a bucket it can only be looked at: see ``bucket_lock.is_held``.
     """
+    if buckets.is_bucket(workdir):
+        if wait:
+            raise UserError(f"{workdir}: a bucket has no locks; expected a folder")
+        yield None if bucket_lock.is_held(workdir / LOCK) else io.StringIO()
+        return
     with (workdir / LOCK).open("a+") as file:  # some file systems want both
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_SH | fcntl.LOCK_NB)

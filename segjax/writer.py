@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from segjax import buckets, files
+from segjax.line_file import UPLOAD_SECONDS
 from segjax.workdir import METRICS, TENSORBOARD, read_metrics
 
-UPLOAD_SECONDS = 10
-"""Between two uploads of the log files: a bucket limits how often an object changes."""
 EVENTS_BYTES = 4 << 20
 """Larger files of TensorBoard are followed by another one, and not uploaded again."""
 

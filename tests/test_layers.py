@@ -26,6 +26,7 @@ ALLOWED = {
     "segjax/buckets.py": (),
     "segjax/files.py": (),
     "segjax/bucket_lock.py": (),
+    "segjax/line_file.py": (),
     "segjax/labels.py": (),
     "segjax/tables.py": (),
     "segjax/image_stats.py": (),
@@ -61,7 +62,7 @@ ALLOWED = {
     "segjax/checkpoint_scores.py": ("segjax.workdir",),
     "segjax/checkpoint.py": ("segjax.training", "segjax.checkpoint_scores"),
     "segjax/recalibration.py": ("segjax.sharding",),
-    "segjax/writer.py": ("segjax.workdir",),
+    "segjax/writer.py": ("segjax.workdir", "segjax.line_file"),
     "segjax/viz.py": (),
     "segjax/heatmaps.py": ("segjax.viz",),
     "segjax/training.py": (

@@ -120,7 +120,7 @@ def _run(path: Path, checkpoint: str) -> Run:
     folder = _folder_of(path)
     assert folder is not None
     own = checkpoint if folder == path else path.name
-    return Run(folder.absolute(), own)
+    return Run(files.absolute(folder), own)
 
 
 def _default_name(text: str) -> str:
@@ -146,7 +146,7 @@ def _of_sweep(
         names[run.row.hash] = title
         state = sweep_runs.state(run.folder, run.row.config.total_steps)
         if state.kind == "finished":
-            found = Run(run.folder.absolute(), checkpoint)
+            found = Run(files.absolute(run.folder), checkpoint)
             runs.setdefault(run.row.hash, []).append(found)
         else:
             problems.append(f"{title}, seed {run.seed}: {sweep_runs.state_text(state)}")

@@ -1,6 +1,7 @@
 """What is measured of each method: scores, costs, speed and predictions."""
 
 import csv
+import io
 import json
 import math
 import statistics
@@ -216,10 +217,10 @@ def score(
     where, step = checkpoint_scores.find(run.workdir, run.checkpoint)
     expected = _description(run, config, step=step, data=data, protocol=protocol)
     name = f"{data.split}.json"
-    written = (where / str(step)).stat().st_mtime
+    written = checkpoint_scores.written(where, step)
     for place in (run.workdir / workdir_lib.EVALUATION, folder):
         path = place / name
-        if protocol.reuse and path.is_file() and path.stat().st_mtime >= written:
+        if protocol.reuse and path.is_file() and files.modified(path) >= written:
             values = files.read_json(path, "results of experiments.evaluate")
             if _describes(values, expected) and (found := _read(place, values, data)):
                 return found._replace(run=run)
@@ -285,8 +286,8 @@ def _read(folder: Path, values: Mapping[str, Any], data: Data) -> Scored | None:
     path = folder / f"{data.split}_images.csv"
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = io.StringIO(path.read_bytes().decode(), newline="")
+    rows = list(csv.DictReader(text))
     column = f"{key}_miou" if key and len(values["stages"]) > 1 else "miou"
     if len(rows) != len(data.source) or any(column not in row for row in rows):
         return None

@@ -7,7 +7,6 @@ chain of a variant is all that it starts from, the first one first.
 
 import runpy
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax.traverse_util import unflatten_dict
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.shared import arguments
 from segjax import config as config_lib
-from segjax import errors
+from segjax import errors, files
 from segjax.errors import UserError
 
 TABLE = "STARTS_FROM"
@@ -110,7 +109,7 @@ def read(
     for name in chain:
         fields = dict(overrides)
         if stages:
-            fields["init_from"] = str(Path(workdir) / stages[-1].name)
+            fields["init_from"] = str(files.path(workdir) / stages[-1].name)
         elif not fields.get("init_from"):
             fields.pop("init_from", None)
         config = _override(before[name], fields, stage=name)

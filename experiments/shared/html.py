@@ -15,6 +15,8 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
+from segjax import files
+
 Markup = NewType("Markup", str)  # escaped already
 
 _STYLE = """
@@ -170,7 +172,7 @@ def legend(classes: Sequence[str], palette: Iterable[Sequence[int]]) -> Markup:
 def image_file(path: str | os.PathLike, *, zoom: int = 0) -> Markup:
     """A picture from a PNG or JPEG file; ``zoom`` as in ``image``."""
     kind = "png" if Path(path).suffix.lower() == ".png" else "jpeg"
-    data = Path(path).read_bytes()
+    data = files.path(path).read_bytes()
     width = 0
     if zoom:
         width = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[1]

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segjax import files, viz
+from segjax import buckets, files, viz
 from segjax.data import datasets
 from segjax.data import images as image_files
 from segjax.errors import UserError
@@ -181,7 +182,8 @@ def label_array(
     Raises:
       UserError: there is no space for it.
     """
-    path = folder / f".{name}.labels"
+    scratch = Path(tempfile.gettempdir()) if buckets.is_bucket(folder) else folder
+    path = scratch / f".{name}.labels"
     try:
         with write_errors(path):
             array = np.memmap(path, dtype, "w+", shape=tuple(size))

@@ -28,6 +28,7 @@ from segjax.data import datasets
 from segjax.errors import UserError
 from segjax.inference import PredictOptions, collection, predictors
 from segjax.inference.stored import file_version
+from segjax.line_file import LineFile
 
 OVERLAY_SIDE = 2048
 """Overlays of images that are predicted in parts are reduced to about this side."""
@@ -54,8 +55,8 @@ class PredictionFolder(NamedTuple):
     info: datasets.Dataset
     done: dict[str, dict]
     """Records of finished images, by name."""
-    log: Path
-    """The file that this process appends records to."""
+    log: LineFile
+    """The file that this process adds records to."""
     lock: threading.Lock
 
 
@@ -101,13 +102,13 @@ def open_folder(
     if index == 0:
         with write_errors(path):
             files.write_json(path, settings)
+    lines = LineFile(log)
     if logs.get(log.name) and not log.read_bytes().endswith(b"\n"):
-        with open(log, "a") as file:  # or the next line would be lost with this one
-            file.write("\n")
+        lines.add("")  # or the next line would be lost with this one
     done: dict[str, dict] = {}
     for file in logs.values():
         done |= _read_records(file, len(info.classes))
-    return PredictionFolder(folder, tuple(outputs), info, done, log, threading.Lock())
+    return PredictionFolder(folder, tuple(outputs), info, done, lines, threading.Lock())
 
 
 def _check_same(folder: Path, before: dict, now: dict) -> None:
@@ -128,7 +129,7 @@ def _check_same(folder: Path, before: dict, now: dict) -> None:
 def _read_records(path: Path, classes: int) -> dict[str, dict]:
     """The records of finished images; damaged lines count as not done."""
     records = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):  # cut short by a kill
             record = json.loads(line)
             if _is_record(record, classes):
@@ -261,8 +262,8 @@ def write(
         "size": list(prediction.size),
         "pixels": pixels.tolist(),
     }
-    with write_errors(results.log), results.lock, open(results.log, "a") as log:
-        log.write(json.dumps(record) + "\n")
+    with write_errors(results.log.path), results.lock:
+        results.log.add(json.dumps(record))
     results.done[name] = record
 
 

@@ -7,11 +7,13 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import submitit
 
+from segjax import buckets, files
 from segjax import workdir as workdir_lib
 
 STOPPED = 75  # of experiments.train: it has saved, and wants to be started again
@@ -32,9 +34,11 @@ def work(
       workdir: of the run; what the command prints is appended to log.txt there.
       environment: variables to set, or to unset (None).
     """
-    folder = Path(workdir)
+    folder = files.path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     env = {key: x for key, x in (os.environ | environment).items() if x is not None}
+    if buckets.is_bucket(folder):
+        return _work_in_bucket(command, folder, env)
     # In a job of several tasks, the first one speaks for all.
     first = int(env.get("SLURM_PROCID", 0)) == 0
     with workdir_lib.lock(folder) if first else contextlib.nullcontext() as held:
@@ -62,6 +66,24 @@ def work(
         # Preempted: training has saved by itself when it was asked to stop.
         job = submitit.JobEnvironment().job_id
         subprocess.run(["scontrol", "requeue", job], check=False)
+    return code
+
+
+def _work_in_bucket(
+    command: Sequence[str], folder: Path, env: Mapping[str, str]
+) -> int:
+    """As ``work``: without a lock to pass on, and the log is there at the end only."""
+    (folder / workdir_lib.EXIT).unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile() as log:
+        if (folder / workdir_lib.LOG).exists():
+            log.write(buckets.read_bytes(folder / workdir_lib.LOG))
+            log.flush()
+        process = subprocess.Popen(
+            command, env=env, stdout=log, stderr=subprocess.STDOUT
+        )
+        code = process.wait()
+        buckets.upload(Path(log.name), folder / workdir_lib.LOG)
+    workdir_lib.write_exit(folder, code)
     return code
 
 

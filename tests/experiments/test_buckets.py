@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import cv2
 import kill
 import numpy as np
 import pytest
 import storage_server
+import workdirs
 
-from experiments import evaluate, train
+from experiments import evaluate, export, predict, train
+from experiments.sweeps import runs as sweep_runs
 from segjax import bucket_lock, checkpoint_scores, files, writer
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
@@ -120,3 +123,46 @@ def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(server, config, tmp_pa
     found = evaluate.evaluate(config, run)
     written = files.read_json(run / "evaluation/validation.json", "results")
     assert written["step"] == found["step"] == 3
+
+
+@pytest.fixture(scope="module")
+def run(server, tmp_path_factory):
+    """A workdir without training."""
+    folder = files.path(f"{BUCKET}/made/run")
+    workdirs.make_run(folder, "unet", {"padding": "same", "widths": (2,)})
+    return folder
+
+
+def photos(folder):
+    """Two images, the second one large enough to be predicted in parts."""
+    for name, side in (("a", 24), ("b", 60)):
+        pixels = np.random.default_rng(side).integers(0, 255, (side, side, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{name}.png"), pixels)
+    return [str(folder / "a.png"), str(folder / "b.png")]
+
+
+def test_predictions_are_those_of_a_disk_and_continue(run, server, tmp_path):
+    images, config = photos(tmp_path), config_lib.load(run / "config.json")
+    outputs = ("labels", "probabilities")
+    options = dict(paths=images, outputs=outputs, max_pixels=1000)
+    disk, bucket = tmp_path / "out", files.path(f"{BUCKET}/out")
+    predict.predict(config, run, output=disk, **options)
+    first = options | {"paths": images[:1]}
+    assert predict.predict(config, run, output=bucket, **first)["written"] == 1
+    assert predict.predict(config, run, output=bucket, **options)["already_done"] == 1
+    for name in ("labels/a.png", "labels/b.png", "probabilities/b.npz"):
+        assert (bucket / name).read_bytes() == (disk / name).read_bytes()
+    assert (bucket / "done_0.jsonl").read_bytes() == (
+        disk / "done_0.jsonl"
+    ).read_bytes()
+
+
+def test_export_and_states_of_runs(run, server, tmp_path):
+    config = config_lib.load(run / "config.json")
+    with files.folder_on_disk(files.path(f"{BUCKET}/exported")) as folder:
+        export.export(config, run, output=folder, sizes=[(32, 32)], platforms=["cpu"])
+    assert "exported/weights.npz" in server.names()
+    assert sweep_runs.state(run, 7).kind == "interrupted"
+    with bucket_lock.hold(run / "lock"):
+        assert sweep_runs.state(run, 7).kind == "running"
+    assert sweep_runs.state(run.with_name("none"), 7).kind == "missing"
