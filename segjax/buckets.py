@@ -8,13 +8,14 @@ and, of arrays, by tensorstore for much longer.
 """
 
 import contextlib
+import datetime
 import functools
 import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from segjax.errors import Unavailable, UserError
 
@@ -149,6 +150,32 @@ def remove(path: str | os.PathLike) -> None:
     """
     with errors(path), contextlib.suppress(FileNotFoundError):
         _file_system().rm(os.fspath(path), recursive=True)
+
+
+class Entry(NamedTuple):
+    """What is known of an object without reading it."""
+
+    size: int
+    time_ns: int
+    """When it was written, in nanoseconds."""
+
+
+def find(path: str | os.PathLike) -> dict[str, Entry]:
+    """All objects below a name, by the rest of their names; raises as ``remove``."""
+    above = os.fspath(path).removeprefix(SCHEME).rstrip("/") + "/"
+    with errors(path):
+        found = _file_system().find(os.fspath(path), detail=True)
+    return {
+        name.removeprefix(above): Entry(entry["size"], _nanoseconds(entry["mtime"]))
+        for name, entry in found.items()
+        if name.startswith(above)
+    }
+
+
+def _nanoseconds(time: datetime.datetime) -> int:
+    """Exactly: timestamps in seconds have too few bits."""
+    since = time - datetime.datetime.fromtimestamp(0, datetime.UTC)
+    return since // datetime.timedelta(microseconds=1) * 1000
 
 
 def move(source: str | os.PathLike, target: str | os.PathLike) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from segjax import buckets
+from segjax import bucket_mirror, buckets
 from segjax.errors import UserError
 
 
@@ -160,8 +160,15 @@ def user_path(address: str, value: str) -> Path:
     )
 
 
+def local_folder(address: str, value: str) -> Path:
+    """As ``user_path``; of a bucket, where its copy on this machine is kept."""
+    if buckets.is_bucket(value):
+        return bucket_mirror.folder_of(value, bucket_mirror.PREPARED)
+    return user_path(address, value)
+
+
 def find_folder(address: str, value: str, expected: str) -> Path:
-    """A folder that a user has given.
+    """A folder that a user has given, or the copy of one in a bucket.
 
     Args:
       address: of the value, for the message: "--config.data.root".
@@ -171,6 +178,11 @@ def find_folder(address: str, value: str, expected: str) -> Path:
     Raises:
       UserError: there is no such folder.
     """
+    if buckets.is_bucket(value):
+        path = bucket_mirror.pull(value)
+        if any(path.iterdir()):
+            return path
+        raise UserError(f"{address}: {value[:200]!r} is empty; expected {expected}")
     path = user_path(address, value)
     try:
         if value and path.is_dir():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segjax import files
+from segjax import bucket_mirror, buckets, files
 from segjax.data import decoding
 from segjax.data.folder_classes import Values, color_codes, describe
 from segjax.data.folder_files import Pair
@@ -170,6 +170,8 @@ def write(data_dir: str, key: str, examined: Sequence[Examined]) -> None:
 
 
 def _path(data_dir: str, key: str) -> Path | None:
+    if buckets.is_bucket(data_dir):
+        data_dir = str(bucket_mirror.folder_of(data_dir, bucket_mirror.PREPARED))
     folder = os.path.expanduser(data_dir)
     if not folder or folder.startswith("~"):  # no home folder
         return None

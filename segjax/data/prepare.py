@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from segjax import files
+from segjax import bucket_mirror, buckets, files
 from segjax.data import shards
 from segjax.data.layout import DataConfig, Format, Recipe
 from segjax.errors import UserError
@@ -96,6 +96,8 @@ def write(
         if prepared(form, recipe.key, data):
             return
         yield from shards.write(recipe, folder, processes=processes)
+        if above := _in_bucket(folder, data):
+            bucket_mirror.push(folder, above)
         # The set without a key is the one that was prepared last.
         default = folder.parent.parent / ".config" / "metadata.json"
         default.parent.mkdir(exist_ok=True)
@@ -117,6 +119,7 @@ def prepared(form: Format, key: str, data: DataConfig) -> str:
       UserError: the records are not complete.
     """
     folder = root_of(data) / form.name / key / form.version
+    _pull(folder, data)
     try:
         if not folder.is_dir() or not any(folder.iterdir()):
             return ""
@@ -137,6 +140,10 @@ def only_prepared(form: Format, data: DataConfig) -> str:
       UserError: there are records of several keys.
     """
     home = root_of(data) / form.name
+    if above := _in_bucket(home, data):
+        for name in buckets.find(above):
+            if name.endswith(f"/{form.version}/{_METADATA}"):
+                _pull((home / name).parent, data)
     found = sorted(home.glob(f"*/{form.version}/{_METADATA}"))
     if len(found) > 1:
         keys = ", ".join(path.parent.parent.name for path in found)
@@ -148,29 +155,68 @@ def only_prepared(form: Format, data: DataConfig) -> str:
 
 
 def root_of(data: DataConfig) -> Path:
-    """The folder of all prepared data."""
+    """The folder of all prepared data on this machine."""
     given = data.get("data_dir") or "~/.cache/segjax"
-    return files.user_path("--config.data.data_dir", given)
+    return files.local_folder("--config.data.data_dir", given)
+
+
+def _in_bucket(folder: Path, data: DataConfig) -> str:
+    """The name in the bucket of a folder of ``root_of``; "" if that is no copy."""
+    given = data.get("data_dir") or ""
+    if not buckets.is_bucket(given):
+        return ""
+    below = folder.relative_to(root_of(data)).as_posix()
+    return f"{given.rstrip('/')}/{below}".removesuffix("/.")
+
+
+def _pull(folder: Path, data: DataConfig) -> None:
+    """Copies complete records of a bucket; there need be none."""
+    above = _in_bucket(folder, data)
+    if above and _METADATA in buckets.find(above):
+        bucket_mirror.pull(above, bucket_mirror.PREPARED)
 
 
 def find_all(data: DataConfig) -> list[Prepared]:
     """All prepared records in ``data_dir``, and what is left of killed preparations."""
     found = []
+    if above := _in_bucket(root_of(data), data):
+        return _find_in_bucket(above, root_of(data))
     for path in sorted(root_of(data).glob(f"*/*/*/{_METADATA}")):
         if path.parent.name.startswith("incomplete."):
             continue
         info = files.read_json(path, "the metadata of prepared records")
-        records = {
-            split["name"]: sum(map(int, split["shardLengths"]))
-            for split in info.get("splits", ())
-        }
-        found.append(Prepared(path.parent, records, _bytes(path.parent)))
+        found.append(Prepared(path.parent, _counts(info), _bytes(path.parent)))
     # Also those of earlier versions, which lay at the top.
     for pattern in ("incomplete.*", "*/*/incomplete.*"):
         for folder in sorted(root_of(data).glob(pattern)):
             claims = [shards.is_stale(claim) for claim in folder.glob("work/*.claim")]
             found.append(Prepared(folder, {}, _bytes(folder), stale=all(claims)))
     return found
+
+
+def _find_in_bucket(above: str, root: Path) -> list[Prepared]:
+    """What ``find_all`` tells of a bucket; ``root`` stands for its name."""
+    found, entries = [], buckets.find(above)
+    for name in sorted(entries):
+        folder = name.removesuffix(f"/{_METADATA}")
+        if folder.count("/") == 2 and folder != name:
+            path = f"{above}/{name}"
+            info = files.read_json(path, "the metadata of prepared records")
+            sizes = [
+                entry.size
+                for other, entry in entries.items()
+                if other.startswith(f"{folder}/")
+            ]
+            found.append(Prepared(root / folder, _counts(info), sum(sizes)))
+    return found
+
+
+def _counts(info: dict[str, Any]) -> dict[str, int]:
+    """Number of records of each split, of the metadata of TFDS."""
+    return {
+        split["name"]: sum(map(int, split["shardLengths"]))
+        for split in info.get("splits", ())
+    }
 
 
 def _bytes(folder: Path) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from segjax import files
 from segjax.proposals import Settings, propose
 
 VERSION = 1
@@ -29,7 +30,7 @@ FOLDER = "proposals"
 
 def folder_of(data_dir: str) -> Path:
     """Where the proposals are kept, in ``config.data.data_dir``."""
-    return Path(data_dir).expanduser() / FOLDER
+    return files.local_folder("--config.data.data_dir", data_dir) / FOLDER
 
 
 def boxes(image: np.ndarray, settings: Settings, folder: Path) -> np.ndarray:

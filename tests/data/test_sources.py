@@ -232,13 +232,13 @@ def test_without_a_home_directory_the_message_names_the_field(monkeypatch):
     assert "HOME" in message
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/d", "a\0b", "~nobody_/d", "x" * 300])
+@pytest.mark.parametrize("path", ["s3://bucket/d", "a\0b", "~nobody_/d", "x" * 300])
 @pytest.mark.parametrize(
     "name, field",
     [("scenes", "data_dir"), *((n, "root") for n in ("camvid", "isbi2012", "folder"))],
 )
 def test_paths_that_cannot_be_are_one_line(tmp_path, monkeypatch, name, field, path):
-    """Not a folder called "gs:" in the current one, and no traceback."""
+    """Not a folder called "s3:" in the current one, and no traceback."""
     monkeypatch.chdir(tmp_path)
     data = scenes(tmp_path / "d") | {"name": name, field: path}
     message = error_of(datasets.load, data, "train")

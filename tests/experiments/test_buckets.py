@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import cv2
+import image_folders
 import kill
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import workdirs
 
 from experiments import evaluate, export, predict, train
 from experiments.sweeps import runs as sweep_runs
-from segjax import bucket_lock, checkpoint_scores, files, writer
+from segjax import bucket_lock, bucket_mirror, buckets, checkpoint_scores, files, writer
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
+from segjax.data import datasets, prepare, shards
 from segjax.errors import UserError
 
 BUCKET = f"gs://{storage_server.BUCKET}"
@@ -166,3 +168,34 @@ def test_export_and_states_of_runs(run, server, tmp_path):
     with bucket_lock.hold(run / "lock"):
         assert sweep_runs.state(run, 7).kind == "running"
     assert sweep_runs.state(run.with_name("none"), 7).kind == "missing"
+
+
+def test_data_of_a_bucket_are_those_of_a_disk(server, tmp_path, monkeypatch):
+    """Prepared by the first host, copied by the next; and a folder of raw files."""
+    scenes = {"name": "scenes", "scenes_size": (32, 32), "scenes_train": 6}
+    scenes |= {"scenes_seed": 0, "scenes_validation": 2, "data_dir": f"{BUCKET}/data"}
+    disk, _ = datasets.load(scenes | {"data_dir": str(tmp_path / "d")}, "train")
+    for host in ("a", "b"):
+        monkeypatch.setattr(bucket_mirror, "HOME", str(tmp_path / host))
+        source, _ = datasets.load(scenes, "train")
+        assert datasets.fingerprint(source) == datasets.fingerprint(disk)
+        np.testing.assert_array_equal(source[5]["image"], disk[5]["image"])
+        uploaded = [name for name in server.names() if "array_record" in name]
+        assert len(uploaded) == 2
+        monkeypatch.setattr(shards, "write", None)  # it is not prepared again
+    (raw,) = {name.split("/")[1] for name in server.names() if name[:5] == "data/"}
+    assert raw == "scenes"
+    (made,) = prepare.find_all(scenes)
+    assert made.records == {"train": 6, "validation": 2} and made.bytes > 1000
+    own = image_folders.make_folder(tmp_path / "own", image_folders.two_masks())
+    image_folders.lists(tmp_path / "own", "a\n", "b\n")
+    expected = datasets.load(own, "train")[0]
+    buckets.upload_folder(tmp_path / "own", f"{BUCKET}/own")
+    own["root"] = f"{BUCKET}/own"
+    found = datasets.load(own, "train")[0]
+    assert datasets.fingerprint(found) == datasets.fingerprint(expected)
+    buckets.remove(f"{BUCKET}/own")
+    with pytest.raises(
+        UserError, match="^--config.data.root: 'gs://bucket/own' is empty"
+    ):
+        datasets.load(own, "train")

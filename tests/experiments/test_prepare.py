@@ -30,7 +30,7 @@ COMMANDS = {
     "no processes": (2, "--config=CONFIG --processes=0"),
     "root": (2, "--config.data.name=camvid --config.data.root=RAW/none"),
     "data_dir": (2, f"{PREPARED} --config.data.data_dir=RAW/train.txt"),
-    "bucket": (2, f"{PREPARED} --config.data.data_dir=gs://bucket/x"),
+    "bucket": (2, f"{PREPARED} --config.data.data_dir=s3://bucket/x"),
     "bad field": (2, f"{PREPARED} --config.data.scenes_size=1,1"),
     "damaged": (2, "--config.data.name=camvid --config.data.root=BAD"),
 }

@@ -62,7 +62,7 @@ def index(
     Raises:
       UserError: the file is damaged or not of COCO, or there is no pycocotools.
     """
-    folder = files.user_path(
+    folder = files.local_folder(
         "--config.data.data_dir", data.get("data_dir") or "~/.cache/segjax"
     )
     stat = path.stat()
