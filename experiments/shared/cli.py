@@ -45,7 +45,7 @@ _CACHE = flags.DEFINE_string(
     "Folder of compiled programs, reused by later runs; '' switches it off.",
 )
 
-BAD_INPUT = 2
+UNEXPECTED, BAD_INPUT = 1, 2
 LOST = 69  # EX_UNAVAILABLE: a device, a disk, the network or another process
 _LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL")
 _LOST_ERRORS = (
@@ -101,31 +101,30 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
     except OSError as error:
         if told := buckets.explain(error):
             _fail(told)
-        if error.errno in _LOST_ERRORS:
-            _lose()
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail(_first_reason(error))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(_first_reason(error))
+        else:
+            _crash(LOST if error.errno in _LOST_ERRORS else UNEXPECTED)
     except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith(_LOST_STATUS):
-            raise
-        _lose()
+        _crash(LOST if str(error).startswith(_LOST_STATUS) else UNEXPECTED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     except Exception as error:
         if told := buckets.explain(error):
             _fail(told)
-        raise
+        _crash(UNEXPECTED)
 
 
-def _lose() -> NoReturn:
-    """Ends with the traceback and a code that says that starting again may help."""
+def _crash(code: int) -> NoReturn:
+    """Ends with the traceback and a code that says whether starting again may help."""
     traceback.print_exc()
     sys.stderr.flush()
-    if jax.distributed.is_initialized():  # see _fail
-        os._exit(LOST)
-    sys.exit(LOST)
+    # Otherwise the runtime waits for the other processes, which wait for this one, and
+    # ends all of them by SIGABRT after five minutes.
+    if jax.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
 
 
 def _first_reason(error: OSError) -> UserError:

@@ -275,6 +275,7 @@ def test_tensorboard_holds_the_metrics_and_the_pictures(trained):
 FREE = {
     *("workers", "threads", "eval_every", "eval_batch_size", "eval_images"),
     *("save_every", "log_every", "keep", "tile", "total_steps", "total_epochs"),
+    "state_sharding",
     # What these folders hold is compared with what the run began with.
     *("data.root", "data.data_dir", "data.pseudo_labels"),
     *(f"crf.{field}" for field in config_lib.DEFAULTS["crf"]),

@@ -502,3 +502,20 @@ def test_ctrl_c_and_a_full_disk_have_codes_of_their_own(capsys, monkeypatch):
         cli._guarded(other, [])
     assert caught.value.code == cli.LOST == 69
     assert capsys.readouterr().err.endswith("OSError: [Errno 5] Input/output error\n")
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, jax.errors.JaxRuntimeError])
+def test_a_crash_of_one_process_does_not_wait_for_the_others(kind, monkeypatch):
+    """Python's own exit would, and all of them end by SIGABRT after five minutes."""
+
+    def crash(argv):
+        raise kind("a bug")
+
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cli.os, "_exit", end)
+    with pytest.raises(SystemExit) as caught:
+        cli._guarded(crash, [])
+    assert caught.value.code == 1
