@@ -309,18 +309,18 @@ def test_fcn_of_one_layer_is_one_whose_coarser_scores_are_zero(only, skips):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, 37, 50, 3)).astype(np.uint8)
     whole, alone = FCN(2, **small), FCN(2, only=only, **small)
-    variables = jax.device_get(whole.init(jax.random.key(0), images, train=False))
+    variables = jax.device_get(jax.jit(lambda: init(whole, images.shape))())
     params = variables["params"]
     assert not np.any(params["score_fr"]["kernel"])  # scores start at zero
     score = params[f"score_{only}"]
     score["kernel"] = rng.normal(size=score["kernel"].shape).astype(np.float32)
-    expected, _ = whole.apply(variables, images, train=False)
+    expected, _ = quick_predict(whole)(variables, images)
     backbone = dict(params["backbone"])
     del backbone["fc6"], backbone["fc7"]
     kept = {"backbone": backbone, f"score_{only}": score}
-    init = jax.eval_shape(lambda: alone.init(jax.random.key(0), images, train=False))
-    assert jax.tree.structure(init["params"]) == jax.tree.structure(kept)
-    found, endpoints = alone.apply({"params": kept}, images, train=False)
+    shapes = abstract_variables(alone)
+    assert jax.tree.structure(shapes["params"]) == jax.tree.structure(kept)
+    found, endpoints = quick_predict(alone)({"params": kept}, images)
     assert np.ptp(expected) > 0 and f"score_{only}" in endpoints
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.ptp(expected))
 

@@ -261,10 +261,11 @@ def test_atrous_consistency(backbone, network):
             np.testing.assert_allclose(shared, reference, atol=1e-3 * spread, rtol=0)
 
 
-@pytest.mark.parametrize("backbone", NEW)
+@pytest.mark.parametrize("backbone", ["resnet18", "squeezenet"])
 def test_dilated_forms_fit_all_heads(backbone):
+    few = {} if backbone == "squeezenet" else {"stage_sizes": (1, 1, 1, 1)}
     for stride in backbones.BACKBONES[backbone].dilated.output_strides:
-        fields = dict(backbone=backbone, output_stride=stride)
+        fields = dict(backbone=backbone, output_stride=stride, **few)
         for model in (
             PSPNet(3, **fields),
             DeepLab(3, **fields),
@@ -299,11 +300,13 @@ STRIDES = [("resnet18", s) for s in (32, 16, 8)] + [("squeezenet", s) for s in (
 
 
 @pytest.mark.parametrize("backbone, skips", STRIDES)
-@pytest.mark.parametrize("learned", [False, True])
-def test_fcn_takes_any_size(backbone, skips, learned):
-    for pad in (3, 100):
+def test_fcn_takes_any_size(backbone, skips):
+    for pad, learned, sides in (
+        (3, False, (*range(64, 97, 5), 65)),
+        (100, True, (64, 79)),
+    ):
         model = tiny_fcn(backbone, skips, pad=pad, learn_upsampling=learned)
-        for side in (*range(64, 97, 5), 65):
+        for side in sides:
             logits, _ = outputs(model, (1, side, 161 - side, 3))
             assert logits.shape == (1, side, 161 - side, 2)
 
