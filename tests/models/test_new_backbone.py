@@ -230,8 +230,7 @@ def test_basic_block(first_block_dilation):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "squeezenet"])
-@pytest.mark.parametrize("network", ["pspnet", "deeplab"])
-def test_atrous_consistency(backbone, network):
+def test_atrous_consistency(backbone):
     """Dilated networks compute the strided network's features, and more between them.
 
     DeepLab's head, whose rate is in map pixels, is covered too.
@@ -242,13 +241,9 @@ def test_atrous_consistency(backbone, network):
     def features(stride):
         fields = dict(output_stride=stride, backbone=backbone, **TINY[backbone])
         fields.update(first_block_dilation=False, stem="plain")
-        if network == "pspnet":
-            model = PSPNet(2, bins=(), **fields)
-        else:
-            model = DeepLab(2, rates=(2 * coarsest // stride,), **fields)
+        model = DeepLab(2, rates=(2 * coarsest // stride,), **fields)
         ends = predict(model)[0](images(1, 161, 129, 3))[1]
-        names = [backbones.features(model)] + ["scores"] * (network == "deeplab")
-        return [ends[name] for name in names]
+        return [ends[name] for name in (backbones.features(model), "scores")]
 
     coarse, *finer = (features(stride) for stride in sorted(strides)[::-1])
     assert len(finer) == len(strides) - 1
