@@ -16,7 +16,8 @@ pictures/ and checkpoints/ (the latest, and the one of the highest validation mI
 Exit codes: 0 finished; 2 bad input; 3 training diverged: the loss became NaN or
 infinite, or the weights absurdly large; 75 stopped by SIGTERM or SIGINT after saving,
 or because another process of the job has died, and 69 a device, a disk or a connection
-was lost: start again to continue.  1 an exception that nobody expected.
+was lost: start again to continue.  1 an exception that nobody expected, or the same
+internal error of XLA at three starts in a row.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from experiments.shared import (
     chains,
     cli,
     evaluation,
+    internal_errors,
     run_description,
     run_stats,
     training_run,
@@ -295,7 +297,7 @@ def main(argv) -> int:
     cli.start()
     if note := chains.note(cli.flag_value("config"), _CONFIG.value):
         cli.log(f"note: {note}")
-    with Peers(exit_code=STOPPED):
+    with Peers(exit_code=STOPPED), internal_errors.counted(workdir):
         return train(_CONFIG.value, workdir, profile=_PROFILE.value)
 
 

@@ -15,6 +15,7 @@
     WORKDIR/profile/           traces of the profiler
     WORKDIR/evaluation/        results of experiments.evaluate
     WORKDIR/lock               held by the process that trains
+    WORKDIR/internal_error_N.json  of XLA in process N, and how many starts it ended
     WORKDIR/exit.json, log.txt of the job that trains, in a sweep
 
 Nothing here imports jax: jobs of a sweep read these files before they start training.
@@ -50,6 +51,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 EVALUATION = "evaluation"
 LOCK = "lock"
+INTERNAL_ERROR = "internal_error_{process}.json"
 EXIT = "exit.json"
 LOG = "log.txt"
 
