@@ -15,8 +15,9 @@
 Every engine starts experiments.train with the config and its overrides, or with --chain
 experiments.chain.  It continues from its last checkpoint, so whatever stops it, being
 started again is all it needs.
-gs://BUCKET/.. is a folder that the engine mounts; slurm and local take folders that
-all machines see.  docs/pods.md goes through it step by step.
+The workers read and write gs://BUCKET/.. themselves, or with --mount as a folder that
+the engine mounts; slurm takes folders that all machines see.  docs/pods.md goes through
+it step by step.
 
 Exit codes: 0; 2 bad input or a missing tool; otherwise that of the tool.
 """
@@ -40,7 +41,7 @@ from experiments.launch.job import (
 )
 from experiments.shared import chains, cli
 from segjax import config as config_lib
-from segjax import sharding
+from segjax import files, sharding
 from segjax.errors import UserError
 
 TPU_ENGINES = ("gke", "tpu_vm", "skypilot")
@@ -56,7 +57,7 @@ def make_job(values: flags.FlagValues) -> Job:
     """
     on_tpu = values.engine in TPU_ENGINES
     in_bucket = values.workdir.startswith("gs://")
-    if on_tpu != in_bucket:
+    if on_tpu != in_bucket and values.engine != "local":
         expected = "gs://BUCKET/FOLDER" if on_tpu else "a folder that all machines see"
         raise UserError(
             f"--workdir {values.workdir}: --engine {values.engine} expects {expected}"
@@ -104,16 +105,18 @@ def make_job(values: flags.FlagValues) -> Job:
         )
     workdir = values.workdir
     if not on_tpu:
-        workdir = str(Path(workdir).expanduser().absolute())
+        workdir = str(files.absolute(workdir))
     command, buckets = worker_command(
         sys.argv[1:],
         workdir,
         extra,
         "experiments.chain" if values.chain else "experiments.train",
+        mount=values.mount,
     )
     if buckets and not on_tpu:
         raise UserError(
-            f"--engine {values.engine} mounts no buckets; found gs://{buckets[0]}"
+            f"--mount: --engine {values.engine} mounts no buckets; found "
+            f"gs://{buckets[0]}"
         )
     name = values.job_name or name_of(cli.flag_value("config"), values.workdir)
     check_name(name)
@@ -251,6 +254,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("ttl_hours", 24, text, 0, **to)
     text = "NAME=VALUE for workers on TPUs, such as LIBTPU_INIT_ARGS=..; repeatable."
     flags.DEFINE_multi_string("env", [], text, **to)
+    text = "gke, tpu_vm, skypilot: buckets are folders, through Cloud Storage FUSE."
+    flags.DEFINE_bool("mount", False, text, **to)
     string("zone", "", "tpu_vm: such as us-west4-a.", **to)
     integer("nodes", 1, "slurm: machines.", 1, **to)
     integer("gpus_per_node", 8, "slurm: GPUs of each machine.", 0, **to)

@@ -16,7 +16,7 @@ from experiments.launch import tpus
 from segjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MOUNTS = "/gcs"  # where the workers find their buckets: gs://B/x is /gcs/B/x
+MOUNTS = "/gcs"  # where mounted buckets are: gs://B/x is /gcs/B/x
 # The exit codes of experiments.train that a restart cannot cure: an exception that
 # nobody expected, such as an ImportError; bad input; a loss that is not finite.
 FATAL = (1, 2, 3)
@@ -36,7 +36,7 @@ class Job(NamedTuple):
 
     name: str  # letters, digits and dashes: names of pods and machines begin with it
     command: tuple[str, ...]  # of every host, in the folder of the code
-    buckets: tuple[str, ...]  # that it reads or writes
+    buckets: tuple[str, ...]  # to be mounted
     slice: tpus.Slice | None  # None: no TPU
     slices: int
     spot: bool  # machines that may be taken away at any time, for less money
@@ -53,6 +53,8 @@ def worker_command(
     workdir: str,
     extra: Sequence[str] = (),
     program: str = "experiments.train",
+    *,
+    mount: bool = False,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The training command for the arguments ``--config ...`` of a launch.
 
@@ -61,9 +63,10 @@ def worker_command(
       workdir: a path of the workers or gs://BUCKET/FOLDER.
       extra: further arguments of the worker.
       program: of the workers; experiments.chain has the same flags and exit codes.
+      mount: whether the workers find buckets as folders, below MOUNTS.
 
     Returns:
-      The command, in which buckets are mounted folders; those buckets.
+      The command; the buckets that are to be mounted.
 
     Raises:
       UserError: the config file is not one of this checkout.
@@ -82,6 +85,9 @@ def worker_command(
     found: list[str] = []
 
     def mounted(text: str) -> str:
+        if not mount:
+            return text
+
         def replace(match: re.Match) -> str:
             found.append(match[1])
             return f"{MOUNTS}/{match[1]}"

@@ -30,7 +30,8 @@ def task(job: Job) -> str:
         "setup": (
             "pip install --quiet uv\n"
             "uv venv --quiet --python 3.11 ~/venv\n"
-            "uv pip install --quiet --python ~/venv/bin/python --editable '.[tpu]'\n"
+            "uv pip install --quiet --python ~/venv/bin/python "
+            "--editable '.[tpu,gcs]'\n"
         ),
         "run": f"exec ~/venv/bin/{job.shell()}\n",
     }

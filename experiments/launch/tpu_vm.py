@@ -23,7 +23,7 @@ fi
 rm -rf segjax && mkdir segjax && tar -xzf segjax.tgz -C segjax
 python3 -m pip install --quiet --user uv
 test -d venv || python3 -m uv venv --quiet --python 3.11 venv
-python3 -m uv pip install --quiet --python venv/bin/python --editable 'segjax[tpu]'
+python3 -m uv pip install --quiet --python venv/bin/python --editable 'segjax[tpu,gcs]'
 """
 GCSFUSE = """\
 if ! command -v gcsfuse > /dev/null; then

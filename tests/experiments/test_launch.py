@@ -29,7 +29,8 @@ from segjax import models, sharding
 from segjax.errors import UserError
 
 CONFIG = ("--config", f"{kill.ROOT}/configs/pspnet_camvid.py:pspnet50")
-BUCKET = ("--workdir", "gs://bucket/runs/a", "--config.data.root=gs://data/CamVid")
+RUN = ("--workdir", "gs://bucket/runs/a", "--config.data.root=gs://data/CamVid")
+BUCKET = (*RUN, "--mount")
 SLICES = ("--topology=v5e:4x4", "--slices=2")
 BATCHES = ("--config.batch_size=32", "--config.eval_batch_size=32")
 JOB = (*CONFIG, *BUCKET, *SLICES, *BATCHES)
@@ -563,6 +564,7 @@ def test_worker_command_keeps_the_config_and_nothing_else():
         ["--dry_run", "--config", "configs/quickstart.py", "--config.seed", "3"]
         + ["--noconfig.augment.rot90", "--config.data.root=gs://b/x", "--image=y"],
         "gs://c/runs",
+        mount=True,
     )
     assert command[3:] == (
         *("--config=configs/quickstart.py", "--config.seed=3"),
@@ -570,6 +572,10 @@ def test_worker_command_keeps_the_config_and_nothing_else():
         "--workdir=/gcs/c/runs",
     )
     assert buckets == ("b", "c")
+    assert job.worker_command(["--config.data.root=gs://b/x"], "gs://c/runs") == (
+        (*command[:3], "--config.data.root=gs://b/x", "--workdir=gs://c/runs"),
+        (),
+    )
     with pytest.raises(UserError, match="the workers have the files of"):
         job.worker_command(["--config=/etc/other.py"], "gs://c/runs")
 
@@ -696,3 +702,12 @@ def test_programs_tell_what_a_restart_may_cure_by_their_code(error, code):
         command, cwd=kill.ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == code and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("engine", program.TPU_ENGINES)
+def test_workers_use_buckets_themselves(engine):
+    """Unless they are to be mounted."""
+    flags = ("--image=x", "--zone=z", "--topology=v5e:4x4")
+    out = printed(f"--engine={engine}", *CONFIG, *RUN, *BATCHES, *flags)
+    assert "--workdir=gs://bucket/runs/a" in out and "/gcs/" not in out
+    assert "fuse" not in out.lower() and "--compilation_cache=gs://bucket/runs" in out

@@ -19,6 +19,10 @@ from gcp_storage_emulator.storage import Storage
 BUCKET = "bucket"
 
 
+class _Http(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # connections of the second process were lost with 5
+
+
 class Server:
     """A running server with one empty bucket."""
 
@@ -31,7 +35,7 @@ class Server:
         self.storage = Storage(use_memory_fs=True)
         buckets.create_bucket(BUCKET, self.storage)
         handler = functools.partial(_Handler, self)
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http = _Http(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._http.handle_error = lambda *_: None  # a client that goes early
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
