@@ -1,5 +1,6 @@
 """Runs in a bucket of a storage server on this machine."""
 
+import time
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import storage_server
 import workdirs
+from test_resume import free_port
 
 from experiments import evaluate, export, predict, train
 from experiments.sweeps import runs as sweep_runs
@@ -199,3 +201,48 @@ def test_data_of_a_bucket_are_those_of_a_disk(server, tmp_path, monkeypatch):
         UserError, match="^--config.data.root: 'gs://bucket/own' is empty"
     ):
         datasets.load(own, "train")
+
+
+ARGS = {"total_steps": 24, "eval_every": 0, "eval_images": 0, "save_every": 4}
+
+
+def start_two(workdir, folder, **args):
+    """Two processes of two devices each."""
+    flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    command = kill.command(workdir, folder, **args)
+    return [
+        kill.start([*command, *flags, f"--process_id={i}"], devices=2) for i in (0, 1)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_an_outage_end_with_the_bits_of_a_disk(
+    server, tmp_path
+):
+    """All of the issue: train, kill one host, resume through errors of the storage."""
+    disk, run = tmp_path / "disk", files.path(f"{BUCKET}/two/run")
+    data = {"data.data_dir": f"{BUCKET}/two/data"}
+    for process in start_two(disk, tmp_path, **ARGS):
+        kill.finish(process)
+    processes = start_two(run, tmp_path, **ARGS, **data)
+    wait_for(lambda: checkpoint_scores.steps(run / "checkpoints"))
+    processes[1].kill()
+    kill.finish(processes[0], code=75)
+    processes[1].communicate()
+    processes = start_two(run, tmp_path, **ARGS, **data)
+    wait_for(lambda: (run / "lock").exists())
+    server.down = True
+    time.sleep(12)
+    server.down = False
+    for process in processes:
+        log = kill.finish(process)
+        assert "Traceback" not in log and "credentials" not in log, log
+    assert server.refused > 3
+    kill.assert_same_run(disk, run, 24)
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -9,10 +9,12 @@ import http.server
 import logging
 import os
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from unittest import mock
 
 from gcp_storage_emulator import server as emulator
+from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.storage import Storage
 
@@ -64,7 +66,35 @@ class _Handler(emulator.RequestHandler):
             self.send_error(503)
             return
         with self._server.lock:  # the storage is not made for threads
-            emulator.Router(self).handle(method)
+            if self._precondition_holds(method):
+                emulator.Router(self).handle(method)
+            else:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.send_error(412)
+
+    def _generation(self, name: str) -> str:
+        """Of an object; "0" if there is none, as Google's storage counts."""
+        try:
+            return self._server.storage.get_file_obj(BUCKET, name)["generation"]
+        except NotFound:
+            return "0"
+
+    def _precondition_holds(self, method: str) -> bool:
+        """Two writers of one object rely on it; the emulator knows none."""
+        url = urllib.parse.urlparse(self.path)
+        query = urllib.parse.parse_qs(url.query)
+        if method == "GET" or "ifGenerationMatch" not in query:
+            return True
+        name = query.get("name") or [urllib.parse.unquote(url.path.split("/o/")[-1])]
+        return self._generation(name[0]) == query["ifGenerationMatch"][0]
+
+    def end_headers(self):
+        """With the generation of what is read, which the emulator leaves out."""
+        _, object_, name = urllib.parse.urlparse(self.path).path.partition("/o/")
+        if self.command == "GET" and object_:
+            generation = self._generation(urllib.parse.unquote(name))
+            self.send_header("x-goog-generation", generation)
+        super().end_headers()
 
     do_GET = functools.partialmethod(_answer, "GET")
     do_POST = functools.partialmethod(_answer, "POST")
