@@ -1,10 +1,10 @@
-"""BoxSup on the animals of PASCAL VOC 2012 at 64x64, for two CPU cores.
+"""BoxSup on the animals of PASCAL VOC 2012 at 128x128, for two CPU cores.
 
     python -m experiments.boxsup --config configs/boxsup_animals.py \\
         --workdir runs/boxsup --config.data.root=/path/to/VOCdevkit \\
         --config.init_from=weights/squeezenet.safetensors
 
-The steps are those of one of three rounds, 900 together. A single training on masks
+The steps are those of one of three rounds, 2,700 together. A single training on masks
 that are there already:
 
     python -m experiments.train --config configs/boxsup_animals.py:once \\
@@ -22,11 +22,11 @@ from segjax.config import make, variant
 
 _PSEUDO = {"supervision": "pseudo", "pseudo_labels": "pseudo"}
 VARIANTS = {
-    "rounds": {"data": _PSEUDO, "steps": 300},
+    "rounds": {"data": _PSEUDO, "steps": 900},
     "once": {"data": _PSEUDO},
     "semi": {
         "data": {**_PSEUDO, "strong_images": 44, "strong_share": 0.5},
-        "steps": 300,
+        "steps": 900,
     },
 }
 

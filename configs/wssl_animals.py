@@ -1,4 +1,4 @@
-"""WSSL on the animals of PASCAL VOC 2012 at 64x64: masks are replaced by less.
+"""WSSL on the animals of PASCAL VOC 2012 at 128x128: masks are replaced by less.
 
     python -m experiments.train --config configs/wssl_animals.py:adapt \\
         --workdir runs/adapt --config.data.root=/path/to/VOCdevkit \\
@@ -7,9 +7,10 @@
 full has the masks, strong those of 44 images and nothing else. fixed and adapt know
 which classes each image shows; box has boxes as masks, box_em infers labels in them;
 crf and grabcut read the masks that experiments.pseudo_labels made of the boxes in
-pseudo/crf and pseudo/grabcut. semi and semi_image add the 44 masks to boxes and to
-classes of images, half of each batch. A narrow DeepLab-LargeFOV on SqueezeNet, for two
-CPU cores; docs/systems/wssl.md has the results. No paper reports this setting.
+pseudo/crf and pseudo/grabcut. semi, semi_crf and semi_image add the 44 masks to boxes,
+to the masks of crf and to classes of images, half of each batch. A narrow
+DeepLab-LargeFOV on SqueezeNet, for two CPU cores; docs/systems/wssl.md has the results.
+No paper reports this setting.
 """
 
 from experiments.shared import recipes
@@ -37,6 +38,9 @@ VARIANTS = {
     "crf": {"data": {"supervision": "pseudo", "pseudo_labels": "pseudo/crf"}},
     "grabcut": {"data": {"supervision": "pseudo", "pseudo_labels": "pseudo/grabcut"}},
     "semi": {"data": {"supervision": "box", **STRONG}},
+    "semi_crf": {
+        "data": {"supervision": "pseudo", "pseudo_labels": "pseudo/crf", **STRONG}
+    },
     "semi_image": {"data": {"supervision": "image", **STRONG}, "loss": ADAPT},
 }
 

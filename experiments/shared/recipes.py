@@ -151,10 +151,10 @@ def animals(size: int, steps: int) -> dict[str, Any]:
 def weak_animals(
     data: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
-    steps: int = 900,
+    steps: int = 1800,
 ) -> dict[str, Any]:
-    """A narrow DeepLab-LargeFOV on animals of VOC at 64x64, for two CPU cores."""
-    recipe = animals(64, steps)
+    """A narrow DeepLab-LargeFOV on animals of VOC at 128x128, for two CPU cores."""
+    recipe = animals(128, steps)
     return recipe | {
         "model_name": "deeplab",
         "model": {
