@@ -106,7 +106,8 @@ def predicted(config, trained, validation):
     """Labels of the validation split by the model itself, without our predictors."""
     model, variables, step = variables_of(config, trained, "latest")
     assert step == 4
-    logits, _ = model.apply(variables, validation[0], train=False)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    logits, _ = apply(variables, validation[0])
     return np.asarray(logits).argmax(-1).astype(np.uint8)
 
 

@@ -291,7 +291,8 @@ def test_network_is_base_then_layer():
     assert logits.shape == (2, 8, 12, 3) and logits.dtype == jnp.float32
     plain = {k: dict(v) for k, v in variables.items()}
     crf = plain["params"].pop("crfrnn")
-    unary, of_base = base.apply(plain, images, train=False)
+    apply_base = jax.jit(functools.partial(base.apply, train=False))
+    unary, of_base = apply_base(plain, images)
     np.testing.assert_allclose(endpoints["unary"], unary, atol=1e-5)
     assert endpoints.keys() == of_base.keys() | {"unary"}
     expected = run(crf, unary, images, 3)
@@ -309,7 +310,7 @@ def test_network_is_base_then_layer():
     logits, _ = apply(images, separable)
     np.testing.assert_allclose(logits, expected, atol=1e-2)
     images[0] = images[0, :1, :1]
-    expected = run(crf, base.apply(plain, images, train=False)[0], images, 3)
+    expected = run(crf, apply_base(plain, images)[0], images, 3)
     default = dict(spatial_filter="lattice", bilateral_filter="lattice")
     logits, _ = apply(images, model.clone(**default, capacity=0.25))
     change = np.abs(expected[0] - apply(images, model)[1]["unary"][0])
