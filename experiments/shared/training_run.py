@@ -343,7 +343,7 @@ def make_train_step(
         return jax.jit(step, donate_argnums=0, out_shardings=whole)
 
     def gathered(state: training.TrainState, batch: dict):
-        # Otherwise each convolution would be split as its kernel is.
+        # Once, not for the forward and for the backward pass.
         params = jax.lax.with_sharding_constraint(state.params, whole)
         return step(state.replace(params=params), batch)
 
