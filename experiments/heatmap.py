@@ -49,7 +49,7 @@ def main(argv) -> int:
         if values[name].value < 1:
             raise UserError(f"--{name}={values[name].value}: expected 1 or more")
     cli.start()
-    output = files.absolute(values.output)
+    output = files.user_path("--output", values.output).absolute()
     images = inputs.of_files(argv[1:], output)
     file = files.user_path("--weights", values.weights)
     network = classifier.load(

@@ -325,17 +325,18 @@ def main(argv) -> None:
     grid = {
         field: _values(field, getattr(values, field), values.config) for field in GRID
     }
-    rows = tune_crf(
-        values.config,
-        workdir,
-        output=output,
-        grid=grid,
-        split=values.split,
-        images=values.images,
-        checkpoint=values.checkpoint,
-        options=options,
-        ensemble=values.ensemble,
-    )
+    with files.folder_on_disk(output) as folder:
+        rows = tune_crf(
+            values.config,
+            workdir,
+            output=folder,
+            grid=grid,
+            split=values.split,
+            images=values.images,
+            checkpoint=values.checkpoint,
+            options=options,
+            ensemble=values.ensemble,
+        )
     print(table(rows))
     if rows[0]["settings"] is None:
         print("no combination is better than no CRF: try smaller weights and sigmas")

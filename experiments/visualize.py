@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("experiments.visualize runs in one process: --distributed=off")
     config_lib.check(config)
     workdir = files.absolute(values.workdir)
-    output = files.absolute(values.output)
+    output = files.user_path("--output", values.output).absolute()
     if values.split:
         images = inputs.of_split(
             config, values.split, workdir=workdir, number=values.number
