@@ -1,5 +1,6 @@
 """Runs in a bucket of a storage server on this machine."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -206,10 +207,9 @@ def test_data_of_a_bucket_are_those_of_a_disk(server, tmp_path, monkeypatch):
 ARGS = {"total_steps": 24, "eval_every": 0, "eval_images": 0, "save_every": 4}
 
 
-def start_two(workdir, folder, **args):
+def start_two(command):
     """Two processes of two devices each."""
     flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-    command = kill.command(workdir, folder, **args)
     return [
         kill.start([*command, *flags, f"--process_id={i}"], devices=2) for i in (0, 1)
     ]
@@ -222,14 +222,15 @@ def test_two_processes_killed_and_an_outage_end_with_the_bits_of_a_disk(
     """All of the issue: train, kill one host, resume through errors of the storage."""
     disk, run = tmp_path / "disk", files.path(f"{BUCKET}/two/run")
     data = {"data.data_dir": f"{BUCKET}/two/data"}
-    for process in start_two(disk, tmp_path, **ARGS):
+    for process in start_two(kill.command(disk, tmp_path, **ARGS)):
         kill.finish(process)
-    processes = start_two(run, tmp_path, **ARGS, **data)
+    training = kill.command(run, tmp_path, **ARGS, **data)
+    processes = start_two(training)
     wait_for(lambda: checkpoint_scores.steps(run / "checkpoints"))
     processes[1].kill()
     kill.finish(processes[0], code=75)
     processes[1].communicate()
-    processes = start_two(run, tmp_path, **ARGS, **data)
+    processes = start_two(training)
     wait_for(lambda: (run / "lock").exists())
     server.down = True
     time.sleep(12)
@@ -239,6 +240,18 @@ def test_two_processes_killed_and_an_outage_end_with_the_bits_of_a_disk(
         assert "Traceback" not in log and "credentials" not in log, log
     assert server.refused > 3
     kill.assert_same_run(disk, run, 24)
+    for workdir in (disk, run):
+        for name, *arguments in (
+            ("evaluate",),
+            ("predict", "--split=validation", f"--output={workdir}/predictions"),
+        ):
+            program = [sys.executable, "-m", f"experiments.{name}", *arguments]
+            for process in start_two([*program, "--workdir", str(workdir)]):
+                kill.finish(process)
+    names = [path.relative_to(disk) for path in disk.glob("predictions/labels/*")]
+    assert len(names) == kill.TINY["data.scenes_validation"]
+    for name in (*names, "evaluation/validation_images.csv"):
+        assert (run / name).read_bytes() == (disk / name).read_bytes()
 
 
 def wait_for(condition) -> None:
