@@ -197,6 +197,9 @@ def test_data_of_a_bucket_are_those_of_a_disk(server, tmp_path, monkeypatch):
     own["root"] = f"{BUCKET}/own"
     found = datasets.load(own, "train")[0]
     assert datasets.fingerprint(found) == datasets.fingerprint(expected)
+    copy = tmp_path / "b/raw" / storage_server.BUCKET / "own/images/a.png"
+    written = buckets.find(f"{BUCKET}/own")["images/a.png"].time_ns
+    assert copy.stat().st_mtime_ns == written  # the same on every host
     buckets.remove(f"{BUCKET}/own")
     with pytest.raises(
         UserError, match="^--config.data.root: 'gs://bucket/own' is empty"
