@@ -129,7 +129,9 @@ def test_stage2_keeps_the_labels_of_all_classes(tmp_path):
     source = Drawn()
     crops = object_crops.wrap(source, INFO, data(**fields), threads=2)
     proposed = stored.boxes(
-        source[0]["image"], object_crops.settings(data()), stored.folder_of(tmp_path)
+        source[0]["image"],
+        object_crops.settings(data()),
+        stored.folder_of(fields["data_dir"]),
     )
     true = np.array([BOXES[number] for number in (1, 2, 3)])  # the visible part of 1
     best = boxes.iou(proposed, true).max(1)
