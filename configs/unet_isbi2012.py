@@ -29,16 +29,7 @@ def get_config(arg: str = ""):
             "norm": "batch" if quick else "none",
         },
         data={"name": "isbi2012"},
-        augment={
-            "crop": (side, side),
-            "rotate": 180.0,
-            "flip": 0.5,
-            "rot90": True,
-            "elastic_sigma": 10.0,
-            "border": "reflect",
-            "brightness": 0.1,
-            "contrast": 0.2,
-        },
+        augment={"crop": (side, side), **recipes.MEMBRANE_AUGMENT},
         batch_size=4 if quick else 1,
         total_steps=400 if quick else 20000,
         optim=(

@@ -21,16 +21,7 @@ VARIANTS = {
     "paper": {"data": {"name": "isbi2012"}},
     "quick": {
         "data": {"name": "isbi2012"},
-        "augment": {
-            "crop": (256, 256),
-            "rotate": 180.0,
-            "flip": 0.5,
-            "rot90": True,
-            "elastic_sigma": 10.0,
-            "border": "reflect",
-            "brightness": 0.1,
-            "contrast": 0.2,
-        },
+        "augment": {"crop": (256, 256), **recipes.MEMBRANE_AUGMENT},
         "batch_size": 2,
         "total_steps": 500,
         "optim": recipes.adam(2e-3),

@@ -17,6 +17,17 @@ OWN_AUGMENT = {
     "contrast": 0.2,
 }
 
+# U-Net (MICCAI 2015), section 3.1: membranes have no upright position.
+MEMBRANE_AUGMENT = {
+    "rotate": 180.0,
+    "flip": 0.5,
+    "rot90": True,
+    "elastic_sigma": 10.0,
+    "border": "reflect",
+    "brightness": 0.1,
+    "contrast": 0.2,
+}
+
 # PSPNet (CVPR 2017), section 5.1: the augmentation, and training with more steps and a
 # higher rate than there, because nothing is pre-trained.
 PSPNET_AUGMENT = {
