@@ -294,6 +294,11 @@ def _profile(workdir: Path, step: int, values: dict[str, jax.Array]) -> None:
 def main(argv) -> int:
     del argv
     workdir = files.absolute(_WORKDIR.value)
+    if _PROFILE.value and buckets.is_bucket(workdir):
+        raise UserError(
+            f"--profile with --workdir {_WORKDIR.value}: traces are written to folders "
+            "of this machine only; profile a run with such a --workdir"
+        )
     cli.start()
     if note := chains.note(cli.flag_value("config"), _CONFIG.value):
         cli.log(f"note: {note}")

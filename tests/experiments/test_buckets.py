@@ -173,6 +173,14 @@ def test_export_and_states_of_runs(run, server, tmp_path):
     assert sweep_runs.state(run.with_name("none"), 7).kind == "missing"
 
 
+def test_a_profile_in_a_bucket_is_refused(monkeypatch):
+    for name, value in {"_WORKDIR": f"{BUCKET}/run", "_PROFILE": True}.items():
+        flag = type("Flag", (), {"value": value})
+        monkeypatch.setattr(train, name, flag, raising=False)
+    with pytest.raises(UserError, match="--profile .* folders of this machine"):
+        train.main([])
+
+
 def test_data_of_a_bucket_are_those_of_a_disk(server, tmp_path, monkeypatch):
     """Prepared by the first host, copied by the next; and a folder of raw files."""
     scenes = {"name": "scenes", "scenes_size": (32, 32), "scenes_train": 6}
