@@ -36,7 +36,7 @@ VARIANTS = {
             "pyramid_channels": 128,
             "head_channels": 128,
         },
-        **recipes.animals(128, 1200),
+        **recipes.animals(128, 600),
     },
 }
 

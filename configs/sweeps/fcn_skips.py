@@ -31,7 +31,7 @@ VARIANTS = {
     },
     "animals": {
         "model": {"backbone": "squeezenet", "dropout": 0.2, "at_once": True},
-        **recipes.animals(128, 1200),
+        **recipes.animals(128, 600),
     },
 }
 

@@ -43,7 +43,7 @@ VARIANTS = {
     "animals": {
         "model": {"backbone": "squeezenet", "fc6_channels": 128, "dropout": 0.2},
         "loss": {"resolution": "output_stride"},
-        **recipes.animals(128, 1200),
+        **recipes.animals(128, 600),
     },
 }
 

@@ -75,7 +75,7 @@ CAMVID_CPU = {
         "last_units": 1,
     },
 }
-_RECIPE = recipes.camvid_cpu(crop=(144, 192), steps=1500)
+_RECIPE = recipes.camvid_cpu(crop=(144, 192), steps=1000)
 VARIANTS = {
     "camvid": {"data": {"name": "camvid"}},
     "camvid_cpu": _RECIPE

@@ -40,7 +40,7 @@ VARIANTS = {
             "head_channels": 128,
             "aux": False,
         },
-        **recipes.animals(128, 1200),
+        **recipes.animals(128, 600),
     },
 }
 

@@ -48,7 +48,7 @@ VARIANTS = {
             "bins": (),
             "aux": False,
         },
-        **recipes.animals(128, 1200),
+        **recipes.animals(128, 600),
     },
 }
 
