@@ -1,0 +1,42 @@
+"""Sweep of an FCN and a DeconvNet for their ensemble, by experiments.evaluate.
+
+    python -m experiments.sweep --config configs/sweeps/deconvnet.py:quick \\
+        --workdir runs/deconvnet --seeds 3
+    for n in 0 1 2; do python -m experiments.evaluate --checkpoint latest \\
+        --workdir $(echo runs/deconvnet/deconvnet-*/seed$n) \\
+        --ensemble $(echo runs/deconvnet/fcn-*/seed$n); done
+    python -m experiments.sweep --config configs/sweeps/deconvnet.py --seeds 3 \\
+        --workdir runs/deconvnet_animals --config.data.root=/path/to/VOCdevkit
+
+quick trains both on whole scenes of 64x64 pixels, with layers of the same widths.  The
+full form are the small networks of configs/deconvnet_voc_animals.py, the DeconvNet in
+its second stage alone, on crops around proposals: evaluate it with --proposals.
+"""
+
+from experiments.shared import recipes
+from segjax.config import make, variant
+
+_VGG = {"widths": (8, 16, 32, 48, 48), "fc_channels": 128, "image_stats": "unit"}
+NETWORKS = {
+    "fcn": _VGG | {"norm": "batch", "dropout": 0.0, "at_once": True},
+    "deconvnet": _VGG | {"fc6_kernel": 2},
+}
+_FILE = "configs/deconvnet_voc_animals.py"
+VARIANTS = {
+    "animals": {"data": {"name": "voc2012", "keep_classes": recipes.ANIMALS}},
+    "quick": recipes.quick(8, 600, size=64),
+}
+
+
+def get_config(arg: str = ""):
+    return make(**variant(arg, VARIANTS))
+
+
+def sweep(arg: str = ""):
+    if arg != "quick":
+        yield {"config": f"{_FILE}:fcn"}
+        yield {"config": f"{_FILE}:small2"}
+        return
+    for name, fields in NETWORKS.items():
+        model = {f"model.{field}": value for field, value in fields.items()}
+        yield {"model_name": name} | model
