@@ -50,6 +50,7 @@ SCHEMA: dict[str, Any] = {
         "margin": {"type": "number", "minimum": 0},
         "cost": {"type": "string"},
         "commands": {"type": "array", "items": _TEXT},
+        "full": {"type": "array", "items": _TEXT},
         "says": {"type": "string"},
         "cause": {"type": "string"},
         "orderings": {
@@ -99,6 +100,7 @@ class Claim(NamedTuple):
     margin: float  # in the unit shown
     cost: str
     commands: tuple[str, ...]
+    full: tuple[str, ...]  # config files of the full size, sweeps or single runs
     says: str
     cause: str  # the likeliest one where it is not reproduced
     orderings: tuple[Ordering, ...]
@@ -161,7 +163,8 @@ def read_claim(path: Path) -> Claim:
         _ordering(path, defaults, arms, value) for value in values["orderings"]
     )
     rest = {"margin": 0.0, "cost": "", "says": "", "cause": ""} | values
-    rest["commands"] = tuple(values.get("commands", ()))
+    for key in ("commands", "full"):
+        rest[key] = tuple(values.get(key, ()))
     return Claim(
         **rest | {"name": path.parent.name, "orderings": orderings, "arms": arms}
     )

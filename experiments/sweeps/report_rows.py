@@ -181,8 +181,20 @@ def read_run(folder: Path, seed: int, *, total_steps: int, split: str) -> Run:
         found.get("compile_seconds", math.nan),
         found.get("peak_bytes", math.nan),
         found.get("peak_of", ""),
-        evaluated(folder / "evaluation" / f"{split}.json", total_steps) if done else {},
+        _all_evaluated(folder / "evaluation", split, total_steps) if done else {},
     )
+
+
+def _all_evaluated(folder: Path, split: str, step: int) -> dict[str, float]:
+    """``evaluated`` of a run, and of its other evaluations: "mIoU_with_proposals_NAME".
+
+    These are in folders of their own: ``evaluate --output=RUN/evaluation/NAME``.
+    """
+    scores = evaluated(folder / f"{split}.json", step)
+    for path in sorted(folder.glob(f"*/{split}.json")):
+        found = evaluated(path, step)
+        scores |= {f"{key}_{path.parent.name}": value for key, value in found.items()}
+    return scores
 
 
 def evaluated(path: Path, step: int) -> dict[str, float]:

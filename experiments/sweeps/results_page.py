@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.sweeps import paired
+from experiments.sweeps import costs, paired
 from experiments.sweeps.claims import Claim, Data, Pair
+from segjax import errors
 from segjax.tables import markdown_table
 
 HEAD = """\
@@ -27,18 +28,40 @@ without any effect, about one would be decided by chance. ± is the sample stand
 deviation over seeds.
 """
 
+COSTS = f"""\
+## Cost of the full size
 
-def page(found: Sequence[tuple[Claim, Sequence[Data]]]) -> str:
+The same comparisons with the published widths, counted from the configs and not run:
+{costs.SEEDS} seeds; 3 x the forward pass, 2 x MACs, for every image of every step. The
+hours are those of training at {costs.SHARE:.0%} of the peak in bfloat16 of an H100 (989
+TFLOP/s) and of a v5e slice of 4 chips (788 TFLOP/s). That share is an assumption: for
+PSPNet-50, FCN-8s and U-Net at 8 images per chip the TPU compiler estimates 43, 37 and
+27 % ([plan.md](plan.md)), and nothing was measured on an H100. Evaluation and starts
+come on top.
+`python -m experiments.results --costs` counts them again.
+"""
+
+
+def page(
+    found: Sequence[tuple[Claim, Sequence[Data]]],
+    counted: Mapping[str, costs.Cost] | None = None,
+) -> str:
     """The page.
 
     Args:
       found: claims in the order of the table, each with its data.
+      counted: costs of the full size by config file.
+
+    Raises:
+      UserError: a claim names a config file that was not counted.
     """
     titles = ("row", "claim", "published", "here", "verdict", "cost", "command")
     rows = [titles] + [_table_row(claim, data) for claim, data in found]
     parts = [HEAD, markdown_table(rows), ""]
     for claim, data in found:
         parts += section(claim, data)
+    full = [claim for claim, _ in found if claim.full]
+    parts += cost_section(full, counted or {}) if full else []
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -144,6 +167,34 @@ def section(claim: Claim, data: Sequence[Data]) -> list[str]:
     if claim.commands:
         lines += ["```", *claim.commands, "```", ""]
     return lines
+
+
+def cost_section(
+    claims: Sequence[Claim], counted: Mapping[str, costs.Cost]
+) -> list[str]:
+    """What the full-size forms of the claims cost, as a heading and a table.
+
+    Raises:
+      UserError: as ``page``.
+    """
+    titles = ("row", "config", "networks", "runs", "steps", "training FLOPs")
+    rows = [(*titles, *(f"hours, {name}" for name in costs.PEAKS))]
+    for claim in claims:
+        for file in claim.full:
+            if file not in counted:
+                raise errors.unknown(
+                    f"results/{claim.name}/claim.toml: full: counted config file",
+                    file,
+                    counted,
+                )
+            cost = counted[file]
+            cells = [f"[{claim.title}](#{anchor(claim.title)})", f"`{file}`"]
+            cells += [", ".join(cost.networks), str(costs.SEEDS * cost.runs)]
+            cells += [f"{costs.SEEDS * cost.steps:,}"]
+            cells += [f"{costs.SEEDS * cost.flops:.1e}"]
+            cells += [f"{costs.hours(cost, x):.2f}" for x in costs.PEAKS.values()]
+            rows.append(tuple(cells))
+    return [COSTS, markdown_table(rows), ""]
 
 
 def pair_rows(data: Sequence[Data]) -> list[tuple[str, ...]]:

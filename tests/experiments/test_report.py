@@ -184,6 +184,21 @@ def test_scores_with_a_crf_are_those_of_the_same_step(folder, tmp_path):
     assert row["seg_seeds"] == "nan 0.5" and "seg_with_flip_scales_seeds" not in row
     assert row["mIoU_with_flip_scales_seeds"] == "nan 1.0"
     assert row["mIoU_with_flip_scales_crf_std"] == "" and "mIoU_with_crf" not in row
+    # Another evaluation, by --output, has columns of its own.
+    write_evaluation(run, h)
+    other = run / "evaluation" / "few"
+    other.mkdir()
+    stages = {"model": "plain", "with proposals": ""}
+    values = {
+        "step": STEPS,
+        "stages": stages,
+        "confusion": np.eye(9, dtype=int).tolist(),
+    }
+    (other / "validation.json").write_text(json.dumps(values | {"models": [{}]}))
+    row = reported()
+    assert (
+        row["mIoU_with_proposals_few_seeds"] == "nan 1.0" and row["mIoU_with_crf_mean"]
+    )
     write_evaluation(run, h, crf={"confusion": [[1, 2], [3]]})
     with pytest.raises(UserError, match="matrix with CRF is not square"):
         reported()

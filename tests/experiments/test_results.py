@@ -9,7 +9,10 @@ import pytest
 import scipy.stats
 
 from experiments import results
-from experiments.sweeps import claims, paired, results_page, results_plot
+from experiments.shared import arguments
+from experiments.sweeps import claims, costs, paired, results_page, results_plot
+from segjax import models
+from segjax.analysis.summary import summary
 from segjax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -203,10 +206,47 @@ def test_bad_files_are_told_in_a_line(tmp_path, claim, report, message):
     assert "\n" not in str(caught.value)
 
 
+def test_costs_are_those_of_all_rows(tmp_path, monkeypatch):
+    """3 x the forward pass for every image of every step: 5 + 7 steps of 4 images."""
+    (tmp_path / "configs/sweeps").mkdir(parents=True)
+    (tmp_path / "configs/sweeps/two.py").write_text(
+        "from segjax.config import make\n"
+        "def get_config():\n"
+        "    data = {'name': 'scenes', 'scenes_size': (64, 64)}\n"
+        "    return make(model_name='fusionnet', data=data, batch_size=4,\n"
+        "                total_steps=5, model={'widths': (2, 2, 2, 2)})\n"
+        "def sweep():\n"
+        "    yield {}\n"
+        "    yield {'total_steps': 7}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    cost = costs.count("configs/sweeps/two.py")
+    assert cost[:4] == (("fusionnet",), 2, 12, 48)
+    config = arguments.run_config_file("configs/sweeps/two.py")
+    forward = summary(models.build(config, 9), (64, 64, 3), activations=False).flops
+    assert cost.flops == 3 * forward * 48
+    assert costs.hours(cost, 1e12) == pytest.approx(3 * cost.flops / 0.4e12 / 3600)
+    # Written to a file, read again, and shown.
+    costs.write(tmp_path / "costs.json", {"a.py": cost})
+    assert costs.read(tmp_path / "costs.json") == {"a.py": cost}
+    full = CLAIM.replace("commands", 'full = ["a.py"]\ncommands')
+    write_row(tmp_path / "results" / "bins", full)
+    found = claims.read_all(tmp_path / "results")
+    shown = f"| `a.py` | fusionnet | 6 | 36 | {3 * cost.flops:.1e} |"
+    assert shown in results_page.page(found, {"a.py": cost})
+    with pytest.raises(UserError, match="unknown value 'a.py'"):
+        results_page.page(found, {"b.py": cost})
+
+
 def test_the_committed_page_is_what_the_files_give():
     found = claims.read_all(ROOT / "results")
     page = ROOT / "docs" / "results.md"
-    assert page.read_text() == results_page.page(found), "run `make results`"
+    counted = costs.read(ROOT / "results" / results.COSTS)
+    written = results_page.page(found, counted)
+    assert page.read_text() == written, "run `make results`"
+    # Counted from configs as they are now.
+    file = "configs/sweeps/field_of_view.py"
+    assert costs.count(file) == counted[file], "experiments.results --costs"
     drawn = {
         f"{claim.name}.png": results_plot.digest(panels)
         for claim, data in found
