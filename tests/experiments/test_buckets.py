@@ -218,12 +218,12 @@ def test_data_of_a_bucket_are_those_of_a_disk(server, tmp_path, monkeypatch):
 ARGS = {"total_steps": 24, "eval_every": 0, "eval_images": 0, "save_every": 4}
 
 
-def start_two(command):
-    """Two processes of two devices each."""
+def start_two(command, late=0.0):
+    """Two processes of two devices each; the second starts ``late`` seconds later."""
     flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-    return [
-        kill.start([*command, *flags, f"--process_id={i}"], devices=2) for i in (0, 1)
-    ]
+    first = kill.start([*command, *flags, "--process_id=0"], devices=2)
+    time.sleep(late)
+    return [first, kill.start([*command, *flags, "--process_id=1"], devices=2)]
 
 
 @pytest.mark.slow
@@ -263,6 +263,35 @@ def test_two_processes_killed_and_an_outage_end_with_the_bits_of_a_disk(
     assert len(names) == kill.TINY["data.scenes_validation"]
     for name in (*names, "evaluation/validation_images.csv"):
         assert (run / name).read_bytes() == (disk / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_late_host_and_another_number_of_hosts_end_with_the_same_losses(
+    server, tmp_path
+):
+    """Two hosts, one 20 s late, are preempted; one host with four devices goes on."""
+    disk, run = tmp_path / "disk", files.path(f"{BUCKET}/late/run")
+    args = ARGS | {"total_steps": 48}
+    data = {"data.data_dir": f"{BUCKET}/late/data"}
+    kill.finish(kill.start(kill.command(disk, tmp_path, **args), devices=4))
+    training = kill.command(run, tmp_path, **args, **data)
+    processes = start_two(training, late=20)
+    wait_for(lambda: checkpoint_scores.steps(run / "checkpoints"))
+    processes[1].terminate()
+    for process in processes:
+        kill.finish(process, code=75)
+    step = max(checkpoint_scores.steps(run / "checkpoints"))
+    assert step < 48
+    log = kill.finish(kill.start(training, devices=4))
+    assert f"continuing from step {step} of 48" in log
+    expected, found = kill.losses(disk), kill.losses(run)
+    assert sorted(found) == sorted(expected) == list(range(1, 49))
+    # Sums of two hosts and of one may have another order.
+    np.testing.assert_allclose(
+        [found[i] for i in sorted(found)], [expected[i] for i in sorted(found)], 1e-4
+    )
+    print(f"stopped at {step}: largest difference", end=" ")
+    print(max(abs(found[i] / expected[i] - 1) for i in found))
 
 
 def wait_for(condition) -> None:
