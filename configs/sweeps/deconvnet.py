@@ -7,9 +7,16 @@
         --ensemble $(echo runs/deconvnet/fcn-*/seed$n); done
     python -m experiments.sweep --config configs/sweeps/deconvnet.py --seeds 3 \\
         --workdir runs/deconvnet_animals --config.data.root=/path/to/VOCdevkit
+    python -m experiments.sweep --config configs/sweeps/deconvnet.py:crops \\
+        --workdir runs/deconvnet_crops --seeds 3
+    for run in runs/deconvnet_crops/*/seed*; do for n in 1 5 20 50; do
+        python -m experiments.evaluate --workdir $run --checkpoint latest \\
+            --proposals $n --output $run/evaluation/$n; done; done
 
-quick trains both on whole scenes of 64x64 pixels, with layers of the same widths.  The
-full form are the small networks of configs/deconvnet_voc_animals.py, the DeconvNet in
+quick trains both on whole scenes of 64x64 pixels, with layers of the same widths.
+crops trains the DeconvNet alone, on crops of 64x64 pixels around objects of scenes of
+128x128, to be evaluated with few and many proposals.
+The full form are the small networks of configs/deconvnet_voc_animals.py, the DeconvNet in
 its second stage alone, on crops around proposals: evaluate it with --proposals.
 """
 
@@ -25,6 +32,14 @@ _FILE = "configs/deconvnet_voc_animals.py"
 VARIANTS = {
     "animals": {"data": {"name": "voc2012", "keep_classes": recipes.ANIMALS}},
     "quick": recipes.quick(8, 600, size=64),
+    "crops": recipes.quick(16, 1500, size=128)
+    | {
+        "model_name": "deconvnet",
+        "model": _VGG | {"fc6_kernel": 2},
+        "augment": {"crop": (64, 64), "flip": 0.5, "brightness": 0.1},
+        "eval_every": 0,  # whole images say little of what is trained on crops
+        "eval_batch_size": 4,
+    },
 }
 
 
@@ -33,6 +48,9 @@ def get_config(arg: str = ""):
 
 
 def sweep(arg: str = ""):
+    if arg == "crops":
+        yield {"data.objects": "stage2", "data.object_side": 72}
+        return
     if arg != "quick":
         yield {"config": f"{_FILE}:fcn"}
         yield {"config": f"{_FILE}:small2"}

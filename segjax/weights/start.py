@@ -15,7 +15,7 @@ from segjax.errors import UserError
 from segjax.weights import images, listing
 from segjax.weights.images import Images
 from segjax.weights.saved import ModelInfo, Weights
-from segjax.weights.tables import MUST_AGREE, TRAINING_ONLY
+from segjax.weights.tables import MUST_AGREE, TRAINING_ONLY, must_agree
 from segjax.weights.tree import Tree, by_layer, flatten, replace
 
 # Compared otherwise: by `images`, and by the fields of the network within.
@@ -172,7 +172,7 @@ def _plain(value: Any) -> Any:
 
 def _check_fields(path: object, weights: Weights, info: ModelInfo) -> None:
     fields = weights.info.fields
-    for field in sorted(MUST_AGREE):
+    for field in sorted(must_agree(fields)):
         if field in fields and fields[field] != info.fields.get(field, fields[field]):
             raise UserError(
                 f"{path} ({weights.source}) is of a network with "

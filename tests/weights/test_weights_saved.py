@@ -213,6 +213,11 @@ def test_fields_that_no_array_shows_must_agree():
     )
     with pytest.raises(UserError, match=expected):
         weights.start("here", source, info=info, variables=tree)
+    # Of a backbone without bottlenecks the field says nothing.
+    other = source.info.fields | {"backbone": "squeezenet"}
+    source = source._replace(info=source.info._replace(fields=other))
+    new, _ = weights.start("here", source, info=info, variables=tree)
+    assert not new["params"]["conv6"]["bias"].any()
 
 
 def test_crfrnn_is_compared_by_the_fields_of_its_base():
