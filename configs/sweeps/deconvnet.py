@@ -16,8 +16,8 @@
 quick trains both on whole scenes of 64x64 pixels, with layers of the same widths.
 crops trains the DeconvNet alone, on crops of 64x64 pixels around objects of scenes of
 128x128, to be evaluated with few and many proposals.
-The full form are the small networks of configs/deconvnet_voc_animals.py, the DeconvNet in
-its second stage alone, on crops around proposals: evaluate it with --proposals.
+The full form are the small networks of configs/deconvnet_voc_animals.py, the DeconvNet
+in its second stage alone, on crops around proposals: evaluate it with --proposals.
 """
 
 from experiments.shared import recipes

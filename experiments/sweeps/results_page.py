@@ -27,9 +27,9 @@ the claim is **reproduced**; below zero, or within a margin where one is given, 
 without any effect, about one would be decided by chance. ± is the sample standard
 deviation over seeds.
 
-Scenes are drawn so that each class asks for one ability: [scenes.md](scenes.md) says what
-they cannot tell. [Cost of the full size](#cost-of-the-full-size) has the hours that the
-same comparisons would take with the published networks.
+Scenes are drawn so that each class asks for one ability: [scenes.md](scenes.md) says
+what they cannot tell. [Cost of the full size](#cost-of-the-full-size) has the hours
+that the same comparisons would take with the published networks.
 """
 
 COSTS = f"""\

@@ -17,7 +17,6 @@ from segjax.weights.sources import SOURCES, Source
 MUST_AGREE = frozenset(("stride_in_1x1", "lrn_first", "layout"))
 
 
-
 def must_agree(fields: Mapping[str, Any]) -> frozenset[str]:
     """Those of MUST_AGREE that say something of a network with these fields."""
     if str(fields.get("backbone", "")).startswith("resnet"):
