@@ -19,7 +19,8 @@ runs must have the same classes and images.
 
 Writes compare.txt (which is also printed), compare.md, compare.csv (all numbers,
 unrounded), compare.tex (LaTeX, with booktabs), compare.json and compare.html, one page
-with the tables, and the images on which two methods differ most, into --output.
+with the tables, and the images on which two methods differ most, into --output; the
+first of these images also as compare.png.
 Published scores of the data set stand in a table of their own.  docs/compare.md
 explains the columns.
 
@@ -40,11 +41,13 @@ from absl import flags
 
 from experiments.comparison import methods as methods_lib
 from experiments.comparison import page, pairs, tables
+from experiments.comparison import pictures as pictures_lib
 from experiments.comparison import results as results_lib
 from experiments.comparison.results import Data, Protocol, Result
 from experiments.shared import arguments, cli, predict_flags
 from segjax import config as config_lib
 from segjax import files, published_scores, viz
+from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.inference import collection
 
@@ -57,6 +60,7 @@ def compare(
     protocol: Protocol,
     output: Path,
     pictures: int,
+    photos: bool = True,
     problems: Sequence[str] = (),
     command: str = "",
 ) -> list[Result]:
@@ -67,6 +71,7 @@ def compare(
       protocol: how they are predicted and scored.
       output: folder.
       pictures: images of each pair of methods and direction.
+      photos: whether to show the images and their truth beside the predictions.
       problems: a line per run that is left out.
       command: what asked for this.
     """
@@ -104,6 +109,7 @@ def compare(
         telling=telling,
         protocol=protocol,
         output=output,
+        photos=photos,
         problems=problems,
         command=command,
     )
@@ -139,6 +145,7 @@ def _write(
     telling: Mapping[int, list[tuple[int, int]]],
     protocol: Protocol,
     output: Path,
+    photos: bool,
     problems: Sequence[str],
     command: str,
 ) -> None:
@@ -171,6 +178,7 @@ def _write(
             scores=by_image,
             problems=problems,
             figure=figure,
+            photos=photos,
             command=command,
         ),
     }
@@ -186,7 +194,15 @@ def _write(
         results, data=data, pairs=compared, published=published, facts=values
     )
     files.write_json(output / "compare.json", values)
-    print(f"written to {output}: {', '.join([*written, 'compare.json'])}")
+    names = [*written, "compare.json"]
+    sheet = output / "compare.png"
+    sheet.unlink(missing_ok=True)  # of another comparison
+    if telling:
+        drawn = pictures_lib.sheet(telling, results, data=data, photos=photos)
+        with files.atomic_write(sheet) as partial:
+            partial.write_bytes(image_files.encode_png(drawn))
+        names.append(sheet.name)
+    print(f"written to {output}: {', '.join(names)}")
 
 
 def _facts(results: Sequence[Result], data: Data, protocol: Protocol) -> str:
@@ -289,6 +305,7 @@ def main(argv) -> int:
         protocol=protocol,
         output=output,
         pictures=values.pictures,
+        photos=values.photos,
         problems=problems,
         command=shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]]),
     )
@@ -309,5 +326,11 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer(
         "pictures", 1, "Images of each pair of methods and direction on the page."
+    )
+    flags.DEFINE_bool(
+        "photos",
+        True,
+        "Show the images and their truth, too; --nophotos for data that must not be "
+        "passed on.",
     )
     cli.run(main, positional=True)

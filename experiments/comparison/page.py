@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.comparison import tables
+from experiments.comparison import pictures, tables
 from experiments.comparison.results import Data, Result
 from experiments.shared import html
-from segjax import labels, viz
 from segjax.tables import Rows
 
-VOID_COLOR = (255, 255, 255)
 _WIDTH = 290  # smaller pictures are enlarged by a whole factor up to it
 
 
@@ -23,6 +21,7 @@ def page(
     scores: np.ndarray,
     problems: Sequence[str],
     figure: bytes,
+    photos: bool,
     command: str,
 ) -> str:
     """One HTML page that needs no other file.
@@ -35,6 +34,7 @@ def page(
       scores: mIoU of single images [methods, images].
       problems: one line per run that is left out.
       figure: PNG of scores over costs.
+      photos: False leaves images and their truth out.
       command: what made this page.
     """
     parts = []
@@ -49,17 +49,20 @@ def page(
         parts += [
             html.heading("Images on which methods differ most"),
             html.paragraph(
-                "Image, truth, and every method's prediction of its first run with its "
-                "mIoU on this image (mean over its runs).",
+                f"{'Image, truth, and every' if photos else 'Every'} method's "
+                "prediction of its first run with its mIoU on this image (mean over its "
+                "runs).",
                 "lead",
             ),
             html.legend(
                 [*data.info.classes, "void (not scored)"],
-                [*data.info.palette, VOID_COLOR],
+                [*data.info.palette, pictures.VOID_COLOR],
             ),
         ]
     for image, leads in telling.items():
-        parts += _pictures(image, leads, results, data=data, scores=scores)
+        parts += _pictures(
+            image, leads, results, data=data, scores=scores, photos=photos
+        )
     parts += [html.heading("Command"), html.commands(command)]
     names = ", ".join(result.name for result in results)
     return html.page(f"{names} on {data.info.name}", parts)
@@ -80,25 +83,20 @@ def _pictures(
     *,
     data: Data,
     scores: np.ndarray,
+    photos: bool,
 ) -> list[html.Markup]:
-    example = data.source[image]
-    truth = viz.colorize(example["label"], data.info.palette)
-    truth[example["label"] == labels.VOID] = VOID_COLOR
-    # One channel is shown as gray, of more the first three.
-    channels = 3 if example["image"].shape[-1] > 2 else 1
-    picture = example["image"][..., :channels]
-    columns = [np.broadcast_to(picture, truth.shape), truth]
-    captions = ["image", "truth"]
-    for result, score in zip(results, scores[:, image], strict=True):
-        columns.append(viz.colorize(result.labels[image], data.info.palette))
-        captions.append(f"{result.name} {100 * score:.1f}")
-    zoom = max(1, _WIDTH // truth.shape[1])
+    columns = pictures.row(image, results, data=data, photos=photos)
+    captions = ["image", "truth"] * photos + [
+        f"{result.name} {100 * score:.1f}"
+        for result, score in zip(results, scores[:, image], strict=True)
+    ]
+    zoom = max(1, _WIDTH // columns[0].shape[1])
     text = "; ".join(
         f"{results[a].name} {100 * (scores[a, image] - scores[b, image]):.1f} above "
         f"{results[b].name}"
         for a, b in leads
     )
     return [
-        html.heading(f"{example['id']}: {text}", 3),
+        html.heading(f"{data.source[image]['id']}: {text}", 3),
         html.pictures([html.image(x, zoom=zoom) for x in columns], captions),
     ]

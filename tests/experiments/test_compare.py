@@ -18,6 +18,7 @@ from PIL import Image
 from workdirs import make_run
 
 from experiments import compare, evaluate
+from experiments.comparison import pictures
 from experiments.comparison import results as results_lib
 from experiments.comparison.methods import Method, Run
 from experiments.sweeps import rows as sweep_rows
@@ -251,6 +252,30 @@ def test_the_page_shows_where_the_methods_differ_most(methods, compared, truth):
             expected = truth[method.runs[0]][1][image]
             np.testing.assert_array_equal(shown_labels, viz.colorize(expected, palette))
         assert f"{example['id']}: " in page.text
+    # The first of them, in the last column of the picture: cells of 240 pixels.
+    sheet = cv2.imread(str(compared[1] / "compare.png"))[..., ::-1]
+    label = truth[methods[1].runs[0]][1][shown[0]]
+    zoom = 240 // max(label.shape)
+    expected = viz.colorize(label, palette).repeat(zoom, 0).repeat(zoom, 1)
+    top = viz.LINE + viz.GAP + (240 - expected.shape[0]) // 2
+    left = 3 * (240 + viz.GAP) + (240 - expected.shape[1]) // 2
+    got = sheet[top : top + expected.shape[0], left : left + expected.shape[1]]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_page_without_photos_holds_predictions_alone(methods, compared, truth):
+    results, _ = compared
+    configs = results_lib.configs(methods, {})
+    data = results_lib.open_data(configs, "")
+    image = next(iter(results[0].labels))
+    shown = pictures.row(image, results, data=data, photos=True)
+    assert pictures.titles(results, True) == ["image", "truth", "U_Net", "Deep|Lab"]
+    without = pictures.row(image, results, data=data, photos=False)
+    for got, expected in zip(without, shown[2:], strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert pictures.titles(results, False) == ["U_Net", "Deep|Lab"]
+    sheet = pictures.sheet([image], results, data=data, photos=False)
+    assert sheet.shape[1] < 3 * 240
 
 
 # Results that are there already
@@ -422,7 +447,9 @@ def test_programs_compare_and_say_what_is_left_out(programs, compared):
     code, out, err, output = programs["two"]
     assert code == 0, err
     files_there = {path.name for path in output.iterdir() if path.is_file()}
-    assert files_there == NAMES | {"compare.json"}
+    assert files_there == NAMES | {
+        "compare.json"
+    }  # no picture: no images are asked for
     assert (output / "compare.txt").read_text() in out
     assert "unet0 " in out and "deeplab " in out and f"written to {output}" in out
     assert (output / "compare.html").read_text().count("<img") == 1  # the figure alone
