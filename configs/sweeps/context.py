@@ -4,17 +4,31 @@
         --workdir runs/context --seeds 3
     python -m experiments.sweep --config configs/sweeps/context.py --seeds 3 \\
         --workdir runs/context_camvid --config.data.root=/path/to/CamVid
+    python -m experiments.sweep --config configs/sweeps/context.py:stages --seeds 3 \\
+        --workdir runs/context_stages \\
+        --config.init_from=$(echo runs/context/context=none-*/seed0)
 
 The full form is on CamVid at 360x480.  It trains front end and context module together
 and from scratch, with batch normalization, where the paper trains the front end from
 ImageNet weights first.  Rates: those of table 1, the shorter ones of the network for
 KITTI, and as many layers without dilation.  quick has 96x96 scenes, narrow layers and
-the rates of table 1 alone.
+the rates of table 1 alone; stages trains the context module on the front end of a quick
+run, which stays as it is.
 """
 
 from experiments.shared import recipes
 from segjax.config import make, variant
 
+_QUICK = {
+    "model": {
+        "widths": (8, 16, 16, 24, 24),
+        "fc_channels": 32,
+        "fc6_rate": 1,
+        "norm": "batch",
+        "dropout": 0.0,
+    },
+    **recipes.quick(8),
+}
 VARIANTS = {
     "camvid": {
         "model": {"norm": "batch", "dtype": "bfloat16"},
@@ -28,16 +42,8 @@ VARIANTS = {
         "eval_batch_size": 4,
         "save_every": 500,
     },
-    "quick": {
-        "model": {
-            "widths": (8, 16, 16, 24, 24),
-            "fc_channels": 32,
-            "fc6_rate": 1,
-            "norm": "batch",
-            "dropout": 0.0,
-        },
-        **recipes.quick(8),
-    },
+    "quick": _QUICK,
+    "stages": _QUICK | {"optim": _QUICK["optim"] | {"lr_mult": ("^(?!context)=0",)}},
 }
 
 
@@ -48,7 +54,7 @@ def get_config(arg: str = ""):
 def sweep(arg: str = ""):
     for context in ("none", "basic", "large"):
         yield {"model.context": context}
-    if arg == "quick":
+    if arg in ("quick", "stages"):
         return
     for rates in ((1, 1, 2, 4, 8, 1), (1, 1, 1, 1, 1, 1, 1)):
         yield {"model.context": "basic", "model.context_rates": rates}

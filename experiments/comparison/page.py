@@ -50,8 +50,8 @@ def page(
             html.heading("Images on which methods differ most"),
             html.paragraph(
                 f"{'Image, truth, and every' if photos else 'Every'} method's "
-                "prediction of its first run with its mIoU on this image (mean over its "
-                "runs).",
+                "prediction of its first run, with its mIoU on this image (mean over "
+                "its runs).",
                 "lead",
             ),
             html.legend(
