@@ -13,7 +13,7 @@
         python -m experiments.evaluate --workdir $run --checkpoint latest \\
             --proposals $n --output $run/evaluation/$n; done; done
 
-quick trains both on whole scenes of 64x64 pixels, with layers of the same widths.
+quick trains both on whole scenes of 64x64 pixels, an FCN-8s on a narrow ResNet.
 crops trains the DeconvNet alone, on crops of 64x64 pixels around objects of scenes of
 128x128, to be evaluated with few and many proposals.
 The full form are the small networks of configs/deconvnet_voc_animals.py, the DeconvNet
@@ -23,10 +23,21 @@ in its second stage alone, on crops around proposals: evaluate it with --proposa
 from experiments.shared import recipes
 from segjax.config import make, variant
 
-_VGG = {"widths": (8, 16, 32, 48, 48), "fc_channels": 128, "image_stats": "unit"}
+_DECONVNET = {
+    "widths": (8, 16, 32, 48, 48),
+    "fc_channels": 128,
+    "fc6_kernel": 2,
+    "image_stats": "unit",
+}
 NETWORKS = {
-    "fcn": _VGG | {"norm": "batch", "dropout": 0.0, "at_once": True},
-    "deconvnet": _VGG | {"fc6_kernel": 2},
+    "fcn": {
+        "backbone": "resnet50",
+        "stage_sizes": (1, 1, 1, 1),
+        "widths": (16,),
+        "pad": 3,
+        "image_stats": "unit",
+    },
+    "deconvnet": _DECONVNET,
 }
 _FILE = "configs/deconvnet_voc_animals.py"
 VARIANTS = {
@@ -35,7 +46,7 @@ VARIANTS = {
     "crops": recipes.quick(16, 1500, size=128)
     | {
         "model_name": "deconvnet",
-        "model": _VGG | {"fc6_kernel": 2},
+        "model": _DECONVNET,
         "augment": {"crop": (64, 64), "flip": 0.5, "brightness": 0.1},
         "eval_every": 0,  # whole images say little of what is trained on crops
         "eval_batch_size": 4,
