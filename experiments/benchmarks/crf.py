@@ -5,7 +5,7 @@
     python -m experiments.benchmarks.crf photo.jpg --size=513,513 --batches=1,8,32
 
 Per image of a batch, after compilation: --crf, what it costs in evaluate and predict.
-Then the parts of the static form (ops/mean_field.py), which GPUs, TPUs and exported
+Then the parts of the static form (ops/mean_field.py), which GPUs, TPUs, CRF-RNN and jitted
 predictors use: sort (of the points, after which the vertices are counted to choose the
 capacity), build (of the lattices) and filter (normalization and iterations), which add
 up to the total.  Memory is what its compiled program allocates, inputs and outputs

@@ -1,8 +1,8 @@
 """What a network costs and what it sees: parameters, MACs, strides, fields, memory.
 
 All of it is read from the traced program: nothing is compiled or computed, so any size
-is cheap. MACs and FLOPs are explained in models/counts.py, receptive fields and strides
-in models/receptive_field.py.
+is cheap. MACs and FLOPs are explained in analysis/counts.py, receptive fields and
+strides in analysis/receptive_field.py.
 """
 
 import math
