@@ -5,11 +5,11 @@
     python -m experiments.benchmarks.crf photo.jpg --size=513,513 --batches=1,8,32
 
 Per image of a batch, after compilation: --crf, what it costs in evaluate and predict.
-Then the parts of the static form (ops/mean_field.py), which GPUs, TPUs, CRF-RNN and jitted
-predictors use: sort (of the points, after which the vertices are counted to choose the
-capacity), build (of the lattices) and filter (normalization and iterations), which add
-up to the total.  Memory is what its compiled program allocates, inputs and outputs
-included.  On a CPU, --crf has programs of its own (inference/crf_points.py).
+Then the parts of the static form (ops/mean_field.py), which GPUs, TPUs, CRF-RNN and
+jitted predictors use: sort (of the points, after which the vertices are counted to
+choose the capacity), build (of the lattices) and filter (normalization and iterations),
+which add up to the total.  Memory is what its compiled program allocates, inputs and
+outputs included.  On a CPU, --crf has programs of its own (inference/crf_points.py).
 
 The image is a procedural scene unless a file is given; it is resized to --size, and
 batches are shifts of it.  The class probabilities are random: no time depends on them.
