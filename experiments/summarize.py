@@ -140,27 +140,27 @@ def _flag_text(value: Any) -> str:
 _MARKDOWN = """\
 # Models
 
-Written by `python -m experiments.summarize --all --markdown docs/models.md`; for any
-config, image size and override:
+Written by `python -m experiments.summarize --all --markdown docs/models.md`. This
+command prints the same numbers per layer and per endpoint, for any config, image size
+and override:
 
 ```
 python -m experiments.summarize --config configs/pspnet50_camvid.py --size=713,713 \\
     --config.model.bins=1,2
 ```
 
-prints the same per layer and per endpoint. `--xla` adds XLA's own counts as a
-cross-check, and `--erf FILE.png` measures the effective receptive field (Luo et al.,
-NeurIPS 2016), of a trained network with `--workdir`.
+`--xla` adds XLA's own counts as a cross-check, and `--erf FILE.png` measures the
+effective receptive field (Luo et al., NeurIPS 2016), with `--workdir` that of a trained
+network.
 
-* **Parameters** are trained; running averages of batch normalization are not among
-  them.
+* **Parameters**: trained ones, without the running averages of batch normalization.
 * **MACs**, multiply-adds of all layers with parameters, for one image: every tap of
   every kernel once per output location, taps on padding included, and once per input
   location in transposed convolutions. Fixed interpolation, normalization, activations
   and pooling are not counted. The form that the paper writes down is counted.
-* **MACs computed**: those of the program, fixed interpolation included. PSPNet has
-  fewer than the paper's, because its `conv5_4` is computed on the pooled levels before
-  they are resized (`--config.model.folded`).
+* **MACs computed**: what the program computes, fixed interpolation included. PSPNet has
+  fewer, because its `conv5_4` is computed on the pooled levels before they are resized
+  (`--config.model.folded`).
 * **FLOPs** are 2 x MACs. Many numbers published as FLOPs are MACs.
 * **Stride**: image pixels per location of the class scores, before their last
   interpolation.
@@ -182,9 +182,9 @@ papers print see below.
 
 ## Compared with what is published
 
-*paper*: printed there. *layer list*: counted from the layers that the paper or the
-authors' network definitions list, without this program. Our numbers are rounded like
-the published ones. {equal} of {total} are equal.
+*paper*: printed in the paper. *layer list*: counted, without this program, from the
+layers that the paper or the authors' network definitions list. The numbers of this
+program are rounded like the published ones. {equal} of {total} are equal.
 
 {checks}
 
