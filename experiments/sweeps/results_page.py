@@ -14,18 +14,18 @@ from segjax.tables import markdown_table
 HEAD = """\
 # Results
 
-What papers claim, and what was measured here, on other data and with smaller networks:
-orderings, not their numbers. `make results` writes this page from
-[results/](../results): the reports of the sweeps, with the scores of every seed, and a
-claim.toml for each row ([ablate.md](ablate.md#claims-of-papers)).
+Claims of papers about the order of design choices, tested here on other data and with
+smaller networks. `make results` writes this page from [results/](../results), which has
+the reports of the sweeps with the scores of every seed, and a claim.toml for each row
+([ablate.md](ablate.md#claims-of-papers)).
 
-A claim is a pair of arms, A < B. Their scores on the validation split, of the last
-step, are compared seed by seed, because runs of one seed share the order of their data.
-The 95 % interval of the mean difference B - A is that of a paired t-test. Above zero,
-the claim is **reproduced**; below zero, or within a margin where one is given, it is
-**not reproduced**; otherwise it is undecided. Every pair is judged alone: of twenty
-without any effect, about one would be decided by chance. ± is the sample standard
-deviation over seeds.
+A claim is a pair of arms, A < B. Their scores at the last step, on the validation
+split, are compared seed by seed, because runs of one seed share the order of their
+data. The 95 % interval of the mean difference B - A is that of a paired t-test. If it
+lies above zero, the claim is **reproduced**; if it lies below zero, or within a margin
+where one is given, it is **not reproduced**; otherwise it is undecided. Every pair is
+judged alone: of twenty pairs without any effect, about one would be decided by chance.
+± is the sample standard deviation over seeds.
 
 Scenes are drawn so that each class asks for one ability: [scenes.md](scenes.md) says
 what they cannot tell. [Cost of the full size](#cost-of-the-full-size) has the hours
@@ -36,13 +36,13 @@ COSTS = f"""\
 ## Cost of the full size
 
 The same comparisons with the published widths, counted from the configs and not run:
-{costs.SEEDS} seeds; 3 x the forward pass, 2 x MACs, for every image of every step. The
-hours are those of training at {costs.SHARE:.0%} of the peak in bfloat16 of an H100 (989
-TFLOP/s) and of a v5e slice of 4 chips (788 TFLOP/s). That share is an assumption: for
-PSPNet-50, FCN-8s and U-Net at 8 images per chip the TPU compiler estimates 43, 37 and
-27 % ([plan.md](plan.md)), and nothing was measured on an H100. Evaluation and starts
-come on top.
-`python -m experiments.results --costs` counts them again.
+{costs.SEEDS} seeds, 3 x the forward pass (2 x MACs) for every image of every step.
+The hours are those of training at {costs.SHARE:.0%} of the peak in bfloat16 of an
+H100 (989 TFLOP/s) and of a v5e slice of 4 chips (788 TFLOP/s). This share is an
+assumption: at 8 images per chip, `experiments.plan` estimates 43, 37 and 27 % for
+PSPNet-50, FCN-8s and U-Net on v5e, and nothing was measured on an H100. Evaluation and
+starts are not included.
+`python -m experiments.results --costs` counts again.
 """
 
 
