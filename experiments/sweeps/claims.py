@@ -213,12 +213,13 @@ def read_report(path: Path) -> list[Row]:
     """
     text = files.read_text(path, "a report of experiments.report")
     rows = []
-    for line in csv.DictReader(text.splitlines()):
+    # A line that is cut off has empty cells.
+    for line in csv.DictReader(text.splitlines(), restval=""):
         missing = [key for key in ("row", "seeds", "states") if not line.get(key)]
         if missing:
             raise UserError(
-                f"{path}: has no column {missing[0]!r}; expected what "
-                "experiments.report --results writes: run it again"
+                f"{path}: has no column {missing[0]!r}, or a row ends before it; "
+                "expected what experiments.report --results writes: run it again"
             )
         try:
             rows.append(_row(line))
@@ -277,7 +278,7 @@ def hold(claim: Claim, folder: Path) -> Data:
     """Holds a claim against the report.csv in a folder.
 
     Raises:
-      UserError: the report has no such row or column.
+      UserError: the report has no such row or column, or two arms are the same.
     """
     path = folder / "report.csv"
     rows = read_report(path)
@@ -287,18 +288,26 @@ def hold(claim: Claim, folder: Path) -> Data:
         where = f"{folder.parent / 'claim.toml'}: arms.{name}, for {path}"
         row = find_row(rows, arm.on.get(folder.name, arm.row), where)
         used[row.name] = row
+        column = arm.column or ordering.column
+        sources[name] = row.name, column, arm.minus
         scale = 100 if ordering.unit == "%" else 1
-        found = _column(row, arm.column or ordering.column, where)
+        found = _column(row, column, where)
         less = _column(row, arm.minus, where) if arm.minus else dict.fromkeys(found, 0)
         return {seed: scale * (found[seed] - less[seed]) for seed in found}
 
     used: dict[str, Row] = {}
+    sources: dict[str, tuple[str, str, str]] = {}  # of arms: row, column, minus
     pairs = []
     for ordering in claim.orderings:
         if ordering.data and folder.name not in ordering.data:
             continue
         for low, high in zip(ordering.arms, ordering.arms[1:]):
             lower, higher = scores(low, ordering), scores(high, ordering)
+            if sources[low] == sources[high]:
+                raise UserError(
+                    f"{folder.parent / 'claim.toml'}: arms {low!r} and {high!r}: found "
+                    f"the same row of {path}, {sources[low][0]!r}, expected two"
+                )
             found = paired.difference(lower, higher)
             pairs.append(
                 Pair(

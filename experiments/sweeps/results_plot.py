@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from experiments.sweeps import results_page
 from experiments.sweeps.claims import Claim, Data
@@ -43,11 +43,12 @@ def digest(drawn: Panels) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """The hash that a plot carries; "" if there is none."""
-    if not path.is_file():
+    """The hash that a plot carries; "" if there is none, or no plot."""
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get("Description", ""))
+    except (FileNotFoundError, UnidentifiedImageError):  # drawn again
         return ""
-    with Image.open(path) as image:
-        return str(image.info.get("Description", ""))
 
 
 def plot(drawn: Panels) -> bytes:

@@ -131,6 +131,8 @@ def test_a_claim_is_held_against_a_report(tmp_path):
     assert results.write(tmp_path / "results", page) == [page]
     (tmp_path / "results/bins/scenes/report.csv").write_text(REPORT.replace("74", "75"))
     assert results.write(tmp_path / "results", page) == first
+    first[1].write_bytes(first[1].read_bytes()[:5])  # damaged
+    assert results.write(tmp_path / "results", page) == first
 
 
 def test_arms_may_be_gains(tmp_path):
@@ -192,6 +194,8 @@ def test_data_sets_may_have_other_rows_and_may_be_missing(tmp_path):
         (('"merged"', '"mergde"'), "", "unknown value 'mergde'; did you mean 'merged'"),
         ((), ("seeds,states", "seed,states"), "has no column 'seeds'"),
         ((), ("0.52 0.63 nan", "0.52 0.63"), "report.csv: row bins=1,2,pool=avg: "),
+        ((), (",0.50 0.60 0.70,240 250 261", ""), "pool=avg: .* each of its"),
+        (('few = "', 'few = { row = "bins=1,2" }\nx = "'), "", "'few' and 'some'"),
         ((), (REPORT, "row,seeds,states\n"), "report.csv: has no rows"),
     ],
 )
