@@ -35,6 +35,9 @@ def commands_of(path):
             block = re.sub(rf"^{name}=.*", "", block, flags=re.M)
             block = block.replace(f"${name}", value)
         for line in block.splitlines():
+            # for n in 1 5 20; do python -m .. --proposals=$n
+            for name, value in re.findall(r"for (\w+) in ([^\s;]+)", line):
+                line = line.replace(f"${name}", value)
             found = re.search(r"python -m (experiments[.\w]*)(.*)", line)
             if not found:
                 continue
