@@ -34,7 +34,12 @@ import tqdm
 from absl import flags
 
 from experiments.shared import cli, tables
-from experiments.sweeps import report_files, report_page, report_rows
+from experiments.sweeps import (
+    report_evaluations,
+    report_files,
+    report_page,
+    report_rows,
+)
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
 from experiments.sweeps.report_files import Score
@@ -71,6 +76,7 @@ def report(
     scores = _scores(sweep.rows[0].config, results, classes=classes, pair=pair)
     rows = _table(results, scores)
     problems = _problems(results)
+    _note_options(results)
     facts = _facts(sweep, results)
     print("\n".join([facts, "", text_table(rows), *problems]))
     commands = {result.row.name: result.command for result in results}
@@ -123,13 +129,7 @@ def _results(sweep: sweep_runs.Sweep, folder: Path, erf: bool) -> list[Result]:
     numbers = report_rows.numbers(sweep.rows, folder, progress)
     runs: dict[str, list[Run]] = {}
     for run in sweep_runs.runs_of(sweep, folder):
-        config = run.row.config
-        read = report_rows.read_run(
-            run.folder,
-            run.seed,
-            total_steps=config.total_steps,
-            split=config.data.eval_split,
-        )
+        read = report_rows.read_run(run.folder, run.seed, run.row.config)
         runs.setdefault(run.row.hash, []).append(read)
     commands = report_files.commands(sweep, folder)
     results = [
@@ -169,7 +169,7 @@ def _scores(
                 )
     if len(pair) not in (0, 2):
         raise UserError(f"--pair={','.join(pair)}: expected two classes, as A,B")
-    scores = [Score("mIoU", report_rows.miou)]
+    scores = [Score("mIoU", report_evaluations.miou)]
     if pair:
         both = [known.index(name) for name in pair]
         scores.append(Score("/".join(pair), lambda h: report_rows.told_apart(h, both)))
@@ -261,6 +261,17 @@ def _problem(run: Run, log: bool) -> str:
     last = workdir_lib.log_tail(run.folder, 1)
     failed = log and last and run.state.kind == "failed"
     return f"{text}: {last[0]}" if failed else text
+
+
+def _note_options(results: list[Result]) -> None:
+    """Tells which runs were evaluated with other options than the first one."""
+    found = {
+        f"{sweep_rows.title(result.row)}, seed {run.seed}": run.evaluations
+        for result in results
+        for run in result.runs
+    }
+    for line in report_evaluations.differing_options(found):
+        cli.log(f"note: {line}; they share a column")
 
 
 def _facts(sweep: sweep_runs.Sweep, results: list[Result]) -> str:

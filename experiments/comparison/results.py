@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import evaluate
 from experiments.comparison.methods import Method, Run
-from experiments.shared import predict_flags
+from experiments.shared import evaluation, predict_flags
 from experiments.sweeps import rows as sweep_rows
 from segjax import checkpoint_scores, files, inference, metrics, models
 from segjax import config as config_lib
@@ -32,11 +32,6 @@ from segjax.ops import geometry
 SPEED_IMAGES = 16
 _SECONDS = 1.0  # that a speed is measured for, at least
 _REPEATS = 3
-# Fields that do not change what an evaluation measures.
-_FREE = {
-    *("data.root", "data.data_dir", "threads", "workers", "seed", "init_from", "keep"),
-    *("eval_batch_size", "eval_images", "eval_every", "save_every", "log_every"),
-}
 
 
 class Protocol(NamedTuple):
@@ -255,14 +250,9 @@ def _description(
         "crf": settings._asdict() if settings else None,
         "padding": protocol.padding,
         "max_pixels": protocol.max_pixels,
-        "config": _that_matters(config_lib.json_like(config)),
+        "config": evaluation.fields_that_matter(config),
     }
     return json.loads(json.dumps(values))
-
-
-def _that_matters(config: Mapping[str, Any]) -> dict[str, Any]:
-    values = config_lib.flatten(config)
-    return {key: value for key, value in values.items() if key not in _FREE}
 
 
 def _describes(values: Any, expected: Mapping[str, Any]) -> bool:
@@ -273,7 +263,7 @@ def _describes(values: Any, expected: Mapping[str, Any]) -> bool:
         config = config_lib.make(**config_lib.json_like(values["config"]))
     except UserError:
         return False
-    found = dict(values) | {"config": _that_matters(config_lib.json_like(config))}
+    found = dict(values) | {"config": evaluation.fields_that_matter(config)}
     found["crf"] = values["crf"].get("settings") if "crf" in values else None
     found = json.loads(json.dumps(found))
     return all(key in found and found[key] == expected[key] for key in expected)

@@ -1,14 +1,27 @@
 """Evaluating the model of a config on a split of its data set."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from experiments.shared import run_description
 from segjax import compilation, evaluators, inference, sharding
+from segjax import config as config_lib
 from segjax.data import datasets, pipeline
 from segjax.inference.options import from_config
+
+# Fields that do not change what an evaluation of a run measures. Tiles and CRFs are
+# among them: what an evaluation takes of these, it says elsewhere in its results.
+_FREE_FIELDS = run_description.FREE_FIELDS | {"seed", "init_from"}
+
+
+def fields_that_matter(config: ConfigDict) -> dict[str, Any]:
+    """The fields, by names with dots, that evaluations of one run must agree in."""
+    values = config_lib.flatten(config)
+    return {key: value for key, value in values.items() if key not in _FREE_FIELDS}
 
 
 def make_predictor(config: ConfigDict, model: nn.Module) -> inference.Predictor:

@@ -59,7 +59,7 @@ def verdict(found: Difference, margin: float = 0.0) -> str:
 
     Args:
       found: the difference.
-      margin: an effect below it is none; 0: no such limit.
+      margin: an interval around zero and inside of it is no effect; 0: no such limit.
 
     Returns:
       "reproduced" if the interval is above zero, "not reproduced" if it is below, or

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import cv2
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.sweeps import report_evaluations
 from experiments.sweeps import rows as sweep_rows
 from experiments.sweeps import runs as sweep_runs
+from experiments.sweeps.report_evaluations import Evaluation
 from experiments.sweeps.rows import Row
 from experiments.sweeps.runs import State
 from segjax import files, metrics, models, sharding
@@ -55,43 +58,6 @@ _FIELD_SCHEMA = {
 }
 
 
-_COUNTS = {
-    "type": "array",
-    "items": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-}
-_KNOWN = {"type": ["number", "null"]}
-_STAGE = {
-    "type": "object",
-    "properties": {
-        "confusion": _COUNTS,
-        "metrics": {
-            "type": "object",
-            "additionalProperties": {"type": "object", "additionalProperties": _KNOWN},
-        },
-        "trimap": {
-            "type": "object",
-            "required": ["miou"],
-            "properties": {"miou": {"type": "array", "items": _KNOWN}},
-        },
-    },
-}
-_EVALUATION_SCHEMA = {
-    "type": "object",
-    "required": ["step", "stages"],
-    "properties": {
-        "step": {"type": "integer"},
-        "stages": {
-            "type": "object",
-            "additionalProperties": {"enum": ["", "plain", "crf"]},
-        },
-        "plain": _STAGE,
-        "crf": _STAGE,
-        **_STAGE["properties"],  # type: ignore[dict-item]
-    },
-}
-_BANDS = (1, 2, 3, 5, 10, 20, 40)  # px from a boundary, of those that evaluate measures
-
-
 class Run(NamedTuple):
     """One row with one seed."""
 
@@ -104,7 +70,12 @@ class Run(NamedTuple):
     compile_seconds: float
     peak_bytes: float
     peak_of: str  # "device" or "process"
-    evaluated: Mapping[str, float] = {}  # scores of experiments.evaluate by name
+    evaluations: Mapping[str, Evaluation] = {}  # see report_evaluations.read
+
+    @property
+    def evaluated(self) -> dict[str, float]:
+        """Scores of experiments.evaluate by name."""
+        return report_evaluations.named_scores(self.evaluations)
 
 
 class Numbers(NamedTuple):
@@ -141,10 +112,6 @@ class Result(NamedTuple):
         return np.array(known, np.float64)
 
 
-def miou(confusion: np.ndarray) -> float:
-    return metrics.scores(confusion)["miou"]
-
-
 def class_iou(confusion: np.ndarray, index: int) -> float:
     return metrics.scores(confusion)["iou"][index]
 
@@ -160,9 +127,9 @@ def told_apart(confusion: np.ndarray, pair: Sequence[int]) -> float:
     return float(np.mean(np.diag(part) / total)) if total.all() else math.nan
 
 
-def read_run(folder: Path, seed: int, *, total_steps: int, split: str) -> Run:
-    """What a run has written so far, and its evaluation on `split`."""
-    state = sweep_runs.state(folder, total_steps)
+def read_run(folder: Path, seed: int, config: ConfigDict) -> Run:
+    """What a run of a row with this config has written so far, and its evaluations."""
+    state = sweep_runs.state(folder, config.total_steps)
     found = workdir_lib.read_validation(folder)
     rates = [
         row["images_per_second"]
@@ -181,66 +148,8 @@ def read_run(folder: Path, seed: int, *, total_steps: int, split: str) -> Run:
         found.get("compile_seconds", math.nan),
         found.get("peak_bytes", math.nan),
         found.get("peak_of", ""),
-        _all_evaluated(folder / "evaluation", split, total_steps) if done else {},
+        report_evaluations.read(folder, config) if done else {},
     )
-
-
-def _all_evaluated(folder: Path, split: str, step: int) -> dict[str, float]:
-    """``evaluated`` of a run, and of its other evaluations: "mIoU_with_proposals_NAME".
-
-    These are in folders of their own: ``evaluate --output=RUN/evaluation/NAME``.
-    """
-    scores = evaluated(folder / f"{split}.json", step)
-    for path in sorted(folder.glob(f"*/{split}.json")):
-        found = evaluated(path, step)
-        scores |= {f"{key}_{path.parent.name}": value for key, value in found.items()}
-    return scores
-
-
-def evaluated(path: Path, step: int) -> dict[str, float]:
-    """What ``experiments.evaluate`` has measured of a run at its last step, by name.
-
-    "seg" of the network alone, "seg_with_flip" and "seg_with_crf" with options and a
-    CRF; the mIoU of these, and within 1, 2, 3, 5, 10, 20 or 40 px of a boundary of the
-    truth: "mIoU_with_crf", "mIoU_within_5px_with_crf".
-
-    Args:
-      path: of the results; {} if they are of another step, or not of the model alone.
-      step: the last one.
-    """
-    if not path.is_file():
-        return {}
-    found = files.read_json(path, "results of experiments.evaluate", _EVALUATION_SCHEMA)
-    stages = found["stages"]
-    several = len(found.get("models", "1")) != 1 and stages.get("model") == ""
-    if "model" not in stages or several or found["step"] != step:
-        return {}
-    scores: dict[str, float] = {}
-    suffix = ""
-    for title, key in stages.items():
-        stage = found.get(key, {}) if key else found
-        if title != "model":
-            name = "_".join(title.lower().replace(",", "").split())
-            suffix = f"{suffix}_{name.removeprefix('with_') if suffix else name}"
-            if counts := stage.get("confusion"):
-                if any(len(row) != len(counts) for row in counts):
-                    raise UserError(
-                        f"{path}: the confusion matrix {title} is not square; remove "
-                        "the file and evaluate again"
-                    )
-                scores[f"mIoU{suffix}"] = miou(np.array(counts, np.int64))
-        for values in stage.get("metrics", {}).values():
-            scores |= {f"{name}{suffix}": _float(x) for name, x in values.items()}
-        bands = stage.get("trimap", {}).get("miou", [])
-        for radius in _BANDS:
-            if radius <= len(bands):
-                name = f"mIoU_within_{radius}px{suffix}"
-                scores[name] = _float(bands[radius - 1])
-    return scores
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def numbers(rows: Sequence[Row], folder: Path, progress: Any) -> dict[str, Numbers]:

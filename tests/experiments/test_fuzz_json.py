@@ -111,6 +111,7 @@ def replaced(path: Path, data: bytes):
 
 def readers(workdir: Path, folder: Path) -> list:
     """What programs call before they use the values."""
+    config = config_lib.make(total_steps=STEPS)
     return [
         lambda: workdir_lib.read_dataset(workdir),
         lambda: workdir_lib.read_validation(workdir),
@@ -118,7 +119,7 @@ def readers(workdir: Path, folder: Path) -> list:
         lambda: workdir_lib.read_exit(workdir),
         lambda: [row["step"] + 1 for row in workdir_lib.read_metrics(workdir)],
         lambda: config_lib.check(config_lib.load(workdir / "config.json")),
-        lambda: report_rows.read_run(workdir, 0, total_steps=STEPS, split="validation"),
+        lambda: report_rows.read_run(workdir, 0, config),
         lambda: report.report(folder, folder, classes=["all"], pair=[], erf=True),
     ]
 

@@ -207,6 +207,49 @@ def test_scores_with_a_crf_are_those_of_the_same_step(folder, tmp_path):
         reported()
 
 
+def test_evaluations_of_something_else_are_left_out_and_named(folder, tmp_path, capsys):
+    copy = shutil.copytree(folder, tmp_path / "sweep")
+    runs = sorted(path.parent for path in copy.glob("*/seed*/validation.json"))
+    config = config_lib.json_like(sweep_runs.load(copy).rows[0].config)
+    h = confusion([[90, 10], [30, 70]])
+
+    def reported():
+        report.report(copy, tmp_path, classes=[], pair=[], erf=False)
+        header = (tmp_path / "report.csv").read_text().splitlines()[0]
+        return "mIoU_with_crf" in header, capsys.readouterr().err
+
+    for run in runs:
+        splits = {"validation": workdir_lib.Split(7, "aa" * 12)}
+        workdir_lib.write_splits(run, splits)
+        # Tiles, the folder of the data and the CRF are told elsewhere, or nothing.
+        other = {"seed": 1, "tile": 33, "crf": {"iterations": 3}}
+        data = {"data": config["data"] | {"root": "/elsewhere"}}
+        fields = {"config": config | other | data, "fingerprint": "aa" * 12}
+        write_evaluation(run, h, **fields, options={"scales": [1.0]})
+    assert reported() == (True, "")
+    resized = {"config": config | {"data": config["data"] | {"resize": (9, 9)}}}
+    for changes, reason in (
+        ({"step": 3}, "step 3, the last one is 4"),
+        ({"stages": {"with CRF": "crf"}}, "does not score the model alone"),
+        ({"fingerprint": "bb" * 12}, "other images than those of 'validation'"),
+        (resized, "--config.data.resize=(9, 9), the run has (0, 0)"),
+        ({"config": {"model": {"x": 1}}}, "config is of another version"),
+    ):
+        for run in runs:
+            write_evaluation(run, h, **changes)
+        shown, notes = reported()
+        assert not shown and notes.count(reason) == len(runs) == 2, notes
+    for run, scales in zip(runs, ([0.5, 1.0], [1.0, 1.5])):
+        stages = {"model": "plain", "with scales": ""}
+        options = {"scales": scales, "tile": len(str(run))}
+        write_evaluation(run, h, stages=stages, confusion=h.tolist(), options=options)
+    _, notes = reported()
+    text = "seed 1 has scales [1.0, 1.5], of widths=2,4, seed 0 [0.5, 1.0]; they share"
+    assert text in notes and notes.count("note:") == 1
+    write_evaluation(runs[0], h, options={"scales": [1.0]})  # another column
+    assert reported()[1] == ""
+
+
 def test_deviations_are_of_what_is_known():
     """Sample deviation of 1 and 3: sqrt(((1 - 2)^2 + (3 - 2)^2) / 1)."""
     text = tables.mean_text

@@ -535,7 +535,7 @@ def start_sweep(config: str, workdir: Path, cache: Path) -> subprocess.Popen:
 def table(folder: Path) -> list[tuple]:
     """What a report shows of the scores."""
     rows = sweep_runs.load(folder).rows
-    runs = [report_rows.read_run(folder / r.name / "seed0", 0, 12) for r in rows]
+    runs = [report_rows.read_run(folder / r.name / "seed0", 0, r.config) for r in rows]
     return [(run.state, np.asarray(run.confusion).tolist()) for run in runs]
 
 
