@@ -27,11 +27,16 @@ FIELDS = {
     "root": Field(
         "",
         ranges.TEXT,
-        "the raw folder as downloaded, docs/data.md has layouts; tfds: its data_dir",
+        "the raw folder as downloaded (docs/data.md has the layouts); tfds: its "
+        "data_dir",
     ),
-    "data_dir": Field("~/.cache/segjax", ranges.TEXT, "prepared array_record files"),
+    "data_dir": Field(
+        "~/.cache/segjax", ranges.TEXT, "where prepared records and counts are kept"
+    ),
     "resize": Field(
-        (0, 0), ranges.SIZE, "(h, w) that images are resized to on reading; (0, 0): not"
+        (0, 0),
+        ranges.SIZE,
+        "(h, w) to which images are resized when they are read; (0, 0): not resized",
     ),
     "resize_labels": Field(
         "nearest",
@@ -42,7 +47,7 @@ FIELDS = {
     "instances": Field(
         False,
         ranges.SWITCH,
-        "read the instance map of each image; not all data sets have it",
+        "read the instance map of each image, which only some data sets have",
     ),
     "keep_classes": Field(
         (),
@@ -62,18 +67,18 @@ FIELDS = {
     "object_least": Field(
         16,
         ranges.integer(1, 2**16),
-        "px, least side of the box of an object that counts",
+        "px, least side of the box of an object that is used",
     ),
     "object_balance": Field(
         0.0,
         ranges.FRACTION,
         "crops of rare classes are repeated up to this share of the crops of the most "
-        "frequent class; 0: not",
+        "frequent class; 0: they are not repeated",
     ),
     "proposals": Field(
         "edge_boxes",
         ranges.one_of(*proposals.METHODS),
-        "of stage2: how boxes are proposed",
+        "stage2: how boxes are proposed",
     ),
     "edge_model": Field(
         "",
@@ -95,25 +100,27 @@ FIELDS = {
         "supervision=pseudo: a folder that experiments.pseudo_labels wrote",
     ),
     "strong_images": Field(
-        0, ranges.integer(0, 10**7), "training images that keep their masks nonetheless"
+        0, ranges.integer(0, 10**7), "number of training images that keep their masks"
     ),
     "strong_share": Field(
         0.0,
         ranges.Range(
             "from 0 to below 1", lambda v: ranges.is_number(v, 0, 1) and v < 1
         ),
-        "share of the strong_images in each batch; 0: as often as all others",
+        "share of the strong_images in each batch; 0: they are as frequent as others",
     ),
     "train_split": Field("train", ranges.TEXT, "the split that is trained on"),
     "eval_split": Field("validation", ranges.TEXT, "the split that is evaluated"),
     "scenes_size": Field((96, 96), _SCENES, "scenes: (h, w) of the drawn images"),
     "scenes_train": Field(800, ranges.integer(1, 10**7), "scenes: images for training"),
-    "scenes_validation": Field(100, ranges.integer(1, 10**7), "scenes: for validation"),
-    "scenes_seed": Field(0, ranges.SEED, "scenes: of what is drawn"),
+    "scenes_validation": Field(
+        100, ranges.integer(1, 10**7), "scenes: images for validation"
+    ),
+    "scenes_seed": Field(0, ranges.SEED, "scenes: random seed of the drawings"),
     "classes": Field(
         "",
         ranges.TEXT,
-        "own data, tfds: a file of class names; '': root/classes.txt, if there",
+        "own data, tfds: a file of class names; '': root/classes.txt, if it exists",
     ),
     "void_values": Field(
         (VOID,),
@@ -134,13 +141,13 @@ FIELDS = {
     "channels": Field(
         0,
         ranges.integer(0, ranges.MAX_CHANNELS),
-        "own data: of the images; 0: 1 if all are gray, otherwise 3; other numbers: "
-        "all channels of the files count",
+        "own data: channels of the images; 0: 1 if all are gray, otherwise 3; with "
+        "other numbers all channels of the files are used",
     ),
     "value_range": Field(
         (0, 0),
         ranges.VALUES,
         "own data and cell_tracking: (low, high), the values of the images that become "
-        "0 and 255; (0, 0): 0 and 255, of 16 bits 0 and 65535",
+        "0 and 255; (0, 0): the range of the type, 0 to 255 or 0 to 65535",
     ),
 }

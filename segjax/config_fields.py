@@ -18,9 +18,7 @@ from segjax.ops import filters, mean_field
 from segjax.weak import latent
 
 _LOSS = {
-    "name": Field(
-        "cross_entropy", ranges.one_of(*losses.LOSSES), "what the scores are trained by"
-    ),
+    "name": Field("cross_entropy", ranges.one_of(*losses.LOSSES), "the loss"),
     "normalize": Field(
         "pixels",
         ranges.one_of("pixels", "images"),
@@ -39,8 +37,9 @@ _LOSS = {
     "resolution": Field(
         "full",
         ranges.one_of("full", "output_stride"),
-        "compares all pixels, or scores at the output stride before they are "
-        "interpolated (the authors of DeepLab and Dilation)",
+        "full: compares all pixels with interpolated scores; output_stride: compares "
+        "scores before interpolation with one pixel each, as the authors of DeepLab "
+        "and Dilation do",
     ),
     "hard_pixels": Field(
         losses.DEFAULT.hard_pixels,
@@ -51,14 +50,15 @@ _LOSS = {
         losses.DEFAULT.per_image,
         ranges.SWITCH,
         ", ".join(losses.REGION_LOSSES)
-        + ": of every image; False: of the (micro-)batch",
+        + ": computed for every image; False: for the whole (micro-)batch",
     ),
     "em": Field(
         latent.Options().em,
         ranges.one_of(*latent.METHODS),
-        "data.supervision image: how the label of each pixel is inferred from the "
-        "classes of the image, by constant biases (fixed) or shares of the pixels "
-        "(adapt); box: none takes the boxes as masks, box_fixed infers in them",
+        "with data.supervision=image: how labels of pixels are inferred from the "
+        "classes of the image, by constant biases (fixed) or by shares of the pixels "
+        "(adapt); with box: none takes the boxes as masks, box_fixed infers the labels "
+        "within them",
     ),
     "em_background_bias": Field(
         latent.Options().em_background_bias,
@@ -78,7 +78,7 @@ _LOSS = {
     "em_foreground_share": Field(
         latent.Options().em_foreground_share,
         ranges.FRACTION,
-        "adapt: the same for each other class of the image",
+        "adapt: least share of the pixels for each other class of the image",
     ),
     "em_iterations": Field(
         latent.Options().em_iterations,
@@ -93,12 +93,13 @@ _LOSS = {
     "weak_weight": Field(
         1.0,
         ranges.number(0, 1e6),
-        "weight of a pixel of an image without its own mask; one with it has 1",
+        "weight of the pixels of images without a mask of their own; other pixels have "
+        "weight 1",
     ),
     "aux_weight": Field(
         0.4,
         ranges.number(0),
-        "auxiliary losses, if the network has such heads, weigh "
+        "weight of the auxiliary losses, if the network has such heads: "
         "max(aux_weight * aux_factor ** (step // aux_every), aux_floor)",
     ),
     "aux_factor": Field(1.0, ranges.above(0, 1), "see aux_weight"),
@@ -119,10 +120,10 @@ _OPTIM = {
         ranges.Range(
             "from 0 to below 1", lambda v: ranges.is_number(v, 0, 1) and v < 1
         ),
-        "decay of the first moment, adam's and nadam's too",
+        "decay of the first moment, also of adam and nadam",
     ),
     "nesterov": Field(
-        False, ranges.SWITCH, "sgd, caffe_sgd with a momentum: Nesterov's form of it"
+        False, ranges.SWITCH, "sgd, caffe_sgd: Nesterov's form of the momentum"
     ),
     "b2": Field(
         0.999,
@@ -143,9 +144,7 @@ _OPTIM = {
         2000, ranges.integer(1), "step: lr * step_factor ** (step // step_every)"
     ),
     "step_factor": Field(0.1, ranges.above(0, 1), "see step_every"),
-    "lr_floor": Field(
-        0.0, ranges.number(0), "the schedule does not fall below this rate"
-    ),
+    "lr_floor": Field(0.0, ranges.number(0), "lowest learning rate of the schedule"),
     "warmup_steps": Field(0, ranges.integer(0), "steps of a linear increase from 0"),
     "weight_decay": Field(
         1e-4, ranges.number(0), "L2, added to the gradient before the momentum"
@@ -158,37 +157,42 @@ _OPTIM = {
     "lr_mult": Field(
         (),
         ranges.RULES,
-        "regex=factor on the learning rate; factors of all matches multiply",
+        "regex=factor: factors of the learning rate of parameters that match; those of "
+        "several matches multiply",
     ),
-    "clip_norm": Field(0.0, ranges.number(0), "clips the global gradient norm; 0: off"),
+    "clip_norm": Field(
+        0.0, ranges.number(0), "largest global norm of the gradient; 0: no clipping"
+    ),
 }
 
 _WEIGHT, _SIGMA = ranges.number(0), ranges.above(0)
 _CRF: dict[str, tuple[ranges.Range, str]] = {
     "iterations": (ranges.integer(0, 10_000), "updates of the mean field"),
-    "smoothness_weight": (_WEIGHT, "0: without this kernel"),
+    "smoothness_weight": (_WEIGHT, "0 leaves this kernel out"),
     "smoothness_sigma": (_SIGMA, "px"),
-    "appearance_weight": (_WEIGHT, "0: without this kernel"),
+    "appearance_weight": (_WEIGHT, "0 leaves this kernel out"),
     "appearance_sigma_xy": (_SIGMA, "px"),
     "appearance_sigma_rgb": (_SIGMA, "gray levels"),
     "normalization": (
         ranges.one_of(*filters.NORMALIZATIONS),
-        "of the kernels; DeepLab: after",
+        "how the kernels are normalized (docs/crf.md); DeepLab: after",
     ),
     "smoothness_filter": (
         ranges.one_of(*mean_field.SMOOTHNESS_FILTERS),
-        "separable is exact",
+        "separable: an exact convolution",
     ),
     "relaxation": (ranges.above(0, 1), "below 1 damps oscillations"),
     "color_order": (
         ranges.one_of(*filters.COLOR_ORDERS),
-        "of the colors in the lattice; caffe: as the released CRF-RNN",
+        "order of the colors in the lattice; caffe: that of the released CRF-RNN",
     ),
 }
 
 FIELDS: dict[str, Any] = {
     "seed": Field(
-        0, ranges.SEED, "of initialization, data order, augmentation and dropout"
+        0,
+        ranges.SEED,
+        "random seed of initialization, data order, augmentation and dropout",
     ),
     "model_name": Field("unet", ranges.TEXT, "a network of segjax.models.MODELS"),
     "model": {},  # the fields of that network
@@ -203,16 +207,20 @@ FIELDS: dict[str, Any] = {
         name: Field(o.default, ranges.Range(o.expected, o.accepts), o.meaning)
         for name, o in augment_options.OPTIONS.items()
     },
-    "batch_size": Field(8, ranges.integer(1, 2**20), "global: over all devices"),
+    "batch_size": Field(
+        8, ranges.integer(1, 2**20), "images per step, over all devices"
+    ),
     "grad_accum_steps": Field(
-        1, ranges.integer(1, 2**20), "micro-batches whose gradients make one step"
+        1,
+        ranges.integer(1, 2**20),
+        "micro-batches per step, whose gradients are summed",
     ),
     "bn_batch_size": Field(
         0,
         ranges.integer(0, 2**20),
-        "images that batch normalization takes its mean and variance of in training: "
-        "groups of consecutive ones of the (micro-)batch, such as those of a device or "
-        "a slice; 0: all of them, over all devices",
+        "number of consecutive images, such as those of a device or a slice, of which "
+        "batch normalization takes mean and variance in training; 0: the whole "
+        "(micro-)batch, over all devices",
     ),
     "total_steps": Field(
         1000, ranges.integer(1), "training steps, if total_epochs is 0"
@@ -220,13 +228,14 @@ FIELDS: dict[str, Any] = {
     "total_epochs": Field(
         0.0,
         ranges.number(0, 1e6),
-        "passes over the training images; 0: total_steps counts",
+        "passes over the training images, instead of total_steps; 0: total_steps is "
+        "used",
     ),
     "precision": Field(
         "default",
         ranges.one_of(*compilation.PRECISIONS),
-        "of products of float32 numbers: default is the fastest (TPU: bfloat16, recent "
-        "GPUs: tensorfloat32), float32 is exact",
+        "of float32 matrix products: default is the fastest of the device (TPU: "
+        "bfloat16, recent GPUs: tensorfloat32), float32 is exact",
     ),
     "float32_gradient_sums": Field(
         False,
@@ -237,8 +246,9 @@ FIELDS: dict[str, Any] = {
     "state_sharding": Field(
         sharding.STATE_SHARDINGS[0],
         ranges.one_of(*sharding.STATE_SHARDINGS),
-        "a copy of the training state on every device, or shares of the optimizer's "
-        "state, or of this and of the parameters, which are gathered for each step",
+        "replicated: every device has a copy of the training state; optimizer: the "
+        "state of the optimizer is divided among the devices of a slice; parameters: "
+        "the parameters, too, which are gathered for each step",
     ),
     "workers": Field(
         0, ranges.integer(0, 1024), "worker processes of the input pipeline; 0: threads"
@@ -248,26 +258,32 @@ FIELDS: dict[str, Any] = {
     ),
     "loss": _LOSS,
     "optim": _OPTIM,
-    "eval_every": Field(200, ranges.integer(0), "steps; 0: only at the end"),
-    "eval_batch_size": Field(8, ranges.integer(1, 2**20), "global: over all devices"),
+    "eval_every": Field(
+        200, ranges.integer(0), "steps between evaluations; 0: only at the end"
+    ),
+    "eval_batch_size": Field(
+        8, ranges.integer(1, 2**20), "images per batch of evaluation, over all devices"
+    ),
     "eval_images": Field(
         4,
         ranges.integer(0, 10_000),
-        "pictures image / truth / prediction per evaluation",
+        "pictures (image, truth, prediction) per evaluation",
     ),
     "tile": Field(
         0,
         ranges.integer(0, 2**16),
-        "evaluate and predict by overlap-tiles of this input side; 0: whole images",
+        "evaluate and predict in overlap-tiles of this input side; 0: whole images",
     ),
     "crf": {
         name: Field(default, *_CRF.get(name, (ranges.TEXT, "")))
         for name, default in mean_field.Settings()._asdict().items()
     },
-    "save_every": Field(200, ranges.integer(1), "steps"),
-    "log_every": Field(20, ranges.integer(1), "steps"),
+    "save_every": Field(200, ranges.integer(1), "steps between checkpoints"),
+    "log_every": Field(20, ranges.integer(1), "steps between log entries"),
     "keep": Field(
-        2, ranges.integer(1, 10_000), "latest checkpoints kept, besides the best"
+        2,
+        ranges.integer(1, 10_000),
+        "latest checkpoints that are kept, besides the best",
     ),
 }
 
@@ -344,6 +360,6 @@ def table() -> str:
 _HEAD = """\
 # Fields of a configuration
 
-Made from `segjax/config_fields.py` by `make docs`. Every field is overridden by
-`--config.FIELD=VALUE`. The fields of `config.model` are those of the network, which its
-docstring in `segjax/models/` explains."""
+Made from `segjax/config_fields.py` by `make docs`. `--config.FIELD=VALUE` overrides a
+field. The fields of `config.model` are those of the network; its docstring in
+`segjax/models/` explains them."""

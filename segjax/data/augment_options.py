@@ -111,17 +111,19 @@ class Options(NamedTuple):
         "range of a factor on width / height, drawn log-uniformly; the area stays",
     ] = (1.0, 1.0)
     shear: Annotated[
-        float, _LEAN, "largest angle in degrees by which columns lean; uniform"
+        float, _LEAN, "largest angle in degrees by which columns are slanted; uniform"
     ] = 0.0
     rotate: Annotated[
         float, _DEGREES, "largest angle in degrees; uniform in [-rotate, rotate]"
     ] = 0.0
-    rotate_prob: Annotated[float, _FRACTION, "probability of rotating at all"] = 1.0
+    rotate_prob: Annotated[float, _FRACTION, "probability of a rotation"] = 1.0
     flip: Annotated[float, _FRACTION, "probability of a left-right mirror"] = 0.5
     vflip: Annotated[float, _FRACTION, "probability of an upside-down mirror"] = 0.0
     rot90: Annotated[bool, _SWITCH, "random quarter turns (microscopy)"] = False
     translate: Annotated[
-        float, _FRACTION, "largest shift as a fraction of the output, beside the crop's"
+        float,
+        _FRACTION,
+        "largest shift as a fraction of the output, in addition to that of the crop",
     ] = 0.0
     elastic_sigma: Annotated[
         float, _AMOUNT, "px, standard deviation of the elastic displacements; 0: off"
@@ -130,7 +132,10 @@ class Options(NamedTuple):
         int, _NODES, "side of the coarse grid on which displacements are drawn"
     ] = 3
     border: Annotated[
-        str, _BORDER, 'outside the image: its "mean" color, or "reflect"; labels: void'
+        str,
+        _BORDER,
+        "outside of the image, a crop shows the mean color of the data set (mean) or "
+        "the mirrored image (reflect); labels are void there",
     ] = "mean"
     separate: Annotated[
         int,
@@ -148,7 +153,7 @@ class Options(NamedTuple):
         float, _FRACTION, "distances to gray times a factor in 1 +- saturation (RGB)"
     ] = 0.0
     hue: Annotated[
-        float, _DEGREES, "largest turn of the hue in degrees; uniform (RGB)"
+        float, _DEGREES, "largest rotation of the hue in degrees; uniform (RGB)"
     ] = 0.0
     gamma: Annotated[
         float,
