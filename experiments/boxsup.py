@@ -70,7 +70,7 @@ def run(
 def main(argv) -> int:
     del argv
     values = flags.FLAGS
-    cli.start()
+    cli.start(trains=True)
     workdir = files.user_path("--workdir", values.workdir).absolute()
     settings = boxsup.Settings(values.weight, values.top, values.smallest_overlap)
     with Peers(exit_code=train.STOPPED):

@@ -170,7 +170,7 @@ def _predictions(
 
 def main(argv) -> int:
     del argv
-    cli.start()
+    cli.start(trains=True)
     workdir = Path(flags.FLAGS.workdir).expanduser().absolute()
     return quickstart(flags.FLAGS.config, workdir)
 

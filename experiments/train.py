@@ -299,7 +299,7 @@ def main(argv) -> int:
             f"--profile with --workdir {_WORKDIR.value}: traces are written to folders "
             "of this machine only; profile a run with such a --workdir"
         )
-    cli.start()
+    cli.start(trains=True)
     if note := chains.note(cli.flag_value("config"), _CONFIG.value):
         cli.log(f"note: {note}")
     with Peers(exit_code=STOPPED), internal_errors.counted(workdir):

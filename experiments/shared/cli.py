@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -45,7 +46,7 @@ _CACHE = flags.DEFINE_string(
     "Folder of compiled programs, reused by later runs; '' switches it off.",
 )
 
-UNEXPECTED, BAD_INPUT = 1, 2
+UNEXPECTED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 LOST = 69  # EX_UNAVAILABLE: a device, a disk, the network or another process
 _LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL")
 _LOST_ERRORS = (
@@ -109,7 +110,7 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
         _crash(LOST if str(error).startswith(_LOST_STATUS) else UNEXPECTED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        return 130
+        _end(INTERRUPTED)
     except Exception as error:
         if told := buckets.explain(error):
             _fail(told)
@@ -119,9 +120,13 @@ def _guarded(main: Callable, argv: Sequence[str]) -> int | None:
 def _crash(code: int) -> NoReturn:
     """Ends with the traceback and a code that says whether starting again may help."""
     traceback.print_exc()
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends without waiting for the other processes: they may wait for this one."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    # Otherwise the runtime waits for the other processes, which wait for this one, and
-    # ends all of them by SIGABRT after five minutes.
     if jax.distributed.is_initialized():
         os._exit(code)
     sys.exit(code)
@@ -144,11 +149,7 @@ def _fail(error: Exception, code: int = BAD_INPUT) -> NoReturn:
     # While libraries shut down they report consequences of this error, which would
     # scroll it away.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    # Not sys.exit, which would wait for the other processes of the job: they may wait
-    # for this one in a collective operation.
-    if jax.distributed.is_initialized():
-        os._exit(code)
-    sys.exit(code)
+    _end(code)
 
 
 def define_workdir_config() -> None:
@@ -196,8 +197,12 @@ def define_common_overrides() -> None:
     config_flags.DEFINE_config_dict("config", values)
 
 
-def start() -> None:
-    """Joins the other processes, opens the compilation cache, logs the devices."""
+def start(trains: bool = False) -> None:
+    """Joins the other processes, opens the compilation cache, logs the devices.
+
+    Args:
+      trains: SIGTERM is left to ``stop_signal``; otherwise it ends this process.
+    """
     # Orbax logs every operation, and errors as tracebacks before it raises them.
     absl.logging.set_verbosity("fatal")
     # Grain and orbax warn about internals that a user can do nothing about.
@@ -209,6 +214,9 @@ def start() -> None:
         _DISTRIBUTED.value == "auto" and _in_multi_process_job()
     ):
         _join()
+    if jax.distributed.is_initialized() and not trains:
+        # The handler of the runtime only takes notice of it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _open_cache(_CACHE.value)
     devices = jax.local_devices()
     log(
@@ -245,13 +253,21 @@ def _skip_absent_tpus() -> None:
 
 # A process that has lost its network or its machine is missed after so long.
 _HEARTBEAT_SECONDS = 25
+_JOIN_SECONDS = 600  # until all processes have come: some hosts are slower to start
+_REMIND_SECONDS = 60
+# For the last process: where each has work of its own, the first ones would end it.
+_SHUTDOWN_SECONDS = 30 * 24 * 3600
 
 
 def _join(*coordinator: str | int) -> None:
     try:
-        jax.distributed.initialize(
-            *coordinator, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
-        )
+        with _wait_for_others():
+            jax.distributed.initialize(
+                *coordinator,
+                initialization_timeout=2 * _JOIN_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            )
     except Exception as error:
         # One that starts late has not been found; otherwise the flags are wrong.
         late = isinstance(error, jax.errors.JaxRuntimeError)
@@ -261,6 +277,34 @@ def _join(*coordinator: str | int) -> None:
             "--num_processes and --process_id, or --distributed=off to run alone"
         )
         _fail(told, LOST if late else BAD_INPUT)
+
+
+@contextlib.contextmanager
+def _wait_for_others() -> Iterator[None]:
+    """Says that it waits, and ends after a while: the runtime would abort, unheard."""
+    joined = threading.Event()
+
+    def watch() -> None:
+        for seconds in range(0, _JOIN_SECONDS, _REMIND_SECONDS):
+            if seconds:
+                text = f"waiting for the other processes for {seconds} s ..."
+                log(text, everywhere=True)
+            if joined.wait(min(_REMIND_SECONDS, _JOIN_SECONDS - seconds)):
+                return
+        print(
+            f"error: after {_JOIN_SECONDS} s some processes of this job are not there; "
+            "their own output says why; start the same command again on all hosts, or "
+            "with --distributed=off to run alone",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
 
 
 def _check_coordinator() -> None:

@@ -43,7 +43,7 @@ def test_training_counts_them(tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError("INTERNAL: always")
 
     monkeypatch.setattr(train, "train", fail)
-    monkeypatch.setattr(train.cli, "start", lambda: None)
+    monkeypatch.setattr(train.cli, "start", lambda **_: None)
     monkeypatch.setattr(train.cli, "flag_value", lambda name: "configs/quickstart.py")
     for name in ("_WORKDIR", "_CONFIG", "_PROFILE"):
         flag = type("Flag", (), {"value": str(tmp_path)})

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 import yaml
 from absl import flags
+from test_resume import free_port
 
 from experiments.launch import __main__ as program
 from experiments.launch import job, tpus
-from experiments.shared import provenance, training_run
+from experiments.shared import cli, provenance, training_run
 from segjax import config as config_lib
 from segjax import models, sharding
 from segjax.errors import UserError
@@ -161,7 +162,6 @@ def test_jobset_runs_one_worker_per_host_of_every_slice(manifests):
 
 def test_jobset_restarts_only_on_exit_codes_that_a_restart_can_cure(manifests):
     from experiments import train
-    from experiments.shared import cli
 
     jobset = manifests[-1]
     workers = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -702,6 +702,58 @@ def test_programs_tell_what_a_restart_may_cure_by_their_code(error, code):
         command, cwd=kill.ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == code and "Traceback" in done.stderr
+
+
+ALONE = """\
+import os, signal, sys
+from experiments.shared import cli
+cli._JOIN_SECONDS, cli._REMIND_SECONDS = 2, 1
+def main(argv):
+    cli.start()
+    os.kill(os.getpid(), signal.SIGTERM)
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("processes, code", [(2, 69), (1, -signal.SIGTERM)])
+def test_a_host_that_never_comes_is_told_and_sigterm_ends_what_does_not_train(
+    processes, code
+):
+    command = [sys.executable, "-c", ALONE, "--compilation_cache=", "--process_id=0"]
+    command += [f"--coordinator=localhost:{free_port()}"]
+    done = subprocess.run(
+        [*command, f"--num_processes={processes}"],
+        cwd=kill.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=kill.environment(1),
+    )
+    assert done.returncode == code
+    lines = done.stderr.splitlines()
+    if processes == 2:
+        assert lines[0] == "waiting for the other processes for 1 s ..."
+        assert lines[1].startswith("error: after 2 s some processes of this job are")
+        assert len(lines) == 2
+
+
+def test_nobody_is_waited_for_after_ctrl_c_and_the_last_process_always(monkeypatch):
+    ended = []
+    monkeypatch.setattr(cli.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    monkeypatch.setattr(cli.sys, "exit", ended.append)
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    cli._guarded(interrupted, [])
+    assert ended[0] == 130
+    given = {}
+    monkeypatch.setattr(
+        cli.jax.distributed, "initialize", lambda *_, **values: given.update(values)
+    )
+    cli._join()
+    assert given["shutdown_timeout_seconds"] > 24 * 3600
 
 
 @pytest.mark.parametrize("engine", program.TPU_ENGINES)

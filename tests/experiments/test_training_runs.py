@@ -410,7 +410,7 @@ def test_flags_of_the_program_reach_the_training(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "train", capture)
     monkeypatch.setattr(train, "Peers", lambda **_: contextlib.nullcontext())
-    monkeypatch.setattr(train.cli, "start", lambda: None)
+    monkeypatch.setattr(train.cli, "start", lambda **_: None)
     monkeypatch.setattr(train.cli, "flag_value", lambda name: "configs/quickstart.py")
     assert train.main([]) == train.DIVERGED
     assert calls == [((config, tmp_path / "run"), {"profile": True})]
