@@ -226,7 +226,7 @@ _MARKDOWN = """# Step times
 
 Written by `python -m experiments.benchmarks.networks {flags} --json=times.json
 --markdown=docs/step_times.md`; `--models=NAME` measures one network, and adds it to the
-others in the file of `--json`.
+others in the file of `--json`.{missing}
 
 {device}, {host_cores} host cores; Python {python}, jax {jax}, jaxlib {jaxlib}. Batch
 {batch}, 21 classes, float32, median of {repeats}. Compare times within this table only.
@@ -244,14 +244,15 @@ others in the file of `--json`.
 * **Memory** of the step as XLA plans it: parameters, gradients, activations.
 * **Relative**: step time over that of {reference}.
 
-`python -m experiments.benchmarks.operators` compares the forms of each operator they
-are made of.
+`python -m experiments.benchmarks.operators` times the operators of the networks.
 """
 
 
 def markdown(results: Mapping[str, dict], where: Mapping[str, Any]) -> str:
     """The contents of docs/step_times.md."""
+    missing = [name for name in NETWORKS if name not in results]
     return _MARKDOWN.format(
+        missing=f" Not measured: {', '.join(missing)}." if missing else "",
         flags=" ".join(f"--{key}={where[key]}" for key in ("size", "batch", "repeats")),
         table=tables.markdown_table(rows(results)),
         reference=REFERENCE,
