@@ -30,7 +30,7 @@ Exit codes: 0; 1 if runs of a sweep are not finished, and so left out; 2 bad inp
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ import jax
 import numpy as np
 import tqdm
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments.comparison import methods as methods_lib
 from experiments.comparison import page, pairs, tables
@@ -46,7 +47,7 @@ from experiments.comparison import results as results_lib
 from experiments.comparison.results import Data, Protocol, Result
 from experiments.shared import arguments, cli, predict_flags
 from segjax import config as config_lib
-from segjax import files, published_scores, viz
+from segjax import files, inference, published_scores, viz
 from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.inference import collection
@@ -107,7 +108,7 @@ def compare(
         compared=compared,
         by_image=by_image,
         telling=telling,
-        protocol=protocol,
+        options=options_text(configs.values(), protocol),
         output=output,
         photos=photos,
         problems=problems,
@@ -143,14 +144,14 @@ def _write(
     compared: Sequence[pairs.Pair],
     by_image: np.ndarray,
     telling: Mapping[int, list[tuple[int, int]]],
-    protocol: Protocol,
+    options: str,
     output: Path,
     photos: bool,
     problems: Sequence[str],
     command: str,
 ) -> None:
     published = published_scores.of(data.info.name, data.info.classes)
-    facts = _facts(results, data, protocol)
+    facts = _facts(results, data, options)
     parts = tables.sections(
         results,
         data=data,
@@ -185,7 +186,7 @@ def _write(
     for name, text in written.items():
         files.write_text(output / name, text)
     values = {
-        "protocol": _protocol_text(results, protocol),
+        "protocol": options,
         "device": _device(),
         "command": command,
         "left_out": list(problems),
@@ -205,29 +206,37 @@ def _write(
     print(f"written to {output}: {', '.join(names)}")
 
 
-def _facts(results: Sequence[Result], data: Data, protocol: Protocol) -> str:
+def _facts(results: Sequence[Result], data: Data, options: str) -> str:
     seeds = any(len(result.runs) > 1 for result in results)
     size = "{}x{}".format(*data.size)
     return (
         f"IoU in percent on {len(data.source)} images of {data.info.name}/{data.split} "
         f"({size}{' and other sizes' if data.sizes > 1 else ''}), "
-        f"{_protocol_text(results, protocol)}"
+        f"{options}"
         + ("; mean ± sample standard deviation over the runs" if seeds else "")
         + "."
     )
 
 
-def _protocol_text(results: Sequence[Result], protocol: Protocol) -> str:
-    """The options that differ from predicting each image in one piece."""
-    config = config_lib.load(results[0].runs[0].run.workdir / "config.json")
-    options = protocol.options(config)
-    chosen = [
-        f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for (name, value), plain in zip(options._asdict().items(), type(options)())
-        if value != plain
-    ]
-    chosen += [f"crf={protocol.crf}"] if protocol.crf else []
-    return ", ".join(chosen) or "predicted in one piece"
+def options_text(configs: Iterable[ConfigDict], protocol: Protocol) -> str:
+    """The options that differ from predicting each image in one piece.
+
+    Args:
+      configs: of all runs: their tiles may differ.
+      protocol: of all runs.
+    """
+    plain = inference.PredictOptions()._asdict()
+    texts: dict[str, None] = {}
+    for config in configs:
+        options = protocol.options(config)._asdict()
+        chosen = [
+            f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in options.items()
+            if value != plain[name]
+        ]
+        chosen += [f"crf={protocol.crf}"] if protocol.crf else []
+        texts[", ".join(chosen) or "predicted in one piece"] = None
+    return " or ".join(texts)
 
 
 def _costs_note(data: Data) -> str:

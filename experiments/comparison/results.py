@@ -270,16 +270,22 @@ def _describes(values: Any, expected: Mapping[str, Any]) -> bool:
 
 
 def _read(folder: Path, values: Mapping[str, Any], data: Data) -> Scored | None:
-    """The scores of the last stage; None if the rows of the images are not there."""
+    """The scores of the last stage; None if the rows of the images are not there.
+
+    Rows that are damaged are not there, either.
+    """
     *_, key = values["stages"].values()
     last = values[key] if key else values
     path = folder / f"{data.split}_images.csv"
     if not path.is_file():
         return None
-    text = io.StringIO(path.read_bytes().decode(), newline="")
-    rows = list(csv.DictReader(text))
     column = f"{key}_miou" if key and len(values["stages"]) > 1 else "miou"
-    if len(rows) != len(data.source) or any(column not in row for row in rows):
+    try:
+        text = io.StringIO(path.read_bytes().decode(), newline="")
+        images = [_float(row[column]) for row in csv.DictReader(text, restval="-")]
+    except (ValueError, KeyError, csv.Error):
+        return None
+    if len(images) != len(data.source):
         return None
     ious = [last["classes"][name]["iou"] for name in data.info.classes]
     return Scored(
@@ -287,7 +293,7 @@ def _read(folder: Path, values: Mapping[str, Any], data: Data) -> Scored | None:
         step=values["step"],
         scores={name: _float(last["scores"][name]) for name in metrics.SCORES},
         classes=np.array([_float(value) for value in ious]),
-        images=np.array([_float(row[column]) for row in rows]),
+        images=np.array(images),
     )
 
 

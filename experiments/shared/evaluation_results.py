@@ -101,8 +101,11 @@ def write(
     info: datasets.Dataset,
     chosen: dict[str, scoring.ImageMetric],
 ) -> None:
-    """Writes the results, the rows of the images, and figures."""
-    files.write_json(output / f"{split}.json", found)
+    """Writes the rows of the images, figures, and the results.
+
+    These come last, and earlier ones go first: they say what the other files are of.
+    """
+    (output / f"{split}.json").unlink(missing_ok=True)
     files.write_text(
         output / f"{split}_images.csv",
         image_table(collected.rows, list(found["stages"].values()), chosen=chosen),
@@ -115,6 +118,7 @@ def write(
     for name, png in figures.items():
         with files.atomic_write(output / f"{split}_{name}.png") as partial:
             partial.write_bytes(png)
+    files.write_json(output / f"{split}.json", found)
 
 
 def image_table(

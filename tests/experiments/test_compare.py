@@ -29,6 +29,7 @@ from segjax import workdir as workdir_lib
 from segjax.data import datasets
 from segjax.data.scenes import CLASSES
 from segjax.errors import UserError
+from segjax.inference.options import from_config
 
 UNET = {"padding": "same", "widths": (4, 8), "norm": "batch"}
 DEEPLAB = {
@@ -331,6 +332,16 @@ def test_the_same_evaluation_is_not_repeated(methods, compared, folder, monkeypa
             score(place, **changes)
     assert calls[1]["options"] == flipped and calls[2]["crf"] == "deeplab_v1"
     assert calls[3]["padding"] == 0.0 and calls[4]["max_pixels"] == 100
+    # Numbers of the images that are cut off or damaged.
+    (own / "validation_images.csv").unlink()
+    rows = place / "validation_images.csv"
+    text = rows.read_text()
+    head, last = text.strip().rsplit(",", 1)
+    for damaged in (head.rsplit(",", 1)[0], text.replace(last, "x")):
+        rows.write_text(damaged)
+        with pytest.raises(UserError, match="evaluated"):
+            score(place)
+    rows.write_text(text)
     # A checkpoint that is newer than the results.
     for path in (own / "validation.json", place / "validation.json"):
         os.utime(path, (1, 1))
@@ -395,6 +406,15 @@ def test_overrides_hold_for_all_runs(methods):
     assert {(c.threads, c.data.scenes_seed) for c in found.values()} == {(3, 9)}
     with pytest.raises(UserError, match="eval_batch_size"):
         results_lib.configs(methods, {"eval_batch_size": 0})
+    # What is said of the options is said of all runs, with the overrides.
+    found = results_lib.configs(methods, {"tile": 33})
+    told = protocol(options=from_config, crf="deeplab_v1")
+    assert compare.options_text(found.values(), told) == "tile=33, crf=deeplab_v1"
+    found[methods[1].runs[0]].tile = 0
+    told = protocol(options=from_config)
+    assert compare.options_text(found.values(), told) == (
+        "tile=33 or predicted in one piece"
+    )
 
 
 def test_pictures_are_written_as_png(compared):

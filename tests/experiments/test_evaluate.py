@@ -590,3 +590,23 @@ def test_predict_takes_a_split_of_the_data_set(runs, data, reference, tmp_path):
         assert pair[0] == pair[1]
         with Image.open(tmp_path / f"x/labels/{name}.png") as file:
             assert file.size == SIZES[name][::-1]
+
+
+def test_results_that_a_kill_interrupts_are_none(tmp_path, monkeypatch):
+    """Earlier results must not describe the newer rows of the images, nor these them."""
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "val.json").write_text("{}")
+    monkeypatch.setattr(evaluation_results, "image_table", killed)
+    collected = evaluation_images.Collected(np.zeros((1, 1, 2, 2)), [], [], [])
+    with pytest.raises(KeyboardInterrupt):
+        evaluation_results.write(
+            *(tmp_path, "val"),
+            found={"stages": {"model": ""}},
+            collected=collected,
+            info=None,
+            chosen={},
+        )
+    assert not list(tmp_path.iterdir())
