@@ -593,7 +593,7 @@ def test_predict_takes_a_split_of_the_data_set(runs, data, reference, tmp_path):
 
 
 def test_results_that_a_kill_interrupts_are_none(tmp_path, monkeypatch):
-    """Earlier results must not describe the newer rows of the images, nor these them."""
+    """Earlier results must not describe newer rows of the images."""
 
     def killed(*_, **__):
         raise KeyboardInterrupt
