@@ -59,7 +59,7 @@ def hold(lock: Path) -> Iterator[Callable[[], None]]:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process has the run and has logged something of late."""
+    """Whether a process holds the run and has logged something recently."""
     if not lock.exists():
         return False
     times = [

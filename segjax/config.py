@@ -176,7 +176,7 @@ def _merge(values: dict, overrides: Any, address: str) -> None:
 
 
 def variant(arg: str, variants: Mapping[str, dict]) -> dict:
-    """What ``--config FILE:ARG`` chooses of a config file; "" is the first one.
+    """The variant that ``--config FILE:ARG`` chooses; the first one for "".
 
     Raises:
       UserError: no such variant; names them.

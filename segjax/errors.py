@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 
 class Unavailable(UserError):
-    """What is needed cannot be reached for now: starting again may help.
+    """Something that is needed cannot be reached now; starting again may help.
 
     Programs exit with code 69.
     """

@@ -158,7 +158,7 @@ def check_batch_size(
 
 
 def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """What steps take of a batch of this process, as global device arrays."""
+    """What steps need of a batch of this process, as global device arrays."""
     sharding = split(mesh)
     return {
         key: jax.make_array_from_process_local_data(sharding, batch[key])

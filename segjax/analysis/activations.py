@@ -63,7 +63,7 @@ def _flat(logits: jax.Array, endpoints: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 class Locations(NamedTuple):
-    """The location nearest to each pixel of an image; -1 if that is over one away."""
+    """The location nearest to each pixel of an image; -1 if there is none near."""
 
     rows: np.ndarray  # int [H]
     columns: np.ndarray  # int [W]
@@ -177,7 +177,7 @@ def representative(
 
 
 def check_channel(names: Sequence[str], known: dict[str, int], channel: int) -> None:
-    """Raises a UserError if a map does not have this channel; names the map."""
+    """Raises a UserError that names the map if a map does not have this channel."""
     for name in names:
         if not 0 <= channel < known[name]:
             raise UserError(

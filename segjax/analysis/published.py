@@ -1,4 +1,4 @@
-"""What is known of the published networks of segjax/published.py: a table of numbers.
+"""A table of published numbers of the networks of segjax/published.py.
 
 `experiments.summarize --all` compares them with ours, docs/models.md shows the result.
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Number(NamedTuple):
-    """What is known of a network. Ours is rounded like the published value.
+    """A published number of a network; ours is rounded like it.
 
     Quantities are "parameters", "MACs" and "FLOPs", each also "of PREFIX" for the
     layers whose names begin so, or "without PREFIX"; "layers", those with a kernel;

@@ -120,7 +120,7 @@ def check_instances(pair: Pair, size: tuple[int, int]) -> None:
 
 
 def read(data_dir: str, key: str, number: int) -> list[Examined] | None:
-    """What was kept under a key, or None; a damaged file counts for nothing."""
+    """What was kept under a key; None if there is nothing or the file is damaged."""
     path = _path(data_dir, key)
     if path is None or not path.is_file():
         return None

@@ -68,7 +68,7 @@ def _record(layout: Layout, split: str, frame: Frame) -> Record:
 
 
 def key_of(root: Path, splits: Mapping[str, Sequence[Frame]], more: str = "") -> str:
-    """Of the records of these frames: see ``prepare.key_of``.
+    """The key of the records of these frames: see ``prepare.key_of``.
 
     ``more`` is what they depend on besides, such as a range of values.
     """

@@ -287,7 +287,7 @@ def wrap(
 
 
 def settings(data: DataConfig) -> Settings:
-    """Of the proposals that a config trains on."""
+    """The settings of the proposals that a config trains on."""
     return Settings(method=data["proposals"], edge_model=data["edge_model"])
 
 

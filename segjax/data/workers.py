@@ -35,7 +35,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerDied(UserError):
-    """A worker process ended by itself or was killed, often for want of memory.
+    """A worker process ended or was killed, often because memory ran out.
 
     The state of the training is not touched by it: it may be saved and continued.
     """

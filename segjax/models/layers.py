@@ -33,7 +33,7 @@ _bn_batch_size = contextvars.ContextVar("bn_batch_size", default=0)
 
 @contextlib.contextmanager
 def bn_batch_size(images: int) -> Iterator[None]:
-    """Batch normalization that is traced inside takes statistics of so many images.
+    """Batch normalization traced inside takes statistics of groups of this size.
 
     Otherwise of all images of a batch, over all devices. Also a decorator, for
     functions that are jitted. See :func:`batch_norm`.

@@ -103,7 +103,7 @@ def trace(
     iterations: int,
     relaxation: float = 1.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """:func:`mean_field`, with what it minimizes on the way.
+    """:func:`mean_field` with energies and divergences of all updates.
 
     Returns:
       The marginals; the expected energies [iterations + 1, B], before the first update

@@ -35,7 +35,7 @@ def segment_mean(x: jax.Array, ids: jax.Array, count: int) -> jax.Array:
 def location_weights(
     ids: jax.Array, count: int, *, source: geometry.Grid, size: tuple[int, int]
 ) -> jax.Array:
-    """What each location of a map counts in the mean over each segment.
+    """The weight of each location of a map in the mean over each segment.
 
     Args:
       ids: segments [N, H, W], 0..count - 1.

@@ -49,7 +49,7 @@ def lab(images: jax.Array) -> jax.Array:
 
 
 def grid_size(height: int, width: int, superpixels: int) -> tuple[int, int]:
-    """Rows and columns of the grid of about so many superpixels; at least 1 x 1.
+    """Rows and columns of a grid of about this many superpixels; at least 1 x 1.
 
     With as many superpixels as pixels, or more, each pixel is one.
     """

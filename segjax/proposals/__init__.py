@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[[np.ndarray, Settings], np.ndarray]] = {
 
 
 def check(settings: Settings, channels: int) -> None:
-    """Raises UserError unless images of so many channels can be searched."""
+    """Raises UserError unless images with this number of channels can be searched."""
     if settings.method not in METHODS:
         raise errors.unknown("the method of proposals", settings.method, METHODS)
     if settings.method == "selective_search":

@@ -115,7 +115,7 @@ def structured(image: np.ndarray, model: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check(model: str, channels: int) -> None:
-    """Raises UserError unless a model can be read and takes so many channels."""
+    """Raises UserError unless a model can be read and takes this many channels."""
     if channels not in (1, 3):
         raise UserError(
             f"--config.data.edge_model={model}: a structured forest takes RGB or gray "

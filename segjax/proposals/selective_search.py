@@ -82,7 +82,7 @@ def segments(image: np.ndarray, *, count: int) -> Segments:
 
 
 def check(channels: int) -> None:
-    """Raises UserError unless images of so many channels can be searched."""
+    """Raises UserError unless images with this number of channels can be searched."""
     if channels not in (1, 3):
         raise UserError(
             "selective search takes RGB or gray images, these have "

@@ -72,7 +72,7 @@ def _path(image: np.ndarray, settings: Settings, folder: Path) -> Path:
 
 
 def model_hash(path: str) -> str:
-    """Of the contents of an edge model; "" for none."""
+    """A hash of the contents of an edge model; "" for none."""
     path = os.path.expanduser(path)
     if not path or not os.path.isfile(path):
         return ""

@@ -21,7 +21,7 @@ WIDTH = 0.02
 
 
 def diagonal(shape: tuple[int, ...]) -> float:
-    """Of an image [H, W], in pixels."""
+    """The diagonal of an image [H, W], in pixels."""
     height, width = shape
     return float(np.hypot(height, width))
 

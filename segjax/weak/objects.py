@@ -32,7 +32,7 @@ class Box(NamedTuple):
 
 
 class Object(NamedTuple):
-    """What a box says: a class and where it is."""
+    """An object that is known by its box: its class and where it is."""
 
     class_id: int
     box: Box

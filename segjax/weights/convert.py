@@ -52,7 +52,7 @@ class Norm(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """Parameters that are stored as ours are, but for leading sides of 1."""
+    """Parameters that are stored as ours are, except for leading axes of size 1."""
 
     names: Mapping[str, str]  # our parameter of the layer -> its array in the file
     negated: tuple[str, ...] = ()  # those of ours whose sign is the other one

@@ -16,7 +16,7 @@ from segjax.weights.tree import Tree, flatten, replace
 
 
 class ModelInfo(NamedTuple):
-    """What the arrays of a model do not tell about it."""
+    """Properties of a model that its arrays do not show."""
 
     model: str  # a key of segjax.models.MODELS
     fields: Mapping[str, Any]  # of the model, and of the network within CRF-RNN

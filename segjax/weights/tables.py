@@ -18,7 +18,7 @@ MUST_AGREE = frozenset(("stride_in_1x1", "lrn_first", "layout"))
 
 
 def must_agree(fields: Mapping[str, Any]) -> frozenset[str]:
-    """Those of MUST_AGREE that say something of a network with these fields."""
+    """The fields of MUST_AGREE that matter for a network with these fields."""
     if str(fields.get("backbone", "")).startswith("resnet"):
         return MUST_AGREE
     return MUST_AGREE - {"stride_in_1x1"}  # only ResNets have bottlenecks
