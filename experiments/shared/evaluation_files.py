@@ -23,14 +23,13 @@ def find(folder: Path, ids: Sequence[str], *, allow_missing: bool) -> list[int]:
     """Which of these images have a prediction.
 
     Raises:
-      UserError: there is no such folder, an image has none and that is not allowed, or
-        no image has one.
+      UserError: there is no such folder, an image has none and that is not allowed, no
+        image has one, or two images have the same.
     """
     if not folder.is_dir():
         raise UserError(f"--predictions={folder}: no such folder")
-    missing = [
-        name for name in ids if not (label_path(folder, name) or _scores(folder, name))
-    ]
+    paths = {name: label_path(folder, name) or _scores(folder, name) for name in ids}
+    missing = [name for name in ids if not paths[name]]
     if missing and (not allow_missing or len(missing) == len(ids)):
         advice = "" if allow_missing else "; --allow_missing scores the others"
         raise UserError(
@@ -38,7 +37,15 @@ def find(folder: Path, ids: Sequence[str], *, allow_missing: bool) -> list[int]:
             f"such as {missing[0]!r}; expected labels/{missing[0]}.png or "
             f"{missing[0]}.png{advice}"
         )
-    return [i for i, name in enumerate(ids) if name not in set(missing)]
+    owners: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path and (other := owners.setdefault(path, name)) != name:
+            raise UserError(
+                f"{path}: is the prediction of {other!r} and of {name!r}, whose last "
+                f"parts are the same; expected labels/{name.replace('/', '_')}.png or "
+                f"labels/{name}.png"
+            )
+    return [i for i, name in enumerate(ids) if paths[name]]
 
 
 def label_path(folder: Path, name: str) -> Path | None:
@@ -52,7 +59,7 @@ def _scores(folder: Path, name: str) -> Path | None:
 
 def _stems(name: str) -> list[str]:
     """What the files of an image may be called, as ``experiments.predict`` does."""
-    return list(dict.fromkeys((name, name.rpartition("/")[2], name.replace("/", "_"))))
+    return list(dict.fromkeys((name, name.replace("/", "_"), name.rpartition("/")[2])))
 
 
 def _first(

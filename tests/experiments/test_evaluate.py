@@ -12,7 +12,11 @@ from PIL import Image
 from workdirs import make_run
 
 from experiments import evaluate, predict
-from experiments.shared import evaluation_images, evaluation_results
+from experiments.shared import (
+    evaluation_files,
+    evaluation_images,
+    evaluation_results,
+)
 from experiments.shared.evaluation_stages import ScoredImage
 from segjax import config as config_lib
 from segjax import scoring
@@ -590,6 +594,15 @@ def test_predict_takes_a_split_of_the_data_set(runs, data, reference, tmp_path):
         assert pair[0] == pair[1]
         with Image.open(tmp_path / f"x/labels/{name}.png") as file:
             assert file.size == SIZES[name][::-1]
+
+
+def test_a_prediction_is_of_one_image(tmp_path):
+    ids = ["a/1", "b/1"]
+    (tmp_path / "1.png").touch()
+    with pytest.raises(UserError, match=r"1.png: .* of 'a/1' and of 'b/1', .*b_1.png"):
+        evaluation_files.find(tmp_path, ids, allow_missing=True)
+    (tmp_path / "b_1.png").touch()
+    assert evaluation_files.find(tmp_path, ids, allow_missing=False) == [0, 1]
 
 
 def test_results_that_a_kill_interrupts_are_none(tmp_path, monkeypatch):
