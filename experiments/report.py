@@ -201,11 +201,11 @@ def _table(
     return [(*row[:shown], end) for row, end in zip(rows, ends, strict=True)]
 
 
-def _crf_cell(result: Result) -> str:
-    """Mean and deviation, and of how many runs if not of all."""
-    found, runs = result.evaluated(_CRF), len(result.finished)
-    count = f" ({len(found)} of {runs})" if 0 < len(found) < runs else ""
-    return tables.mean_text(100 * found) + count
+def _score_cell(values: np.ndarray, runs: int) -> str:
+    """Mean and deviation in percent, and of how many of the runs if not of all."""
+    known = np.count_nonzero(~np.isnan(values))
+    count = f" ({known} of {runs})" if 0 < known < runs else ""
+    return tables.mean_text(100 * values) + count
 
 
 def _cells(result: Result, scores: list[Score], crf: bool) -> list[str]:
@@ -214,8 +214,9 @@ def _cells(result: Result, scores: list[Score], crf: bool) -> list[str]:
     done = f"{kinds.count('finished')} of {len(runs)}"
     bad = [kind for kind in dict.fromkeys(kinds) if kind != "finished"]
     cells = [sweep_rows.title(result.row), ", ".join([done, *bad])]
-    cells += [tables.mean_text(100 * result.scores(score.of)) for score in scores]
-    cells += [_crf_cell(result)] * crf
+    finished = len(result.finished)
+    cells += [_score_cell(result.scores(score.of), finished) for score in scores]
+    cells += [_score_cell(result.evaluated(_CRF), finished)] * crf
     cells += [
         tables.number_text(numbers.parameters, "{:,.0f}"),
         tables.number_text(numbers.flops / 1e9, "{:,.3g}"),

@@ -260,6 +260,19 @@ def test_deviations_are_of_what_is_known():
     assert text(np.array([math.nan])) == text(np.array([])) == "-"
 
 
+def test_scores_that_a_run_does_not_have_are_counted(folder, tmp_path):
+    """Seed 1 takes all tents for the sky: which kind they are cannot be told."""
+    copy = shutil.copytree(folder, tmp_path / "sweep")
+    path = next(copy.glob("*/seed1/validation.json"))
+    values = json.loads(path.read_text())
+    values["confusion"] = confusion([[0, 0], [0, 0]]).tolist()
+    path.write_text(json.dumps(values))
+    pair = ["tent_red", "tent_blue"]
+    report.report(copy, tmp_path, classes=[], pair=pair, erf=False)
+    # Seed 0: (90 / 100 + 70 / 100) / 2.
+    assert "| 80.0 (1 of 2) |" in (tmp_path / "report.md").read_text()
+
+
 def test_the_table_has_every_row_and_says_what_became_of_it(reported, capsys):
     text = (reported / "report.md").read_text()
     assert "mean ± sample standard deviation over seeds" in text.splitlines()[0]
