@@ -116,7 +116,7 @@ def report(
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    cli.make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
     print(f"written to {folder}: {', '.join(files)}")
@@ -302,6 +302,28 @@ def _sweeps(folder: Path) -> list[Path]:
     return found
 
 
+def outputs(sweeps: list[Path], output: str) -> list[Path]:
+    """Folders of the reports: those of the sweeps themselves, or in --output.
+
+    Raises:
+      UserError: several would get the same.
+    """
+    if not output:
+        return sweeps
+    if len(sweeps) == 1:
+        return [files.path(output)]
+    owners: dict[Path, Path] = {}
+    for folder in sweeps:
+        place = files.path(output) / folder.name
+        if place in owners:
+            raise UserError(
+                f"--output={output}: found {owners[place]} and {folder}, expected sweeps whose "
+                "folders have different names"
+            )
+        owners[place] = folder
+    return list(owners)
+
+
 def main(argv) -> int:
     if len(argv) < 2:
         raise UserError("give the folder of a sweep, such as runs/bins")
@@ -313,11 +335,10 @@ def main(argv) -> int:
             f"--results={values.results}: found {len(folders)} sweeps, expected one"
         )
     kept = Path(values.results).expanduser() if values.results else None
+    if kept:
+        cli.make_folder(kept, "--results")
     complete = []
-    for folder in folders:
-        output = files.path(values.output) if values.output else folder
-        if len(folders) > 1 and values.output:
-            output /= folder.name
+    for folder, output in zip(folders, outputs(folders, values.output)):
         cli.make_folder(output)
         complete.append(
             report(

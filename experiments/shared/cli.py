@@ -356,9 +356,9 @@ def log(message: str, everywhere: bool = False) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the folder given as --output, with its parents."""
+def make_folder(folder: Path, flag: str = "--output") -> None:
+    """Makes the folder that a flag gives, with its parents."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {folder}: {error.strerror}") from error
+        raise UserError(f"{flag} {folder}: {error.strerror}") from error

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.sweeps import costs, paired
 from experiments.sweeps.claims import Claim, Data, Pair
-from segjax import errors
+from segjax.errors import UserError
 from segjax.tables import markdown_table
 
 HEAD = """\
@@ -186,10 +186,10 @@ def cost_section(
     for claim in claims:
         for file in claim.full:
             if file not in counted:
-                raise errors.unknown(
-                    f"results/{claim.name}/claim.toml: full: counted config file",
-                    file,
-                    counted,
+                raise UserError(
+                    f"{claim.name}/claim.toml: full: the costs of {file!r} are not "
+                    "counted; expected them in costs.json, from experiments.results "
+                    "--costs"
                 )
             cost = counted[file]
             cells = [f"[{claim.title}](#{anchor(claim.title)})", f"`{file}`"]

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import flax.linen as nn
@@ -350,6 +351,15 @@ def test_the_page_holds_everything_in_itself(reported):
 def test_unknown_classes_are_refused(folder, tmp_path, classes, pair, message):
     with pytest.raises(UserError, match=message):
         report.report(folder, tmp_path, classes=classes, pair=pair, erf=False)
+
+
+def test_each_of_several_sweeps_has_a_report_of_its_own():
+    a, b, c = (Path(name) for name in ("a/bins", "b/bins", "b/rates"))
+    assert report.outputs([a, c], "") == [a, c]
+    assert report.outputs([c], "o") == [Path("o")]
+    assert report.outputs([a, c], "o") == [Path("o/bins"), Path("o/rates")]
+    with pytest.raises(UserError, match="--output=o: found a/bins and b/bins, "):
+        report.outputs([a, c, b], "o")
 
 
 def test_scores_of_classes_are_of_the_classes_that_were_trained(folder, tmp_path):
