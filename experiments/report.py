@@ -317,8 +317,8 @@ def outputs(sweeps: list[Path], output: str) -> list[Path]:
         place = files.path(output) / folder.name
         if place in owners:
             raise UserError(
-                f"--output={output}: found {owners[place]} and {folder}, expected sweeps whose "
-                "folders have different names"
+                f"--output={output}: found {owners[place]} and {folder}, expected "
+                "sweeps whose folders have different names"
             )
         owners[place] = folder
     return list(owners)
