@@ -106,7 +106,23 @@ def configs(
         for run in others:
             if sweep_rows.hash_of(recipes[run]) != sweep_rows.hash_of(recipes[first]):
                 raise UserError(_difference(method, found, first, run))
+            _check_same_training_images(method, found[first], first, run)
     return found
+
+
+def _check_same_training_images(
+    method: Method, config: ConfigDict, first: Run, other: Run
+) -> None:
+    """The folder of the data may differ between runs of one method, not its images."""
+    split = config.data.train_split
+    a, b = (workdir_lib.read_splits(run.workdir).get(split) for run in (first, other))
+    if a and b and a != b:
+        raise UserError(
+            f"{method.name}: {other.workdir} was trained on {b.images} images "
+            f"(fingerprint {b.fingerprint}), {first.workdir} on {a.images} "
+            f"({a.fingerprint}); runs of one method differ in their seed alone: give "
+            "them names of their own"
+        )
 
 
 def _recipe(config: ConfigDict) -> ConfigDict:

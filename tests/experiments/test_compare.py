@@ -375,6 +375,16 @@ def test_runs_of_one_method_differ_in_their_seed_alone(methods):
     with pytest.raises(UserError, match=message):
         mixed = methods[0].runs[:1] + methods[1].runs
         results_lib.configs([Method("mix", mixed)], {})
+    # The folder of the data is no field that matters, but what is in it matters.
+    runs = methods[0].runs
+    for run, name in zip(runs, ("aa", "bb")):
+        split = workdir_lib.Split(7, name * 12)
+        workdir_lib.write_splits(run.workdir, {"train": split})
+    message = "nets: .*unet1 was trained on 7 images .*bbbb.*, .*unet0 on 7 .aaaa"
+    with pytest.raises(UserError, match=message):
+        results_lib.configs([Method("nets", runs)], {})
+    for run in runs:
+        (run.workdir / "splits.json").unlink()
 
 
 def test_a_run_that_was_started_from_counts_by_its_recipe(methods, folder):
