@@ -114,9 +114,10 @@ def _train(
     # Restore: the newest checkpoint, or the weights of the seed or of another run.
     if main:
         _make_folder(workdir)
-        still_ours = stack.enter_context(workdir_lib.hold(workdir))
         splits = training_run.splits(config, source, eval_source)
+        # Before the lock: in a bucket it is taken from a training that runs.
         run_description.check_same_run(config, info, splits, workdir=workdir)
+        still_ours = stack.enter_context(workdir_lib.hold(workdir))
         checkpoint.check_space(workdir, abstract, copies=config.keep + 2)
         run_description.write_description(config, info, splits, workdir=workdir)
         checkpoint_scores.tidy(workdir)

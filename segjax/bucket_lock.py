@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from segjax import buckets, files
-from segjax.errors import UserError
+from segjax.errors import Unavailable, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,19 @@ def hold(lock: Path) -> Iterator[Callable[[], None]]:
                 "continues from the last checkpoint: this one stops"
             )
 
-    yield check
-    if _holder(lock) == own:
-        buckets.remove(lock)
+    def release() -> None:
+        if _holder(lock) == own:
+            buckets.remove(lock)
+
+    try:
+        yield check
+    except Unavailable:
+        raise  # it would not answer now, either
+    except BaseException:
+        with contextlib.suppress(UserError):  # the first error says more
+            release()
+        raise
+    release()
 
 
 def is_held(lock: Path) -> bool:

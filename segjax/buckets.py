@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, cast
 from segjax.errors import Unavailable, UserError
 
 SCHEME = "gs://"
+_DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_SILENT = ("ABORTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")  # after all its retries
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
@@ -168,7 +170,8 @@ def find(path: str | os.PathLike) -> dict[str, Entry]:
     return {
         name.removeprefix(above): Entry(entry["size"], _nanoseconds(entry["mtime"]))
         for name, entry in found.items()
-        if name.startswith(above)
+        # Consoles and Cloud Storage FUSE make empty objects "FOLDER/" for folders.
+        if name.startswith(above) and not name.endswith("/")
     }
 
 
@@ -224,16 +227,19 @@ def explain(
             "exists: gcloud storage buckets create"
         )
     code = str(getattr(error, "code", ""))
-    if "Forbidden" in text or code in ("401", "403"):
+    # Errors of tensorstore are ValueErrors that begin with their status.
+    status = text.partition(":")[0] if isinstance(error, ValueError) else ""
+    denied = code in ("401", "403") or status in _DENIED
+    if "Forbidden" in text or denied:
         return UserError(
             f"{name}: access is denied ({text}); expected credentials for this bucket, "
             "such as of gcloud auth application-default login, and the role "
             "roles/storage.objectUser"
         )
     module = type(error).__module__.partition(".")[0]
-    if module in ("gcsfs", "aiohttp", "requests"):
+    if module in ("gcsfs", "aiohttp", "requests") or status in _SILENT:
         return Unavailable(
-            f"{name}: the storage has not answered for half a minute "
+            f"{name}: the storage has not answered for half a minute or more "
             f"({type(error).__name__}: {text}); start the same command again to "
             "continue"
         )

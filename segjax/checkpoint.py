@@ -225,7 +225,8 @@ def restore_latest(
       The state and the ``extra`` given to ``save``.
 
     Raises:
-      UserError: all are damaged, or one belongs to another model.
+      UserError: all are damaged, one belongs to another model, or the bucket did not
+        answer.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
@@ -234,6 +235,7 @@ def restore_latest(
         except UserError:
             raise
         except Exception as error:  # any of tensorstore's, json's or our own
+            _raise_if_unreachable(manager, step, error)
             log.warning(
                 "checkpoint %s/%d is damaged (%s): falling back to the one before",
                 manager.directory,
@@ -258,6 +260,15 @@ def restore_latest(
     return None
 
 
+def _raise_if_unreachable(
+    manager: ocp.CheckpointManager, step: int, error: Exception
+) -> None:
+    """Raises UserError if a bucket did not answer: its checkpoint may be intact."""
+    told = buckets.explain(error, f"{manager.directory}/{step}")
+    if told and buckets.is_bucket(manager.directory):
+        raise told from error
+
+
 def restore_model(folder: str | Path, step: int, abstract: dict) -> tuple[dict, dict]:
     """The variables ``{"params", "batch_stats"}`` of one checkpoint, for inference.
 
@@ -279,6 +290,7 @@ def restore_model(folder: str | Path, step: int, abstract: dict) -> tuple[dict, 
         except UserError:
             raise
         except Exception as error:
+            _raise_if_unreachable(manager, step, error)
             others = sorted(set(manager.all_steps()) - {step})
             raise UserError(
                 f"checkpoint {folder}/{step} is damaged "

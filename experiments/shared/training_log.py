@@ -118,6 +118,8 @@ class TrainingLog:
                 data = cv2.imencode(".png", picture[..., ::-1])[1]
                 with files.atomic_write(path) as partial:
                     partial.write_bytes(data)
+            # The score is added to the checkpoint next, and is not computed again.
+            self._writer.sync()
         self._restart_clock()
 
     def close(self) -> None:

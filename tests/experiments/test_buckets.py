@@ -1,9 +1,12 @@
 """Runs in a bucket of a storage server on this machine."""
 
+import datetime
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import aiohttp
 import cv2
 import image_folders
 import kill
@@ -14,12 +17,23 @@ import workdirs
 from test_resume import free_port
 
 from experiments import evaluate, export, predict, train
+from experiments.shared.training_log import TrainingLog
 from experiments.sweeps import runs as sweep_runs
-from segjax import bucket_lock, bucket_mirror, buckets, checkpoint_scores, files, writer
+from segjax import (
+    bucket_lock,
+    bucket_mirror,
+    buckets,
+    checkpoint,
+    checkpoint_scores,
+    files,
+    metrics,
+    writer,
+)
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
 from segjax.data import datasets, prepare, shards
-from segjax.errors import UserError
+from segjax.errors import Unavailable, UserError
+from segjax.training import TrainState
 
 BUCKET = f"gs://{storage_server.BUCKET}"
 
@@ -59,7 +73,37 @@ def test_the_newest_start_has_a_run(server):
             second()
             with pytest.raises(UserError, match=r"gs://bucket/lock: process \d+ on "):
                 first()
+    with pytest.raises(UserError, match="^bad"), bucket_lock.hold(run / "lock"):
+        raise UserError("bad")  # it has ended, and says so
     assert "lock/lock" not in server.names()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("ABORTED: All 32 retry attempts failed: Service Unavailable"),
+        aiohttp.ClientConnectionError("connection lost"),
+    ],
+)
+def test_a_storage_that_does_not_answer_damages_no_checkpoint(error, monkeypatch):
+    manager = SimpleNamespace(directory=f"{BUCKET}/checkpoints", all_steps=lambda: [1])
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_restore", fail)
+    monkeypatch.setattr(checkpoint, "_set_aside", None)
+    abstract = TrainState(step=0, params={}, batch_stats={}, opt_state={})
+    with pytest.raises(Unavailable, match="^gs://bucket/checkpoints/1: the storage"):
+        checkpoint.restore_latest(manager, abstract)
+
+
+def test_objects_that_stand_for_folders_are_no_files(monkeypatch):
+    entry = {"size": 0, "mtime": datetime.datetime.now(datetime.UTC)}
+    names = ("b/data/", "b/data/sub/", "b/data/sub/a.png")
+    system = SimpleNamespace(find=lambda *_, **__: dict.fromkeys(names, entry))
+    monkeypatch.setattr(buckets, "_file_system", lambda: system)
+    assert list(buckets.find("gs://b/data")) == ["sub/a.png"]
 
 
 def test_log_files_are_seen_while_training_runs(server, monkeypatch):
@@ -85,6 +129,14 @@ def test_log_files_are_seen_while_training_runs(server, monkeypatch):
     log._file.close()
     log._board.close()
     log._temporary.cleanup()
+
+
+def test_scores_are_in_the_bucket_before_they_are_in_the_checkpoint(server, config):
+    run = files.path(f"{BUCKET}/scores")
+    log = TrainingLog(config, run, start=0, evaluated=False)
+    log.evaluation(1, dict.fromkeys(metrics.SCORES, 0.5), examples=[], info=None)
+    assert workdir_lib.read_metrics(run)[0]["val_miou"] == 0.5
+    log.close()
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +170,12 @@ def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(server, config, tmp_pa
     assert (run / "pictures/00000003_0.png").read_bytes().startswith(b"\x89PNG")
     checkpoints = run / "checkpoints"
     assert checkpoint_scores.steps(checkpoints) == [1, 2, 3]
+    other = config.copy_and_resolve_references()
+    other.seed = 7
+    with bucket_lock.hold(run / "lock") as check:
+        with pytest.raises(UserError, match="was trained with --config.seed"):
+            train.train(other, run)
+        check()  # what is refused takes nothing over
     (checkpoints / "3/commit_success.txt").unlink()
     assert checkpoint_scores.steps(checkpoints) == [1, 2]
     for data in (checkpoints / "2/model/d").iterdir():
