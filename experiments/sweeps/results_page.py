@@ -202,20 +202,24 @@ def cost_section(
 
 
 def pair_rows(data: Sequence[Data]) -> list[tuple[str, ...]]:
-    """A row for every pair and data set."""
+    """A row for every pair and data set; scores of the seeds that both arms know."""
     titles = "data, score, A < B, A, B, B - A, 95 % interval, seeds, verdict"
     rows = [tuple(titles.split(", "))]
     for x in data:
         for pair in x.pairs:
             found = pair.difference
+            lower, higher = (
+                {seed: scores[seed] for seed in found.seeds}
+                for scores in (pair.lower, pair.higher)
+            )
             interval = f"{_signed(found.low, pair)} to {_signed(found.high, pair)}"
             rows.append(
                 (
                     x.name,
                     axis_title(pair.column, pair.unit),
                     f"{pair.low} < {pair.high}",
-                    _mean_text(pair.lower, pair.unit),
-                    _mean_text(pair.higher, pair.unit),
+                    _mean_text(lower, pair.unit),
+                    _mean_text(higher, pair.unit),
                     _signed(found.mean, pair),
                     "-" if math.isnan(found.low) else interval,
                     str(len(found.seeds)),
