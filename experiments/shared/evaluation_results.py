@@ -211,6 +211,8 @@ def table(found: dict) -> str:
         if rows
     ]
     sizes = ", ".join(f"{h}x{w}" for h, w in found["image_size"])
+    if more := found["image_sizes"] - len(found["image_size"]):
+        sizes += f" and {more} other sizes"
     step = f", step {found['step']}" if "step" in found else ""
     parts.append(
         f"{found['images']} images of {found['dataset']}/{found['split']} ({sizes})"

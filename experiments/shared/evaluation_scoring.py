@@ -16,6 +16,7 @@ from segjax.errors import UserError
 
 TRIMAP_RADIUS = 40  # pixels, as in DeepLab
 WORST = 4  # pictures of the worst images
+_SIZES = 4  # of images that are named
 
 
 class Scoring(NamedTuple):
@@ -111,12 +112,14 @@ def finish(
             f"no pixel of the split {scored.split!r} of {info.name} has a label, so "
             "there is nothing to score; experiments.predict --split segments it"
         )
+    sizes = sorted(set(source.sizes))
     results = {
         "dataset": info.name,
         "split": scored.split,
         "images": len(indices),
         "fingerprint": datasets.fingerprint(source),
-        "image_size": sorted(set(source.sizes))[:4],
+        "image_size": sizes[:_SIZES],
+        "image_sizes": len(sizes),
     } | facts
     scores = evaluation_results.results(
         collected, stages, info=info, chosen=scored.metrics

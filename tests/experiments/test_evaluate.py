@@ -286,6 +286,9 @@ def test_metrics_of_every_stage_and_image(runs, data, tmp_path, monkeypatch):
     assert abs(plain - expected) > 1e-3
     table = evaluate.table(found)
     assert f"{plain:.4f}" in table and "undefined" in table
+    count = len(set(SIZES.values()))
+    assert found["image_sizes"] == count and "other sizes" not in table
+    assert " and 2 other sizes)" in evaluate.table(found | {"image_sizes": count + 2})
 
     rows = read_csv(tmp_path / "eval/validation_images.csv")
     assert list(rows) == list(NAMES)
