@@ -231,10 +231,9 @@ def score(
     written = checkpoint_scores.written(where, step)
     for place in (run.workdir / workdir_lib.EVALUATION, folder):
         path = place / name
-        if protocol.reuse and path.is_file() and files.modified(path) >= written:
-            values = files.read_json(path, "results of experiments.evaluate")
-            if _describes(values, expected) and (found := _read(place, values, data)):
-                return found._replace(run=run)
+        there = protocol.reuse and path.is_file() and files.modified(path) >= written
+        if there and (found := _existing(path, expected, data)):
+            return found._replace(run=run)
     values = evaluate.evaluate(
         config,
         run.workdir,
@@ -251,6 +250,17 @@ def score(
     found = _read(folder, values, data)
     assert found is not None
     return found._replace(run=run)
+
+
+def _existing(path: Path, expected: Mapping[str, Any], data: Data) -> Scored | None:
+    """The scores in a file; None if they are others, or damaged."""
+    values = files.read_json(path, "results of experiments.evaluate")
+    try:
+        return (
+            _read(path.parent, values, data) if _describes(values, expected) else None
+        )
+    except (AttributeError, LookupError, TypeError, ValueError, csv.Error):
+        return None
 
 
 def _description(
@@ -286,21 +296,15 @@ def _describes(values: Any, expected: Mapping[str, Any]) -> bool:
 
 
 def _read(folder: Path, values: Mapping[str, Any], data: Data) -> Scored | None:
-    """The scores of the last stage; None if the rows of the images are not there.
-
-    Rows that are damaged are not there, either.
-    """
+    """The scores of the last stage; None if the rows of the images are not there."""
     *_, key = values["stages"].values()
     last = values[key] if key else values
     path = folder / f"{data.split}_images.csv"
     if not path.is_file():
         return None
+    text = io.StringIO(path.read_bytes().decode(), newline="")
     column = f"{key}_miou" if key and len(values["stages"]) > 1 else "miou"
-    try:
-        text = io.StringIO(path.read_bytes().decode(), newline="")
-        images = [_float(row[column]) for row in csv.DictReader(text, restval="-")]
-    except (ValueError, KeyError, csv.Error):
-        return None
+    images = [_float(row[column]) for row in csv.DictReader(text, restval="-")]
     if len(images) != len(data.source):
         return None
     ious = [last["classes"][name]["iou"] for name in data.info.classes]

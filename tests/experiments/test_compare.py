@@ -342,6 +342,13 @@ def test_the_same_evaluation_is_not_repeated(methods, compared, folder, monkeypa
         with pytest.raises(UserError, match="evaluated"):
             score(place)
     rows.write_text(text)
+    # Results that are damaged.
+    good = (place / "validation.json").read_text()
+    for name, value in (("stages", 3), ("stages", {}), ("crf", 3), ("classes", {})):
+        files.write_json(place / "validation.json", json.loads(good) | {name: value})
+        with pytest.raises(UserError, match="evaluated"):
+            score(place)
+    files.write_text(place / "validation.json", good)
     # A checkpoint that is newer than the results.
     for path in (own / "validation.json", place / "validation.json"):
         os.utime(path, (1, 1))
