@@ -47,6 +47,15 @@ from segjax.errors import UserError
 TPU_ENGINES = ("gke", "tpu_vm", "skypilot")
 ENGINES = (*TPU_ENGINES, "slurm", "local")
 SPOT_STEPS = 100  # that a lost Spot machine may cost
+# Flags that have an effect with some engines only.
+_ONLY = (
+    dict.fromkeys(("topology", "slices", "spot", "env"), TPU_ENGINES)
+    | dict.fromkeys(("image", "queue", "queue_quota", "service_account"), ("gke",))
+    | dict.fromkeys(("namespace", "priority", "ttl_hours"), ("gke",))
+    | dict.fromkeys(("nodes", "gpus_per_node", "hours", "sbatch"), ("slurm",))
+    | {"zone": ("tpu_vm",), "processes": ("local",)}
+    | {"max_restarts": ("gke", "tpu_vm", "slurm")}
+)
 
 
 def make_job(values: flags.FlagValues) -> Job:
@@ -55,8 +64,16 @@ def make_job(values: flags.FlagValues) -> Job:
     Raises:
       UserError: something does not fit together.
     """
+    for name, engines in _ONLY.items():
+        if values[name].present and values.engine not in engines:
+            raise UserError(
+                f"--{name} has no effect with --engine={values.engine}, only with "
+                f"{' and '.join(engines)}; leave it out"
+            )
     on_tpu = values.engine in TPU_ENGINES
     in_bucket = values.workdir.startswith("gs://")
+    if on_tpu:  # the bucket holds the compiled programs, too, beside the workdir
+        in_bucket = bool(re.match("gs://[^/]+/+[^/]", values.workdir))
     if on_tpu != in_bucket and values.engine != "local":
         expected = "gs://BUCKET/FOLDER" if on_tpu else "a folder that all machines see"
         raise UserError(
@@ -92,7 +109,7 @@ def make_job(values: flags.FlagValues) -> Job:
             )
     extra = ["--distributed=on"] if on_tpu else []
     if on_tpu:
-        _check_data(config.data)
+        _check_paths(values.config, values.mount)
         if not any("--compilation_cache" in argument for argument in sys.argv):
             # In the bucket, what one start has compiled serves the next one.
             beside = values.workdir.rstrip("/").rpartition("/")[0]
@@ -151,12 +168,26 @@ def _configs(values: flags.FlagValues) -> list[ConfigDict]:
     return [stage.config for stage in stages]
 
 
-def _check_data(data: ConfigDict) -> None:
-    """Raises UserError if the workers cannot see the data."""
-    if data.root and not data.root.startswith(("gs://", MOUNTS)):
+def _check_paths(config: ConfigDict, mount: bool) -> None:
+    """Raises UserError if the workers cannot see the data, or what they start from."""
+    labels = config.data.pseudo_labels
+    for field, value in (
+        ("data.root", config.data.root),
+        ("data.pseudo_labels", labels),
+        ("init_from", config.init_from),
+    ):
+        there = value.startswith("gs://") or (mount and value.startswith(MOUNTS))
+        # Other files of this folder are there, too.
+        here = field == "data.root" or value.startswith(("/", "~"))
+        if value and here and not there:
+            raise UserError(
+                f"--config.{field}={value}: the workers do not have this; copy it to "
+                "the bucket and give gs://BUCKET/NAME"
+            )
+    if labels.startswith("gs://") and not mount:
         raise UserError(
-            f"--config.data.root={data.root}: the workers do not have this folder; "
-            "copy it to the bucket and give gs://BUCKET/FOLDER"
+            f"--config.data.pseudo_labels={labels}: masks are read from folders; give "
+            "--mount"
         )
 
 

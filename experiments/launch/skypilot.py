@@ -26,6 +26,7 @@ def task(job: Job) -> str:
                 "recover_on_exit_codes": list(CURABLE),
             },
         },
+        "envs": dict(job.environment),
         "file_mounts": mounts,
         "setup": (
             "pip install --quiet uv\n"

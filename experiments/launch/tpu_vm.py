@@ -35,8 +35,13 @@ if ! command -v gcsfuse > /dev/null; then
   sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse
 fi
 """
-# The brackets keep pkill from finding the shell that runs it.
-STOP = "pkill -TERM -f 'experiments[.]train'; flock --timeout 300 segjax.lock true"
+# To neither the shell nor the flock that wait for it. A chain passes the signal on to
+# the stage that trains, for which a second one would mean not to save.
+STOP = (
+    "pkill -TERM -f '^[^ ]*python -m experiments.chain' || "
+    "pkill -TERM -f '^[^ ]*python -m experiments.train'; "
+    "flock --timeout 300 segjax.lock true"
+)
 SCRIPT = """\
 #!/bin/bash
 # Made by experiments.launch. It waits for the machines, trains, and when they are
@@ -68,7 +73,7 @@ get_machines() {{
     $tpus queued-resources create $name --zone=$zone {resource}
   fi
   while true; do
-    state=$(state_of)
+    state=$(state_of) || state="no answer"  # waiting may take days
     echo "$name: $state"
     case $state in
       ACTIVE) return ;;
@@ -91,7 +96,14 @@ train() {{  # on all hosts of all slices at once; sets code
     jobs+=($!)
   done
   code=0
-  for job in "${{jobs[@]}}"; do wait $job || code=$?; done
+  for job in "${{jobs[@]}}"; do
+    ended=0
+    wait $job || ended=$?
+    case $code in
+      {fatal}) ;;  # the others have stopped because of this one
+      *) if test $ended != 0; then code=$ended; fi ;;
+    esac
+  done
 }}
 
 stop() {{

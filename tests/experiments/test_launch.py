@@ -23,7 +23,7 @@ from absl import flags
 from test_resume import free_port
 
 from experiments.launch import __main__ as program
-from experiments.launch import job, tpus
+from experiments.launch import job, local, tpus
 from experiments.shared import cli, provenance, training_run
 from segjax import config as config_lib
 from segjax import models, sharding
@@ -251,7 +251,8 @@ def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
         f'case "$*" in *describe*) test -f {made} || exit 1; echo ACTIVE;;\n'
         f"*create*) touch {made};;\n"
         f"*scp*) for x; do case $x in *.tgz) cp $x {tmp_path}/code.tgz;; esac; done;;\n"
-        '*"ssh a-1 "*"flock --nonblock ../"*) exit 3;; esac'
+        '*"ssh a-0 "*"flock --nonblock ../"*) exit 3;;\n'
+        '*"ssh a-1 "*"flock --nonblock ../"*) exit 75;; esac'  # because of the other
     )
     script, env = tpu_vm_script(tmp_path, gcloud, "--spot", "--env=A=b c")
     how = dict(cwd=kill.ROOT, env=env, capture_output=True, text=True, check=False)
@@ -280,7 +281,9 @@ def test_tpu_vm_script_is_bash_and_trains_on_all_hosts_of_all_slices(tmp_path):
 def test_tpu_vm_script_starts_again_after_a_preemption(tmp_path):
     count = tmp_path / "count"
     gcloud = (
-        'case "$*" in *describe*) if grep -q lost ' + f"{count} 2> /dev/null;\n"
+        f'case "$*" in *describe*) echo asked >> {count}.asked\n'
+        f"if test $(wc -l < {count}.asked) = 2; then exit 1; fi  # a lost connection\n"
+        f"if grep -q lost {count} 2> /dev/null;\n"
         "then echo SUSPENDED; else echo ACTIVE; fi;;\n"
         f"*create*) echo new > {count};;\n"
         f'*"ssh a-0 "*"flock --nonblock ../"*) test -f {count} && exit 0\n'
@@ -316,7 +319,14 @@ def test_tpu_vm_script_saves_on_ctrl_c_and_leaves_a_running_training_alone(tmp_p
     assert process.returncode == 75 and "training saves on every host" in out
     calls = (tmp_path / "calls").read_text()
     for node in ("a-0", "a-1"):
-        assert re.search(rf"ssh {node} .*pkill -TERM -f 'experiments\[.\]train'", calls)
+        assert re.search(
+            rf"ssh {node} .*pkill -TERM -f '.* -m experiments.chain' \|\|", calls
+        )
+    pattern = re.findall(r"pkill -TERM -f '([^']+train)'", calls)[0]
+    assert re.search(pattern, "../venv/bin/python -m experiments.train --config=x")
+    for shell in ("bash -c", "flock ../segjax.lock"):  # they tell its exit code
+        line = f"{shell} ../venv/bin/python -m experiments.train"
+        assert not re.search(pattern, line)
     # The setup refuses to replace the code under a training that runs.
     setup = calls.partition("--command=set -eu")[2].partition("rm -rf")[0]
     setup = f"cd {tmp_path}\nset -eu{setup}"
@@ -357,7 +367,7 @@ def test_gke_replaces_a_finished_jobset_and_spares_a_running_one(
 
 
 def test_skypilot_task_is_of_its_published_schema():
-    slice_ = ("--topology=v4:2x2x4", "--spot")
+    slice_ = ("--topology=v4:2x2x4", "--spot", "--env=A=b")
     out = printed("--engine=skypilot", *CONFIG, *BUCKET, *BATCHES, *slice_)
     task = yaml.safe_load(out)
     jsonschema.validate(task, launch_schemas.SKYPILOT)
@@ -367,6 +377,7 @@ def test_skypilot_task_is_of_its_published_schema():
         "recover_on_exit_codes": list(job.CURABLE),
     }
     assert task["file_mounts"]["/gcs/bucket"]["source"] == "gs://bucket"
+    assert task["envs"] == {"A": "b"}
     assert task["run"] == f"exec ~/venv/bin/{' '.join(SPOT_WORKER)}\n"
 
 
@@ -476,7 +487,7 @@ def test_a_mesh_of_real_slices_keeps_each_in_a_row():
 
 
 def test_gke_runs_tpu7x_and_counts_both_halves_of_its_chips():
-    gke = ("--engine=gke", *CONFIG, *BUCKET, "--image=x", "--topology=tpu7x:2x2x2")
+    gke = ("--engine=gke", *CONFIG, *BUCKET, "--topology=tpu7x:2x2x2", "--image=x")
     manifest = yaml.safe_load(printed(*gke, *BATCHES))
     pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {
@@ -487,7 +498,7 @@ def test_gke_runs_tpu7x_and_counts_both_halves_of_its_chips():
     with pytest.raises(UserError, match="batch_size=8 does not split evenly over 16"):
         launch(*gke, "--config.batch_size=8")
     with pytest.raises(UserError, match="tpu7x has no TPU VMs: use gke"):
-        launch("--engine=tpu_vm", *gke[1:], *BATCHES, "--zone=z")
+        launch("--engine=tpu_vm", *gke[1:-1], *BATCHES, "--zone=z")
 
 
 @pytest.mark.parametrize(
@@ -531,9 +542,29 @@ BAD = {
     "--env LIBTPU_INIT_ARGS: expected NAME=VALUE": (
         *("--engine=gke", *JOB, "--image=x", "--env=LIBTPU_INIT_ARGS"),
     ),
-    "--config.data.root=/data/CamVid: the workers do not have this folder": (
+    "--config.data.root=/data/CamVid: the workers do not have this": (
         *("--engine=gke", *CONFIG, *BUCKET[:2], "--config.data.root=/data/CamVid"),
         *(*SLICES, *BATCHES, "--image=x"),
+    ),
+    "--config.data.root=/gcs/x: the workers do not have this": (
+        *("--engine=gke", *CONFIG, *RUN[:2], "--config.data.root=/gcs/x"),
+        *(*SLICES, *BATCHES, "--image=x"),
+    ),
+    "--config.init_from=/w.safetensors: the workers do not have this": (
+        *("--engine=gke", *JOB, "--image=x", "--config.init_from=/w.safetensors"),
+    ),
+    "--config.data.pseudo_labels=gs://b/x: masks are read from folders": (
+        *("--engine=gke", *CONFIG, *RUN, *SLICES, *BATCHES, "--image=x"),
+        *("--config.data.supervision=pseudo", "--config.data.pseudo_labels=gs://b/x"),
+    ),
+    "--workdir gs://bucket/: --engine gke expects gs://BUCKET/FOLDER": (
+        *("--engine=gke", *CONFIG, "--workdir=gs://bucket/", *SLICES),
+    ),
+    "--spot has no effect with --engine=slurm, only with gke and tpu_vm and sky": (
+        *("--engine=slurm", *CONFIG, "--workdir=/a", "--spot"),
+    ),
+    "--max_restarts has no effect with --engine=local": (
+        *("--engine=local", *CONFIG, "--workdir=/a", "--max_restarts=2"),
     ),
     "gcloud not found": ("--engine=tpu_vm", *JOB, "--zone=z"),
 }
@@ -657,6 +688,22 @@ def test_local_engine_stops_all_processes_and_tells_their_code(tmp_path):
         kill.finish(process, code=75)
 
 
+@pytest.mark.parametrize(
+    "ends, expected",
+    [
+        (("_exit(75)", "_exit(2)"), 2),
+        (("_exit(0)", "_exit(75)"), 75),
+        (("abort()", "_exit(0)"), 134),
+    ],
+)
+def test_local_engine_tells_the_code_that_no_restart_can_cure(ends, expected):
+    """Process 1 has bad input, process 0 stops because of it; or it is killed."""
+    first, second = (f"os.{end}" for end in ends)
+    worker = f"import os, sys\nif sys.argv[-1][-1] == '0': {first}\n{second}"
+    task = job.Job("a", ("python", "-c", worker), (), None, 1, False, 0)
+    assert local.run(task, 2) == expected
+
+
 @pytest.mark.parametrize("code, expected", [(0, 0), (1, 70), (3, 3), (75, 75)])
 def test_tpu_vm_worker_tells_a_crash_from_a_gcloud_that_cannot_connect(
     code, expected, tmp_path
@@ -759,7 +806,8 @@ def test_nobody_is_waited_for_after_ctrl_c_and_the_last_process_always(monkeypat
 @pytest.mark.parametrize("engine", program.TPU_ENGINES)
 def test_workers_use_buckets_themselves(engine):
     """Unless they are to be mounted."""
-    flags = ("--image=x", "--zone=z", "--topology=v5e:4x4")
+    flag = {"gke": ["--image=x"], "tpu_vm": ["--zone=z"]}.get(engine, [])
+    flags = ("--topology=v5e:4x4", *flag)
     out = printed(f"--engine={engine}", *CONFIG, *RUN, *BATCHES, *flags)
     assert "--workdir=gs://bucket/runs/a" in out and "/gcs/" not in out
     assert "fuse" not in out.lower() and "--compilation_cache=gs://bucket/runs" in out

@@ -92,6 +92,7 @@ SKYPILOT = struct(
             mode={"enum": ["MOUNT", "COPY", "MOUNT_CACHED"]},
         ),
     },
+    envs={"type": "object", "additionalProperties": {"type": "string"}},
     setup=TEXT,
     run=TEXT,
 )
