@@ -12,8 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.shared import cli, evaluation
+from segjax import checkpoint_scores, files, metrics
 from segjax import config as config_lib
-from segjax import files, metrics
 from segjax import workdir as workdir_lib
 from segjax.errors import UserError
 
@@ -88,7 +88,7 @@ def read(run: Path, config: ConfigDict) -> dict[str, Evaluation]:
         if not path.is_file():
             continue
         values = files.read_json(path, "results of experiments.evaluate", _SCHEMA)
-        if reason := _left_out(values, run, config):
+        if reason := _left_out(values, path, run=run, config=config):
             cli.log(f"note: {path} is left out: {reason}")
             continue
         options = values.get("options", {}) | {"models": len(values.get("models", "1"))}
@@ -106,11 +106,16 @@ def named_scores(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
     }
 
 
-def _left_out(values: Mapping[str, Any], run: Path, config: ConfigDict) -> str:
+def _left_out(
+    values: Mapping[str, Any], path: Path, *, run: Path, config: ConfigDict
+) -> str:
     """Why results are not those of the row; "" if they are."""
     split, stages = config.data.eval_split, values["stages"]
     if values["step"] != config.total_steps:
         return f"it is of step {values['step']}, the last one is {config.total_steps}"
+    checkpoints = run / workdir_lib.CHECKPOINTS
+    if files.modified(path) < checkpoint_scores.written(checkpoints, values["step"]):
+        return "it is older than the checkpoint"
     several = len(values.get("models", "1")) != 1 and stages.get("model") == ""
     if "model" not in stages or several:
         return "it does not score the model alone"
