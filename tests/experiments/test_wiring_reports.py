@@ -483,7 +483,9 @@ def test_ctrl_c_and_a_full_disk_have_codes_of_their_own(capsys, monkeypatch):
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    assert cli._guarded(interrupted, []) == 130
+    with pytest.raises(SystemExit) as caught:
+        cli._guarded(interrupted, [])
+    assert caught.value.code == cli.INTERRUPTED == 130
     assert capsys.readouterr().err == "interrupted\n"
     failures = []
     monkeypatch.setattr(cli, "_fail", failures.append)
