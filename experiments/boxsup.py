@@ -23,7 +23,6 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import pseudo_labels, train
 from experiments.shared import cli
-from experiments.shared.peers import Peers
 from segjax import files
 from segjax.errors import UserError
 from segjax.weak import boxsup
@@ -70,11 +69,11 @@ def run(
 def main(argv) -> int:
     del argv
     values = flags.FLAGS
-    cli.start(trains=True)
     workdir = files.user_path("--workdir", values.workdir).absolute()
+    cli.start(trains=True)
+    pseudo_labels.check_alone("experiments.boxsup")
     settings = boxsup.Settings(values.weight, values.top, values.smallest_overlap)
-    with Peers(exit_code=train.STOPPED):
-        return run(values.config, workdir, rounds=values.rounds, settings=settings)
+    return run(values.config, workdir, rounds=values.rounds, settings=settings)
 
 
 if __name__ == "__main__":

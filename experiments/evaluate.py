@@ -55,8 +55,8 @@ from experiments.shared import (
 )
 from experiments.shared.evaluation_results import table as table
 from experiments.shared.evaluation_stages import Stage
+from segjax import bucket_mirror, buckets, files, inference, scoring, sharding
 from segjax import config as config_lib
-from segjax import files, inference, scoring, sharding
 from segjax import workdir as workdir_lib
 from segjax.data import batching
 from segjax.errors import UserError
@@ -179,6 +179,9 @@ def evaluate_predictions(
     """
     config_lib.check(config)
     output = output or folder / "evaluation"
+    facts = {"predictions": str(folder)}
+    if buckets.is_bucket(folder):
+        folder = bucket_mirror.pull(folder)
     if any(config.data.resize):
         cli.log(
             f"note: --config.data.resize={tuple(config.data.resize)} does not count: "
@@ -214,7 +217,7 @@ def evaluate_predictions(
         images,
         found,
         stages=[Stage("predictions", "")],
-        facts={"predictions": str(folder), "missing": missing},
+        facts=facts | {"missing": missing},
         output=output,
     )
 

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.shared import cli, initialization
 from segjax import config as config_lib
-from segjax import models, published, sharding, weights
+from segjax import files, models, published, sharding, weights
 from segjax.errors import UserError
 
 
@@ -128,7 +128,8 @@ def main(argv) -> int:
         raise UserError("give one file of published weights; --help explains")
     absl.logging.set_verbosity("fatal")  # what JAX tells of the devices it looks for
     values = flags.FLAGS
-    file, output = (Path(p).expanduser().absolute() for p in (argv[1], values.output))
+    file = files.user_path("the weights", argv[1]).absolute()
+    output = files.user_path("--output", values.output).absolute()
     if file.is_dir():
         cli.start()
         lines = weights.summary(export_run(file, output))

@@ -33,7 +33,6 @@ import shlex
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import tqdm
 from absl import flags
@@ -41,7 +40,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.shared import check_folder, cli, recipes
 from segjax import config as config_lib
-from segjax import tables
+from segjax import files, tables
 from segjax.data import datasets, prepare
 from segjax.errors import UserError
 
@@ -132,7 +131,9 @@ def main(argv) -> int:
     config: ConfigDict = values.config
     bad: list[str] = []
     if values.check:
-        output = Path(values.output).expanduser().absolute() if values.output else None
+        output = values.output or None
+        if output:
+            output = files.user_path("--output", output).absolute()
         lines, bad = check_folder.check(config, values.check, output)
     elif values.list:
         lines = overview(config)

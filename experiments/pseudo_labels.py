@@ -292,9 +292,10 @@ def _options() -> Options:
 def main(argv) -> int:
     del argv
     options = _options()
-    cli.start()
     output = files.user_path("--output", flags.FLAGS.output).absolute()
     run = flags.FLAGS.workdir
+    cli.start()
+    check_alone("experiments.pseudo_labels")
     return write(
         flags.FLAGS.config,
         output,
@@ -302,6 +303,12 @@ def main(argv) -> int:
         workdir=files.user_path("--workdir", run).absolute() if run else None,
         checkpoint=flags.FLAGS.checkpoint,
     )
+
+
+def check_alone(program: str) -> None:
+    """Raises UserError if other processes would write the same masks."""
+    if jax.process_count() > 1:
+        raise UserError(f"{program} runs in one process: --distributed=off")
 
 
 def define_choices() -> None:

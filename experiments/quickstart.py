@@ -170,8 +170,8 @@ def _predictions(
 
 def main(argv) -> int:
     del argv
+    workdir = files.user_path("--workdir", flags.FLAGS.workdir).absolute()
     cli.start(trains=True)
-    workdir = Path(flags.FLAGS.workdir).expanduser().absolute()
     return quickstart(flags.FLAGS.config, workdir)
 
 

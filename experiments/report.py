@@ -334,7 +334,7 @@ def main(argv) -> int:
         raise UserError(
             f"--results={values.results}: found {len(folders)} sweeps, expected one"
         )
-    kept = Path(values.results).expanduser() if values.results else None
+    kept = files.user_path("--results", values.results) if values.results else None
     if kept:
         cli.make_folder(kept, "--results")
     complete = []

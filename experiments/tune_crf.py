@@ -19,6 +19,7 @@ executable.
 Writes into WORKDIR/crf or --output: probabilities/ (of the network, computed once),
 search.json (what they are of), results.jsonl (a line per combination) and best.json,
 the fields of the best one.  A search that was stopped continues with the same command.
+A folder in a bucket is uploaded when the search ends or is interrupted.
 """
 
 import itertools
@@ -325,7 +326,7 @@ def main(argv) -> None:
     grid = {
         field: _values(field, getattr(values, field), values.config) for field in GRID
     }
-    with files.folder_on_disk(output) as folder:
+    with files.folder_on_disk(output, continued=True) as folder:
         rows = tune_crf(
             values.config,
             workdir,

@@ -191,6 +191,13 @@ def move(source: str | os.PathLike, target: str | os.PathLike) -> None:
         system.rm(os.fspath(source), recursive=True)
 
 
+def download_folder(path: str | os.PathLike, target: Path) -> None:
+    """Writes all objects below a name as files below a folder of this machine."""
+    for name in find(path):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        download(f"{os.fspath(path)}/{name}", target / name)
+
+
 def upload_folder(source: Path, target: str | os.PathLike) -> None:
     """Writes all files below a folder of this machine as objects below a name."""
     for path in sorted(source.rglob("*")):

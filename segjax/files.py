@@ -96,17 +96,29 @@ def on_disk(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_on_disk(path: Path) -> Iterator[Path]:
+def folder_on_disk(path: Path, *, continued: bool = False) -> Iterator[Path]:
     """The folder itself, or a new one that is uploaded to a bucket when the block ends.
 
+    Args:
+      path: of the folder, or gs://BUCKET/NAME.
+      continued: the new one holds what is in the bucket already, and is uploaded after
+        an error, too.
+
     Raises:
-      UserError: the bucket cannot be written to.
+      UserError: the bucket cannot be read or written to.
     """
     if not buckets.is_bucket(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+        if continued:
+            buckets.download_folder(path, Path(folder))
+        try:
+            yield Path(folder)
+        except BaseException:
+            if continued:
+                buckets.upload_folder(Path(folder), path)
+            raise
         buckets.upload_folder(Path(folder), path)
 
 

@@ -182,9 +182,12 @@ def label_array(
     Raises:
       UserError: there is no space for it.
     """
-    scratch = Path(tempfile.gettempdir()) if buckets.is_bucket(folder) else folder
-    path = scratch / f".{name}.labels"
-    try:
+    with contextlib.ExitStack() as stack:
+        scratch = folder
+        if buckets.is_bucket(folder):  # others of this machine may write there, too
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        path = scratch / f".{name}.labels"
+        stack.callback(path.unlink, missing_ok=True)
         with write_errors(path):
             array = np.memmap(path, dtype, "w+", shape=tuple(size))
             if hasattr(os, "posix_fallocate"):
@@ -192,5 +195,3 @@ def label_array(
                 with open(path, "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, array.nbytes)
         yield array
-    finally:
-        path.unlink(missing_ok=True)

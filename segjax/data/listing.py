@@ -45,6 +45,11 @@ def list_images(paths: Iterable[str | os.PathLike]) -> Listing:
         argument = os.fspath(typed)
         path = os.path.expanduser(argument)
         others: list[str] = []
+        if "://" in argument and not argument.startswith("@"):
+            raise UserError(
+                f"{argument}: found a URL; expected images on this machine: copy them, "
+                "or mount the bucket"
+            )
         if argument.startswith("@"):
             names = _read_list(os.path.expanduser(argument[1:]))
         elif os.path.isfile(path):

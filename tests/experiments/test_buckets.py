@@ -16,7 +16,19 @@ import storage_server
 import workdirs
 from test_resume import free_port
 
-from experiments import evaluate, export, predict, train
+from experiments import (
+    boxsup,
+    evaluate,
+    export,
+    import_weights,
+    predict,
+    pseudo_labels,
+    quickstart,
+    report,
+    train,
+)
+from experiments import prepare as prepare_program
+from experiments.shared import prediction_files
 from experiments.shared.training_log import TrainingLog
 from experiments.sweeps import runs as sweep_runs
 from segjax import (
@@ -31,7 +43,7 @@ from segjax import (
 )
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
-from segjax.data import datasets, prepare, shards
+from segjax.data import datasets, images, prepare, shards
 from segjax.errors import Unavailable, UserError
 from segjax.training import TrainState
 
@@ -52,6 +64,12 @@ def test_files_are_objects(server, tmp_path):
         partial.write_bytes(b"12")
         assert "files/b.bin" not in server.names()
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.json", "b.bin"]
+    continued = files.folder_on_disk(path.parent, continued=True)
+    with pytest.raises(KeyboardInterrupt), continued as folder:
+        assert (folder / "b.bin").read_bytes() == b"12"
+        (folder / "b.bin").write_bytes(b"123")
+        raise KeyboardInterrupt
+    assert path.with_name("b.bin").read_bytes() == b"123"
     files.move_folder(path.parent, path.parent.with_name("moved"))
     assert [n for n in server.names() if n.endswith(".bin")] == ["moved/b.bin"]
     files.remove_folder(files.path(f"{BUCKET}/moved"))
@@ -205,12 +223,12 @@ def photos(folder):
 
 
 def test_predictions_are_those_of_a_disk_and_continue(run, server, tmp_path):
-    images, config = photos(tmp_path), config_lib.load(run / "config.json")
+    pictures, config = photos(tmp_path), config_lib.load(run / "config.json")
     outputs = ("labels", "probabilities")
-    options = dict(paths=images, outputs=outputs, max_pixels=1000)
+    options = dict(paths=pictures, outputs=outputs, max_pixels=1000)
     disk, bucket = tmp_path / "out", files.path(f"{BUCKET}/out")
     predict.predict(config, run, output=disk, **options)
-    first = options | {"paths": images[:1]}
+    first = options | {"paths": pictures[:1]}
     assert predict.predict(config, run, output=bucket, **first)["written"] == 1
     assert predict.predict(config, run, output=bucket, **options)["already_done"] == 1
     for name in ("labels/a.png", "labels/b.png", "probabilities/b.npz"):
@@ -229,6 +247,60 @@ def test_export_and_states_of_runs(run, server, tmp_path):
     with bucket_lock.hold(run / "lock"):
         assert sweep_runs.state(run, 7).kind == "running"
     assert sweep_runs.state(run.with_name("none"), 7).kind == "missing"
+
+
+def test_label_maps_of_others_are_not_written_over():
+    """Two programs of this machine predict images of one name into buckets."""
+    folder, how = files.path(f"{BUCKET}/a"), {"size": (2, 2), "dtype": np.uint8}
+    with prediction_files.label_array(folder, "x", **how) as first:
+        with prediction_files.label_array(folder, "x", **how) as second:
+            second[:] = 1
+        assert first.sum() == 0
+
+
+def test_predictions_in_a_bucket_are_scored(server, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(bucket_mirror, "HOME", str(tmp_path / "copies"))
+    config.data.data_dir = str(tmp_path / "data")
+    source, info = datasets.load(config.data, "validation")
+    for i in range(len(source)):
+        example = source[i]
+        name = f"{BUCKET}/scored/labels/{example['id']}.png"
+        images.write_palette_png(files.path(name), example["label"], info.palette)
+    folder = files.path(f"{BUCKET}/scored")
+    results = evaluate.evaluate_predictions(config, folder)
+    assert results["scores"]["pixel_accuracy"] == 1
+    assert (folder / "evaluation/validation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "program, values",
+    [
+        (quickstart, {"workdir": f"{BUCKET}/run"}),
+        (boxsup, {"workdir": f"{BUCKET}/run"}),
+        (prepare_program, {"check": "own", "output": f"{BUCKET}/run", "config": None}),
+        (import_weights, {"output": f"{BUCKET}/a.safetensors"}),
+        (report, {"results": f"{BUCKET}/a", "output": ""}),
+    ],
+)
+def test_programs_that_write_to_folders_only_say_so(
+    program, values, monkeypatch, tmp_path
+):
+    (tmp_path / "sweep.json").touch()
+    given = type("Flags", (), {"FLAGS": SimpleNamespace(**values)})
+    monkeypatch.setattr(program, "flags", given)
+    with pytest.raises(UserError, match="found a URL; expected a path of this machine"):
+        program.main(["program", str(tmp_path)])
+
+
+def test_images_in_a_bucket_are_refused():
+    with pytest.raises(UserError, match="^gs://b/a.png: found a URL; expected images"):
+        images.list_images(["gs://b/a.png"])
+
+
+def test_masks_are_made_by_one_process(monkeypatch):
+    monkeypatch.setattr(pseudo_labels.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="^experiments.boxsup runs in one process"):
+        pseudo_labels.check_alone("experiments.boxsup")
 
 
 def test_a_profile_in_a_bucket_is_refused(monkeypatch):

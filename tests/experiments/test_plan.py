@@ -277,7 +277,8 @@ def test_shares_of_the_state_are_planned(monkeypatch):
 
 
 def test_report_without_a_compiler_is_analytic_and_says_so():
-    found = planned(tiny(), step_costs.Target("gpu:8", 8, None, 0, {}))
+    config = tiny(init_from="/only/on/the/workers")
+    found = planned(config, step_costs.Target("gpu:8", 8, None, 0, {}))
     text = "\n".join(plan_text.lines(found))
     assert "analytic only" in text and "fits" not in found
 
