@@ -71,8 +71,8 @@ def chain(
       UserError: a stage does not fit what is in its folder, or has a bad field.
     """
     finished = []
-    for number, stage in enumerate(stages):
-        steps = _check(stage, first=number == 0)
+    for stage in stages:
+        steps = _check(stage)
         folder = workdir / stage.name
         run_description.check_same_config(stage.config, folder)
         finished.append(sweep_runs.state(folder, steps).kind == "finished")
@@ -98,11 +98,9 @@ def chain(
     return 0
 
 
-def _check(stage: Stage, *, first: bool) -> int:
+def _check(stage: Stage) -> int:
     """Traces the training step of a stage; returns its number of steps."""
     config = stage.config.copy_and_resolve_references()
-    if not first:
-        config.init_from = ""  # is yet to be trained
     try:
         return sweep_rows.check_config(config, data=True).total_steps
     except (UserError, ValueError) as error:  # of networks: shapes that do not fit

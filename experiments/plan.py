@@ -96,9 +96,6 @@ def network(config: ConfigDict, chips: int) -> Network:
     Raises:
       UserError: the config is wrong or does not split over the chips.
     """
-    # Only the workers may have the file, and its values cost the same.
-    config = config.copy_and_resolve_references()
-    config.init_from = ""
     config_lib.check(config)
     sharding.check_batch_size(
         config.batch_size,

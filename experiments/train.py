@@ -88,6 +88,8 @@ def _train(
 
     # Data. Everything is checked before any long work.
     training_run.check(config)
+    if not checkpoint_scores.steps(workdir / workdir_lib.CHECKPOINTS):
+        config_lib.check_start(config)
     source, info = training_run.load_data(config)
     eval_source, _ = datasets.load(config.data, config.data.eval_split)
     # Resolved here, so that schedules and the saved config have the number of steps.

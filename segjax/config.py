@@ -225,12 +225,6 @@ def check(config: ConfigDict) -> None:
         sizes = name.startswith("model.") and integers
         require(not sizes or max(map(abs, sizes)) < 2**31, name, "less than 2^31")
     require(
-        not config.init_from or _is_start(config.init_from),
-        "init_from",
-        "a workdir of experiments.train or a file written by "
-        "experiments.import_weights",
-    )
-    require(
         config.data.resize_labels == "nearest" or any(config.data.resize),
         "data.resize_labels",
         "'nearest' with --config.data.resize=(0, 0), which keeps the labels",
@@ -318,6 +312,19 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 def save(config: ConfigDict, path: Path) -> None:
     """Writes the resolved configuration as JSON."""
     files.write_json(path, json_like(config))
+
+
+def check_start(config: ConfigDict) -> None:
+    """Checks that ``init_from`` is there, as a run that begins needs it.
+
+    Raises:
+      UserError: it is not.
+    """
+    if config.init_from and not _is_start(config.init_from):
+        raise UserError(
+            f"--config.init_from is {config.init_from!r}; expected a workdir of "
+            "experiments.train or a file written by experiments.import_weights"
+        )
 
 
 def _is_start(start: str) -> bool:

@@ -336,13 +336,20 @@ NAN, INF = float("nan"), float("inf")
             {"data": {"resize_labels": "most", "resize": (8, 8)}},
             "data.resize_labels: unknown value 'most'; .*known: majority, nearest",
         ),
-        ({"init_from": "nowhere"}, "init_from is 'nowhere'; expected a workdir"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
     """By the flag that sets them."""
     with pytest.raises(UserError, match=f"^--config.{message}"):
         config.check(config.make(**fields))
+
+
+def test_what_a_run_began_with_is_needed_by_runs_that_begin():
+    """Not by evaluate, predict or a continued run, which may be on another machine."""
+    moved = config.make(init_from="nowhere")
+    config.check(moved)
+    with pytest.raises(UserError, match="init_from is 'nowhere'; expected a workdir"):
+        config.check_start(moved)
 
 
 def test_every_default_is_in_its_range_and_every_field_has_a_meaning():

@@ -100,7 +100,7 @@ def configs(
             saved = config_lib.load(run.workdir / workdir_lib.CONFIG)
             values = {**config_lib.flatten(saved), **overrides}
             found[run] = config_lib.make(**unflatten_dict(values, sep="."))
-            config_lib.check(_without_start(found[run]))
+            config_lib.check(found[run])
         first, *others = method.runs
         recipes = {run: _recipe(found[run]) for run in method.runs}
         for run in others:
@@ -136,13 +136,6 @@ def _recipe(config: ConfigDict) -> ConfigDict:
         earlier = config_lib.make(**unflatten_dict(values, sep="."))
         config = config.copy_and_resolve_references()
         config.init_from = f"a run of {sweep_rows.hash_of(_recipe(earlier))}"
-    return config
-
-
-def _without_start(config: ConfigDict) -> ConfigDict:
-    """The file that a run has started from need not be there any more."""
-    config = config.copy_and_resolve_references()
-    config.init_from = ""
     return config
 
 

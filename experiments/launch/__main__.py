@@ -95,10 +95,7 @@ def make_job(values: flags.FlagValues) -> Job:
         "slurm": values.nodes * max(values.gpus_per_node, 1),
         "local": values.processes,
     }.get(values.engine, found and found.devices * values.slices)
-    # The file may be there for the workers only.
-    for stage in _configs(values):
-        config = stage.copy_and_resolve_references()
-        config.init_from = ""
+    for config in _configs(values):
         config_lib.check(config)
         for field, parts in (
             ("batch_size", config.grad_accum_steps),

@@ -276,9 +276,9 @@ def check_row(row: Row, data: bool) -> Row:
       UserError: names the row and what is wrong with it.
     """
     config = row.config.copy_and_resolve_references()
-    if not data:
-        config.init_from = ""
     try:
+        if data:
+            config_lib.check_start(config)
         checked = check_config(config, data)
     except (UserError, ValueError) as error:  # of networks: shapes that do not fit
         raise UserError(f"row {row.name}: {error}") from error

@@ -179,7 +179,9 @@ def config():
 
 # Orbax abandons its other reads when one fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(server, config, tmp_path):
+def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(
+    server, config, tmp_path, monkeypatch
+):
     """Killed while it saved its last checkpoint; and the one before is damaged."""
     config.data.data_dir = str(tmp_path / "data")
     disk, run = tmp_path / "run", files.path(f"{BUCKET}/runs/a")
@@ -198,6 +200,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(server, config, tmp_pa
     assert checkpoint_scores.steps(checkpoints) == [1, 2]
     for data in (checkpoints / "2/model/d").iterdir():
         data.write_bytes(data.read_bytes()[:-30])
+    monkeypatch.setattr(config_lib, "check_start", None)  # is of runs that begin
     assert train.train(config, run) == 0
     assert (checkpoints / "2.corrupt/commit_success.txt").exists()
     kill.assert_same_run(disk, run, 3)

@@ -647,7 +647,7 @@ def test_training_starts_from_imported_weights(config, trained, tmp_path, capsys
         if "/head/" not in name:
             np.testing.assert_array_equal(array, arrays[name])
     with pytest.raises(UserError, match="config.init_from is 'nowhere'"):
-        train.train(changed(config, init_from="nowhere"), run)
+        train.train(changed(config, init_from="nowhere"), run / "new")
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate"])
