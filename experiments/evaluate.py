@@ -55,6 +55,7 @@ from experiments.shared import (
 )
 from experiments.shared.evaluation_results import table as table
 from experiments.shared.evaluation_stages import Stage
+from experiments.shared.peers import Peers
 from segjax import bucket_mirror, buckets, files, inference, scoring, sharding
 from segjax import config as config_lib
 from segjax import workdir as workdir_lib
@@ -236,9 +237,10 @@ def main(argv) -> None:
         _check_unused(argv[1:])
         cli.start()
         folder = files.absolute(values.predictions)
-        results = evaluate_predictions(
-            values.config, folder, allow_missing=values.allow_missing, **common
-        )
+        with Peers(exit_code=cli.LOST):
+            results = evaluate_predictions(
+                values.config, folder, allow_missing=values.allow_missing, **common
+            )
         written = output or folder / "evaluation"
     else:
         options = predict_flags.options(values.config)
@@ -248,18 +250,19 @@ def main(argv) -> None:
             raise UserError("--allow_missing is for --predictions")
         cli.start()
         workdir = files.absolute(values.workdir)
-        results = evaluate(
-            values.config,
-            workdir,
-            checkpoint=values.checkpoint,
-            options=options,
-            ensemble=ensemble,
-            crf=values.crf,
-            stages=values.stages,
-            padding=values.padding,
-            max_pixels=values.max_pixels,
-            **common,
-        )
+        with Peers(exit_code=cli.LOST):
+            results = evaluate(
+                values.config,
+                workdir,
+                checkpoint=values.checkpoint,
+                options=options,
+                ensemble=ensemble,
+                crf=values.crf,
+                stages=values.stages,
+                padding=values.padding,
+                max_pixels=values.max_pixels,
+                **common,
+            )
         written = output or workdir / "evaluation"
     if jax.process_index() == 0:
         print(table(results))

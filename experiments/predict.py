@@ -48,6 +48,7 @@ from experiments.shared import (
     provenance,
     submissions,
 )
+from experiments.shared.peers import Peers
 from segjax import buckets, compilation, files, inference
 from segjax import config as config_lib
 from segjax.data import batching
@@ -292,22 +293,23 @@ def main(argv) -> int:
     collection.check_limits(values.padding, values.max_pixels)
     cli.start()
     output = files.absolute(values.output)
-    summary = predict(
-        values.config,
-        files.absolute(values.workdir),
-        output=output,
-        paths=paths,
-        split=values.split,
-        checkpoint=values.checkpoint,
-        crf=values.crf,
-        outputs=values.outputs,
-        ensemble=values.ensemble,
-        options=options,
-        padding=values.padding,
-        max_pixels=values.max_pixels,
-        overwrite=values.overwrite,
-        submission=values.submission,
-    )
+    with Peers(exit_code=cli.LOST):
+        summary = predict(
+            values.config,
+            files.absolute(values.workdir),
+            output=output,
+            paths=paths,
+            split=values.split,
+            checkpoint=values.checkpoint,
+            crf=values.crf,
+            outputs=values.outputs,
+            ensemble=values.ensemble,
+            options=options,
+            padding=values.padding,
+            max_pixels=values.max_pixels,
+            overwrite=values.overwrite,
+            submission=values.submission,
+        )
     for message in summary["failures"].values():
         print(f"failed: {message}", file=sys.stderr)
     compiled, rate = summary["compiled"], summary["megapixels_per_second"]

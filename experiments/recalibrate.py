@@ -26,6 +26,7 @@ from experiments.shared import (
     run_description,
     training_run,
 )
+from experiments.shared.peers import Peers
 from segjax import (
     checkpoint,
     checkpoint_scores,
@@ -125,13 +126,14 @@ def main(argv) -> None:
     values = flags.FLAGS
     cli.start()
     output = files.absolute(values.output)
-    before, after = recalibrate(
-        values.config,
-        files.absolute(values.workdir),
-        output=output,
-        batches=values.batches,
-        which=values.checkpoint,
-    )
+    with Peers(exit_code=cli.LOST):
+        before, after = recalibrate(
+            values.config,
+            files.absolute(values.workdir),
+            output=output,
+            batches=values.batches,
+            which=values.checkpoint,
+        )
     if jax.process_index() == 0:
         known = "not known" if before is None else f"{before:.4f}"
         print(

@@ -214,9 +214,7 @@ def start(trains: bool = False) -> None:
         _DISTRIBUTED.value == "auto" and _in_multi_process_job()
     ):
         _join()
-    if jax.distributed.is_initialized() and not trains:
-        # The handler of the runtime only takes notice of it.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _set_sigterm(trains)
     _open_cache(_CACHE.value)
     devices = jax.local_devices()
     log(
@@ -224,6 +222,13 @@ def start(trains: bool = False) -> None:
         f"{len(devices)} of {jax.device_count()} devices: {devices[0].device_kind}",
         everywhere=True,
     )
+
+
+def _set_sigterm(trains: bool) -> None:
+    """Lets SIGTERM end this process, unless several will agree on when to save."""
+    if jax.distributed.is_initialized() and not (trains and jax.process_count() > 1):
+        # The handler of the runtime only takes notice of it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _open_cache(folder: str) -> None:

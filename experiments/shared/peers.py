@@ -93,8 +93,7 @@ class Peers:
     def _end(self, index: int) -> None:
         text = (
             f"error: process {index} of {jax.process_count()} has ended, its own "
-            "output says why; start the same command again on all hosts to continue "
-            "from the last checkpoint"
+            "output says why; start the same command again on all hosts to continue"
         )
         print(f"\n{text}", file=sys.stderr, flush=True)
         os._exit(self._exit_code)  # the others may never answer again

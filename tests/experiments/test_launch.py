@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jsonschema
@@ -22,6 +23,7 @@ import yaml
 from absl import flags
 from test_resume import free_port
 
+from experiments import evaluate, predict, recalibrate
 from experiments.launch import __main__ as program
 from experiments.launch import job, local, tpus
 from experiments.shared import cli, provenance, training_run
@@ -801,6 +803,66 @@ def test_nobody_is_waited_for_after_ctrl_c_and_the_last_process_always(monkeypat
     )
     cli._join()
     assert given["shutdown_timeout_seconds"] > 24 * 3600
+
+
+@pytest.mark.parametrize(
+    "trains, processes, ends", [(True, 2, 0), (True, 1, 1), (False, 2, 1)]
+)
+def test_sigterm_is_left_to_several_processes_that_train(
+    trains, processes, ends, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(cli.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cli.jax, "process_count", lambda: processes)
+    monkeypatch.setattr(cli.signal, "signal", lambda *call: calls.append(call))
+    cli._set_sigterm(trains)
+    assert calls == ends * [(signal.SIGTERM, signal.SIG_DFL)]
+
+
+@pytest.mark.parametrize("module", [evaluate, predict, recalibrate])
+def test_a_process_that_dies_ends_the_others(module, tmp_path, monkeypatch):
+    """In one sentence, and not by the runtime after its heartbeats are missed."""
+    watched = []
+
+    @contextlib.contextmanager
+    def peers(exit_code):
+        watched.append(exit_code)
+        yield
+
+    def work(*_, **__):
+        raise RuntimeError(f"watched {watched}")
+
+    values = dict.fromkeys(
+        [
+            "predictions",
+            "split",
+            "output",
+            "trimap",
+            "metrics",
+            "worst",
+            "allow_missing",
+            "config",
+            "checkpoint",
+            "crf",
+            "stages",
+            "outputs",
+            "overwrite",
+            "submission",
+            "ensemble",
+            "batches",
+        ],
+        "",
+    )
+    values |= {"padding": 0.1, "max_pixels": 10, "workdir": str(tmp_path)}
+    given = type("Flags", (), {"FLAGS": SimpleNamespace(**values)})
+    monkeypatch.setattr(module, "flags", given)
+    monkeypatch.setattr(module.predict_flags, "options", lambda *_: None)
+    monkeypatch.setattr(module.predict_flags, "ensemble", lambda *_: ())
+    monkeypatch.setattr(module.cli, "start", lambda: None)
+    monkeypatch.setattr(module, "Peers", peers)
+    monkeypatch.setattr(module, module.__name__.rpartition(".")[2], work)
+    with pytest.raises(RuntimeError, match=r"watched \[69\]"):
+        module.main(["program", "a.png"])
 
 
 @pytest.mark.parametrize("engine", program.TPU_ENGINES)
