@@ -22,7 +22,7 @@ VARIANTS = {
             "dropout": 0.2,
         },
         "loss": {"resolution": "output_stride"},
-        **recipes.animals(128, 600),
+        **recipes.animals(128, 900),
     },
 }
 WEIGHTS = "weights/squeezenet.safetensors"

@@ -19,10 +19,7 @@ its own recipe. --config.FIELD=VALUE changes a field of all of them.
 
 camvid_cpu are five networks on CamVid at 180x240 for two CPU cores, with one recipe:
 three on SqueezeNet from ImageNet weights (weights/squeezenet.safetensors, see
-docs/weights.md), two from scratch. Its colors, scales and class weights are stronger
-than those of configs/camvid_cpu.py, for images of other days. The weights are ENet's
-(Paszke et al. 2016), 1 / ln(1.02 + share of the class), of the training images, with a
-mean of 1 over the pixels.
+docs/weights.md), two from scratch.
 """
 
 from experiments.shared import recipes
@@ -75,22 +72,9 @@ CAMVID_CPU = {
         "last_units": 1,
     },
 }
-_RECIPE = recipes.camvid_cpu(crop=(144, 192), steps=1000)
 VARIANTS = {
     "camvid": {"data": {"name": "camvid"}},
-    "camvid_cpu": _RECIPE
-    | {
-        "augment": _RECIPE["augment"]
-        | {"scale": (0.5, 2.0), "brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
-        "loss": {
-            "class_weights": (
-                *(0.80, 0.61, 4.79, 0.48, 2.21, 1.25),  # Sky, .., Tree
-                *(4.50, 4.57, 1.83, 5.43, 6.27),  # SignSymbol, .., Bicyclist
-            )
-        },
-        "eval_every": 500,
-        "save_every": 500,
-    },
+    "camvid_cpu": recipes.camvid_strong(1000),
     "quick": recipes.quick(8, 200, size=64),
 }
 

@@ -121,6 +121,26 @@ def camvid_cpu(crop: tuple[int, int], steps: int) -> dict[str, Any]:
     }
 
 
+def camvid_strong(steps: int) -> dict[str, Any]:
+    """``camvid_cpu`` for images of other days: stronger augmentation, class weights.
+
+    The weights are ENet's (Paszke et al. 2016), 1 / ln(1.02 + share of the class), of
+    the training images, with a mean of 1 over the pixels.
+    """
+    recipe = camvid_cpu((144, 192), steps)
+    augment = {"scale": (0.5, 2.0)} | dict.fromkeys(COLORS, 0.3)
+    weights = (
+        *(0.80, 0.61, 4.79, 0.48, 2.21, 1.25),  # Sky, .., Tree
+        *(4.50, 4.57, 1.83, 5.43, 6.27),  # SignSymbol, .., Bicyclist
+    )
+    return recipe | {
+        "augment": recipe["augment"] | augment,
+        "loss": {"class_weights": weights},
+        "eval_every": 500,
+        "save_every": 500,
+    }
+
+
 def quick(
     batch_size: int, steps: int = 300, *, lr: float = 3e-3, size: int = 96
 ) -> dict[str, Any]:
