@@ -38,6 +38,7 @@ def commands_of(path):
             # for n in 1 5 20; do python -m .. --proposals=$n
             for name, value in re.findall(r"for (\w+) in ([^\s;]+)", line):
                 line = line.replace(f"${name}", value)
+            line = re.sub(r"\$\(echo ([^)]*)\)", r"\1", line)  # a folder by its pattern
             found = re.search(r"python -m (experiments[.\w]*)(.*)", line)
             if not found:
                 continue
