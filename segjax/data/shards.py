@@ -302,7 +302,12 @@ def _found(left: dict[str, Shard], partial: Path) -> Iterator[Progress]:
 
 def _claim_next(left: dict[str, Shard], partial: Path) -> Shard | None:
     """The first shard that no other process claims; None if there is none."""
-    return next((shard for shard in left.values() if _claim(shard, partial)), None)
+    for shard in left.values():
+        if _claim(shard, partial):
+            if not (partial / "records" / shard.file).exists():
+                return shard
+            _release(shard, partial)  # another process has written it meanwhile
+    return None
 
 
 def _owner() -> str:

@@ -212,6 +212,17 @@ def test_two_programs_share_the_work(alone, tmp_path):
     assert contents(tmp_path) == contents(alone)
 
 
+def test_what_another_program_has_written_is_not_claimed(tmp_path):
+    """It may be there by the time that its claim is gone."""
+    first, second = (shards.Shard("train", i, i + 1, f"s{i}") for i in (0, 1))
+    for name in ("records", "work"):
+        (tmp_path / name).mkdir()
+    left = {shard.file: shard for shard in (first, second)}
+    (tmp_path / "records" / first.file).write_bytes(b"")
+    assert shards._claim_next(left, tmp_path) == second
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["s1.claim"]
+
+
 def test_claims_of_the_dead_do_not_count(data, tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

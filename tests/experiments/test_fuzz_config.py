@@ -90,6 +90,7 @@ def mutant(folder, seed: int) -> tuple[dict, str]:
 def prepare(values: dict) -> None:
     """All that experiments.train does before it compiles."""
     config = config_lib.make(**values)
+    config_lib.check_start(config)
     run = training_run.build_run(config)
     state = jax.eval_shape(run.init)
     size = (config.batch_size, *run.augment.crop, run.info.channels)
