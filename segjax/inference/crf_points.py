@@ -196,6 +196,10 @@ def mean_field_of(
     inputs[:points, ...][..., : values.shape[-1]] = values
     inputs[points : -(-points // CHUNK) * CHUNK] = 0
     arrays = inputs, tuple(kernels), points, iterations, np.float32(relaxation)
+    # Numbers of Python and NumPy have 64 bits, which programs do not.
+    arrays = jax.tree.map(
+        lambda x: np.int32(x) if isinstance(x, int | np.int64) else x, arrays
+    )
     with _compiling:  # or several threads would compile the same
         run = _program(jax.tree.structure(arrays), _shapes(arrays))
     found = np.asarray(run(*arrays))[:points]
