@@ -89,7 +89,7 @@ def test_marginals_are_those_of_ops(monkeypatch, chunk, classes, settings):
     """Also of several chunks, the last of which is not full."""
     for module in ("point_lattice", "crf_points", "point_mean_field"):
         monkeypatch.setattr(f"segjax.inference.{module}.CHUNK", chunk)
-    monkeypatch.setattr(crf_points, "LEAST", 2**13)
+    monkeypatch.setattr(crf_points, "LEAST", 2**15)  # a quarter is a chunk
     for cached in (point_lattice._embedding, crf_points._program):
         cached.cache_clear()
     crf_points._smoothness.cache_clear()
