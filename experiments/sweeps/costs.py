@@ -3,6 +3,7 @@
 ``experiments.results --costs`` counts and keeps them in results/costs.json.
 """
 
+import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def count(config_file: str) -> Cost:
     """
     config = arguments.run_config_file(config_file)
     configs = [config]
-    if config_file.startswith("configs/sweeps/"):
+    if "sweep" in runpy.run_path(config_file.partition(":")[0]):
         configs = [row.config for row in sweep_rows.read(config_file, config)[0]]
     flops = steps = images = 0
     for config in configs:
