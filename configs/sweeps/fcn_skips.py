@@ -11,7 +11,8 @@
 The full form is on CamVid at 360x480, from scratch with batch normalization, by the
 recipe of configs/fcn8s_camvid.py; the papers start each network from the coarser one.
 quick has 96x96 scenes and narrow layers, animals six animals of VOC at 128x128 and
-SqueezeNet, whose stride of 16 has no 32s.
+SqueezeNet, whose stride of 16 has no 32s and whose padded layers need no padding of
+100 pixels.
 """
 
 from experiments.shared import recipes
@@ -30,7 +31,12 @@ VARIANTS = {
         **recipes.quick(8),
     },
     "animals": {
-        "model": {"backbone": "squeezenet", "dropout": 0.2, "at_once": True},
+        "model": {
+            "backbone": "squeezenet",
+            "pad": 20,
+            "dropout": 0.2,
+            "at_once": True,
+        },
         **recipes.animals(128, 600),
     },
 }
