@@ -14,7 +14,11 @@ import numpy as np
 from flax import linen as nn
 from jax.extend import core
 
+from segjax.models import crfrnn
+
 LOGITS = "logits"
+# Fields of models that are another form of the same computation.
+_FORMS = ("folded", "framed")
 
 Path = tuple[str, ...]
 
@@ -44,10 +48,16 @@ def train(model: nn.Module) -> Callable:
 def plain_form(model: nn.Module) -> nn.Module:
     """The same network, computed as the paper writes it down.
 
-    That is without ``folded``, if it has such a field: same parameters, same outputs
-    but for rounding, and the multiply-adds that publications count.
+    That is without the fields of :data:`_FORMS`, as far as it has them, or the base
+    network of a CRF-RNN: same parameters, same outputs but for rounding, and the
+    multiply-adds that publications count.
     """
-    return model.clone(folded=False) if getattr(model, "folded", False) else model
+    plain: dict[str, Any] = {name: False for name in _FORMS if getattr(model, name, 0)}
+    if isinstance(model, crfrnn.CRFRNN):
+        fields = crfrnn.base_fields(model.base, model.base_options)
+        if options := tuple(f"{name}=False" for name in _FORMS if fields.get(name)):
+            plain["base_options"] = (*model.base_options, *options)
+    return model.clone(**plain) if plain else model
 
 
 def image_struct(image: Sequence[int]) -> jax.ShapeDtypeStruct:

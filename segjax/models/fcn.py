@@ -148,6 +148,8 @@ class FCN(nn.Module):
       pad: padding of the first layer in pixels; with VGG16 at least 81 for 32 (73 and
         69 for 16 and 8), with AlexNet 82 and with GoogLeNet 2, or the final crop would
         be negative. The ResNets, whose layers are padded, need 3.
+      framed: computes what the padding gives far from the image once per batch, with
+        VGG16: see vgg.VGG16; no effect with the others.
       backbone: "vgg16" or another of backbones.BACKBONES.
       widths: channels of the five stages of VGG16, the five convolutions of AlexNet, or
         of the first layer of the others; () takes the published ones.
@@ -177,6 +179,7 @@ class FCN(nn.Module):
     at_once: bool = False
     learn_upsampling: bool = False
     pad: int = 100
+    framed: bool = True
     backbone: str = "vgg16"
     widths: tuple[int, ...] = ()
     fc_channels: int = 4096

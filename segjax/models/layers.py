@@ -48,6 +48,11 @@ def bn_batch_size(images: int) -> Iterator[None]:
         _bn_batch_size.reset(token)
 
 
+def in_groups(images: int) -> bool:
+    """Whether a batch of so many is normalized in groups: see :func:`bn_batch_size`."""
+    return _bn_batch_size.get() not in (0, images)
+
+
 # --- layers ---------------------------------------------------------------------------
 
 
@@ -209,9 +214,9 @@ def batch_norm(
         name=name,
         **{"epsilon": 1e-5, **fields},
     )
-    size = _bn_batch_size.get()
-    if not train or layer.is_initializing() or size in (0, len(x)):
+    if not train or layer.is_initializing() or not in_groups(len(x)):
         return layer(x)
+    size = _bn_batch_size.get()
     if len(x) % size:
         raise UserError(
             f"--config.bn_batch_size={size} does not divide the {len(x)} images of a "
@@ -243,9 +248,10 @@ def conv_bn_relu(
     norm_name: str = "",
     keep_bias: bool = False,
     relu: bool = True,
-    layer: Callable[..., nn.Module] = Conv,
+    layer: Callable[..., Any] = Conv,
+    normalize: Callable[..., Any] = batch_norm,
     **options: Any,
-) -> jax.Array:
+) -> Any:
     """Convolution `name`, with `batch` a batch normalization, ReLU.
 
     Makes its layers in the compact method that calls it.
@@ -255,12 +261,14 @@ def conv_bn_relu(
         bias of the convolution, which `keep_bias` keeps all the same.
       relu: False leaves the ReLU out.
       layer: ConvOfResized, for `x` a sequence of maps.
+      normalize: in place of :func:`batch_norm`; with `layer`, for framed maps
+        (framed_layers.py).
       options: more fields of the layer.
     """
     use_bias = keep_bias or not batch
     x = layer(features, size, use_bias=use_bias, dtype=dtype, name=name, **options)(x)
     if batch:
-        x = batch_norm(
+        x = normalize(
             x,
             norm_name or f"{name}_bn",
             train=train,
@@ -268,10 +276,10 @@ def conv_bn_relu(
             unbiased=bn_unbiased,
             dtype=dtype,
         )
-    return nn.relu(x) if relu else x
+    return jax.tree.map(nn.relu, x) if relu else x
 
 
-def bind_conv_bn_relu(model: nn.Module, train: bool) -> Callable[..., jax.Array]:
+def bind_conv_bn_relu(model: nn.Module, train: bool) -> Callable[..., Any]:
     """:func:`conv_bn_relu` with the fields norm, bn_* and dtype of `model`.
 
     It must have the fields bn_momentum, bn_unbiased and dtype; a network without a

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from segjax.models import layers
+from segjax.models import framed_layers, layers
 from segjax.models.backbone import Backbone, Dilated, dilate
-from segjax.ops import geometry, pool
+from segjax.ops import framed, geometry, pool
 
 # Number of 3x3 convolutions in each of the five stages.
 STAGES = (2, 2, 3, 3, 3)
@@ -55,6 +55,10 @@ class VGG16(nn.Module):
 
     Attributes:
       pad_first: padding of conv1_1: 1 in the classifier, 100 in FCN.
+      framed: computes what that padding gives far from the image once per batch
+        (ops/framed.py), where it saves a tenth of a stage or more; False computes it
+        with every image, as the authors' networks do. The same parameters, and the
+        same maps but for rounding. No effect in training within layers.bn_batch_size.
       fc6_padding: of fc6: 0 in both; with 3 its map is as large as pool5.
       convolutions: conv1_1 .. conv5_3, rectified, are endpoints as well.
       widths: channels of the five stages.
@@ -67,6 +71,7 @@ class VGG16(nn.Module):
     """
 
     pad_first: int = 1
+    framed: bool = True
     fc6_padding: int = 0
     convolutions: bool = False
     widths: tuple[int, ...] = WIDTHS
@@ -79,27 +84,37 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool, fc: bool = True
+        self, images: jax.Array, train: bool, fc: bool = True
     ) -> dict[str, jax.Array]:
         """`fc`: with fc6 and fc7, which need a pool5 of 7x7 unless fc6 is padded."""
         conv_bn_relu = layers.bind_conv_bn_relu(self, train)
-        endpoints = {}
+        endpoints: dict[str, jax.Array] = {}
         padding = self.pad_first
+        x: framed.Framed | jax.Array = images
+        in_groups = train and self.norm == "batch" and layers.in_groups(len(images))
+        if self.framed and not in_groups and not self.is_initializing():
+            x = framed.frame(images, padding, STAGES)
         stages = zip(STAGES, self.widths, strict=True)
         for stage, (count, width) in enumerate(stages, start=1):
+            x = framed.grow(x, count)
             for i in range(1, count + 1):
                 name = f"conv{stage}_{i}"
-                x = conv_bn_relu(x, name, width, padding=padding)
+                whole = not isinstance(x, framed.Framed)
+                form = {"padding": padding} if whole else framed_layers.FORM
+                x = conv_bn_relu(x, name, width, **form)
                 padding = 1
                 if self.convolutions:
-                    endpoints[name] = x
-            x = endpoints[f"pool{stage}"] = pool.max_pool(x, 2, stride=2, ceil=True)
+                    endpoints[name] = framed.expand(x)
+            x = framed.max_pool(x)
+            # Where nothing reads the full map, the compiler leaves it out.
+            endpoints[f"pool{stage}"] = framed.expand(x)
         if not fc:
             return endpoints
+        top = framed.expand(x)
         for name, size, padding in (("fc6", 7, self.fc6_padding), ("fc7", 1, 0)):
-            x = conv_bn_relu(x, name, self.fc_channels, size, padding=padding)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            endpoints[name] = x
+            top = conv_bn_relu(top, name, self.fc_channels, size, padding=padding)
+            top = nn.Dropout(self.dropout, deterministic=not train)(top)
+            endpoints[name] = top
         return endpoints
 
 

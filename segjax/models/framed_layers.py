@@ -1,0 +1,104 @@
+"""The layers of ``layers.conv_bn_relu`` for framed maps (ops/framed.py).
+
+They have the parameters and statistics of the layers of the full maps, under the same
+names, and give the same numbers but for rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from segjax.models import layers
+from segjax.ops import framed
+from segjax.ops.framed import Framed
+
+
+def conv(features: int, size: int, **fields: Any) -> Callable[[Framed], Framed]:
+    """``layers.Conv`` of 3x3 with a padding of 1."""
+    layer = layers.Conv(features, size, **fields)
+    return lambda x: framed.convolve(x, layer)
+
+
+class BatchNorm(nn.Module):
+    """Flax's BatchNorm of the full map; float32 statistics over all its locations.
+
+    Attributes: those of layers.batch_norm.
+    """
+
+    train: bool
+    momentum: float
+    unbiased: bool
+    dtype: str
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Framed) -> Framed:
+        shape = x.blank.shape[-1:]
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        running = {
+            name: self.variable("batch_stats", name, start, None, shape)
+            for name, start in (("mean", zeros), ("var", ones))
+        }
+        scale = self.param("scale", ones, shape)
+        bias = self.param("bias", zeros, shape)
+        mean, variance = running["mean"].value, running["var"].value
+        if self.train:
+            mean, variance, count = _moments(x)
+            kept = variance * (count / max(count - 1, 1)) if self.unbiased else variance
+            for name, new in (("mean", mean), ("var", kept)):
+                old = self.momentum * running[name].value
+                running[name].value = old + (1 - self.momentum) * new
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+
+        def normalize(y):
+            y = (y - _per_channel(mean)) * _per_channel(factor) + _per_channel(bias)
+            return y.astype(self.dtype)
+
+        return jax.tree.map(normalize, x)
+
+
+def batch_norm(
+    x: Framed, name: str, *, train: bool, momentum: float, dtype: str, unbiased: bool
+) -> Framed:
+    """``layers.batch_norm`` of a framed map, but for groups of images."""
+    layer = BatchNorm(
+        train=train, momentum=momentum, unbiased=unbiased, dtype=dtype, name=name
+    )
+    return layer(x)
+
+
+# What layers.conv_bn_relu is told for framed maps.
+FORM = {"layer": conv, "normalize": batch_norm}
+
+
+def _per_channel(values: jax.Array) -> jax.Array:
+    return values.reshape(1, 1, 1, -1)
+
+
+def _moments(x: Framed) -> tuple[jax.Array, jax.Array, int]:
+    """Mean and variance of the channels of the full map, and its locations.
+
+    The variance is Flax's, the mean of squares less the squared mean, but of
+    differences from the middle of the blank map, which most of the frame equals:
+    its squares, many and alike, would leave little of the variance but rounding.
+    """
+    images = x.window.shape[0]
+    count = images * x.rows.side * x.columns.side
+    weights = images * framed.frame_counts(x).astype(np.float32)[None, :, :, None]
+    window, blank = x.window.astype(jnp.float32), x.blank.astype(jnp.float32)
+    middle = jax.lax.stop_gradient(blank[0, x.rows.near, x.columns.near])
+
+    def mean(of):
+        # Products and sums: a matrix product would round more on some devices.
+        parts = (of(y - _per_channel(middle)) for y in (window, blank))
+        return sum(
+            (part * weight).sum((0, 1, 2)) / count
+            for part, weight in zip(parts, (1, weights), strict=True)
+        )
+
+    first, second = mean(lambda y: y), mean(jnp.square)
+    return middle + first, jnp.maximum(second - jnp.square(first), 0), count
