@@ -67,15 +67,19 @@ def framed_maps(images, padding, weights, biases):
 
 
 @pytest.mark.parametrize(
-    "size, padding, stages",
+    "size, padding, stages, worth",
     [
-        ((1, 1), 69, 3),  # at the fourth, the blank map is nearly the full one
-        ((34, 51), 100, 4),  # at the fifth, the window would be beyond the full map
-        ((61, 7), 81, 4),
-        ((40, 40), 170, 4),  # the blank image is not large enough for a fifth stage
+        ((1, 1), 69, 3, 0.9),  # at the fourth, the blank map is nearly the full one
+        ((34, 51), 100, 4, 0.9),  # at the fifth, the window is as large as the full map
+        ((61, 7), 81, 4, 0.9),
+        ((40, 40), 170, 4, 0.9),  # the blank image is not large enough for a fifth
+        ((30, 9), 60, 3, 9.0),  # what the window of the fourth reads is larger
     ],
 )
-def test_equals_the_full_map_behind_every_layer(size, padding, stages):
+def test_equals_the_full_map_behind_every_layer(
+    size, padding, stages, worth, monkeypatch
+):
+    monkeypatch.setattr(framed, "_WORTH", worth)
     rng = np.random.default_rng(0)
     weights, biases = (np.float32(x) for x in kernels(rng))
     images = rng.standard_normal((2, *size, 3)).astype(np.float32)
