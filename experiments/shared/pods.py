@@ -4,6 +4,8 @@ import math
 
 from ml_collections import ConfigDict
 
+from segjax import models
+
 WARMUP = 0.05  # of the steps, as their 5 of 90 epochs
 PER_CHIP = 8  # images; with 1 a chip mostly waits (docs/plan.md)
 
@@ -31,6 +33,8 @@ def scaled(config: ConfigDict, chips: int = 0) -> ConfigDict:
     config.eval_batch_size = 2 * chips
     for field in ("total_steps", "eval_every", "save_every", "log_every"):
         config[field] = math.ceil(config[field] / factor)
+    if "packed" in models.model_fields(config.model_name):
+        config.model.packed = True
     warmup = math.ceil(config.total_steps * WARMUP)
     config.optim.warmup_steps = max(warmup, config.optim.warmup_steps)
     return config

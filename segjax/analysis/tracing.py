@@ -18,7 +18,7 @@ from segjax.models import crfrnn
 
 LOGITS = "logits"
 # Fields of models that are another form of the same computation.
-_FORMS = ("folded", "framed")
+_FORMS = ("folded", "framed", "packed")
 
 Path = tuple[str, ...]
 

@@ -164,6 +164,9 @@ class FCN(nn.Module):
       bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py.
       dtype: of the trunk; scores are computed in float32.
+      packed: computes stage 1 of VGG16 on pairs of pixels, for TPUs: see ops/packed.py.
+        The same parameters, and the same scores but for rounding; no effect on the
+        other backbones.
 
     Endpoints: those of the trunk (pool1 .. pool5, fc6, fc7), score_fr and, per skip,
     the upsampled scores (upscore2, upscore_pool4) and the sum (fuse_pool4, fuse_pool3);
@@ -192,6 +195,7 @@ class FCN(nn.Module):
     bn_unbiased: bool = False
     image_stats: str = "caffe"
     dtype: str = "float32"
+    packed: bool = False
 
     def __post_init__(self) -> None:
         layers.check_choice(self, "skips", (32, 16, 8))
@@ -207,6 +211,7 @@ class FCN(nn.Module):
         _check_only(self)
         layers.check_integers(self, "fc_channels")
         layers.check_integers(self, "pad", minimum=0)
+        layers.check_choice(self, "packed", (False, True))
         layers.check_common(self)
         super().__post_init__()
 

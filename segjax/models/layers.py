@@ -214,6 +214,15 @@ def batch_norm(
         name=name,
         **{"epsilon": 1e-5, **fields},
     )
+    return by_groups(layer, x, train=train)
+
+
+def by_groups(layer: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    """A batch normalization of `x` [N, ..]: of groups inside :func:`bn_batch_size`.
+
+    Raises:
+      UserError: the groups do not divide the images.
+    """
     if not train or layer.is_initializing() or not in_groups(len(x)):
         return layer(x)
     size = _bn_batch_size.get()
@@ -262,7 +271,7 @@ def conv_bn_relu(
       relu: False leaves the ReLU out.
       layer: ConvOfResized, for `x` a sequence of maps.
       normalize: in place of :func:`batch_norm`; with `layer`, for framed maps
-        (framed_layers.py).
+        (framed_layers.py) and packed ones (packed_layers.py).
       options: more fields of the layer.
     """
     use_bias = keep_bias or not batch

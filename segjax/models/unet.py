@@ -13,14 +13,14 @@ The network that the authors released is not quite the one of the paper's figure
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.models import layers
-from segjax.ops import geometry, image, pool, resize
+from segjax.models import layers, packed_layers
+from segjax.ops import geometry, image, packed, pool, resize
 
 
 class Plan(NamedTuple):
@@ -128,6 +128,8 @@ class UNet(nn.Module):
       bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py; "unit" takes any number of channels.
       dtype: compute type; class scores are computed in float32.
+      packed: computes level 0 on pairs of pixels, for TPUs: see ops/packed.py. The same
+        parameters, and the same scores but for rounding.
 
     Endpoints: enc0, enc1, .. (before pooling) and dec0, dec1, ..
 
@@ -147,12 +149,14 @@ class UNet(nn.Module):
     bn_unbiased: bool = False
     image_stats: str = "unit"
     dtype: str = "float32"
+    packed: bool = False
 
     def __post_init__(self) -> None:
         layers.check_positive(self, "widths", minimum=1)
         layers.check_choice(self, "layout", ("paper", "released"))
         layers.check_choice(self, "padding", ("valid", "same"))
         layers.check_choice(self, "upsampling", ("transposed", "nearest", "bilinear"))
+        layers.check_choice(self, "packed", (False, True))
         layers.check_common(self)
         super().__post_init__()
 
@@ -173,15 +177,25 @@ class UNet(nn.Module):
         pad = 0 if self.padding == "valid" else 1
         released = self.layout == "released"
         conv_bn_relu = layers.bind_conv_bn_relu(self, train)
+        pairs = packed_layers.FORM if self.packed else {}
 
-        def pair(x, name, features):
+        def pair(x, name, level):
             for index in (1, 2):
-                layer, norm = f"{name}_conv{index}", f"{name}_bn{index}"
-                x = conv_bn_relu(x, layer, features, padding=pad, norm_name=norm)
+                x = conv_bn_relu(
+                    x,
+                    f"{name}{level}_conv{index}",
+                    self.widths[level],
+                    padding=pad,
+                    norm_name=f"{name}{level}_bn{index}",
+                    **({} if level else pairs),
+                )
             return x
 
-        def up(x, name, features):
+        def up(x, name, features, in_pairs):
             if self.upsampling == "transposed":
+                if in_pairs:
+                    doubled = packed_layers.Doubled
+                    return doubled(features, dtype=self.dtype, name=name)(x)
                 return layers.ConvTranspose(
                     features, size=2, stride=2, dtype=self.dtype, name=name
                 )(x)
@@ -193,25 +207,43 @@ class UNet(nn.Module):
                 if self.padding == "valid":
                     # The outer rows repeat the border instead of interpolating.
                     x = x[:, 1:-1, 1:-1]
-            return layers.Conv(features, padding=pad, dtype=self.dtype, name=name)(x)
+            x = layers.Conv(features, padding=pad, dtype=self.dtype, name=name)(x)
+            return packed.pack(x) if in_pairs else x
 
-        endpoints = {}
-        x = image.normalize(images, self.image_stats, self.dtype)
-        for level, features in enumerate(self.widths):
-            if level:
-                x = pool.max_pool(x, 2, stride=2)
-            x = pair(x, f"enc{level}", features)
-            if level >= depth - 2:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            endpoints[f"enc{level}"] = x
-        for level in reversed(range(depth - 1)):
-            features = self.widths[level]
-            # The released network's last up-convolution keeps the channels below.
-            wide = released and level == 0
-            x = up(x, f"dec{level}_up", self.widths[1] if wide else features)
-            skip, crop = endpoints[f"enc{level}"], crops[level]
+        def joined(x, skip, crop):
+            """The maps that the first convolution of a decoder level reads."""
+            if isinstance(x, packed.Packed):
+                size = x.pairs.shape[1], x.width
+                skip = packed.crop(skip, (crop, crop), size)
+                return [jax.tree.map(nn.relu, x), skip] if released else [skip, x]
             skip = skip[:, crop : crop + x.shape[1], crop : crop + x.shape[2]]
             both = [nn.relu(x), skip] if released else [skip, x]
-            x = jnp.concatenate(both, axis=-1)
-            x = endpoints[f"dec{level}"] = pair(x, f"dec{level}", features)
+            return jnp.concatenate(both, axis=-1)
+
+        def unpacked(x):
+            return packed.unpack(x) if isinstance(x, packed.Packed) else x
+
+        endpoints, skips = {}, []
+        x: Any = image.normalize(images, self.image_stats, self.dtype)
+        for level in range(depth):
+            if level == 1 and self.packed:
+                x = packed.max_pool(x)
+            elif level:
+                x = pool.max_pool(x, 2, stride=2)
+            x = pair(x, "enc", level)
+            if level >= depth - 2:
+                x = nn.Dropout(self.dropout, deterministic=not train)(unpacked(x))
+                if level == 0 and self.packed:
+                    x = packed.pack(x)
+            skips.append(x)
+            endpoints[f"enc{level}"] = unpacked(x)
+        for level in reversed(range(depth - 1)):
+            # The released network's last up-convolution keeps the channels below.
+            wide = self.widths[1 if released and level == 0 else level]
+            x = up(x, f"dec{level}_up", wide, self.packed and level == 0)
+            x = pair(joined(x, skips[level], crops[level]), "dec", level)
+            endpoints[f"dec{level}"] = unpacked(x)
+        if isinstance(x, packed.Packed):
+            head = packed_layers.Conv(self.num_classes, 1, name="head")
+            return packed.unpack(head([x])), endpoints
         return layers.Conv(self.num_classes, 1, name="head")(x), endpoints

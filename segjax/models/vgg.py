@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from segjax.models import framed_layers, layers
+from segjax.models import framed_layers, layers, packed_layers
 from segjax.models.backbone import Backbone, Dilated, dilate
 from segjax.ops import framed, geometry, pool
 
@@ -68,6 +68,7 @@ class VGG16(nn.Module):
       bn_momentum: fraction of the old running statistics kept at a step.
       bn_unbiased: see layers.batch_norm.
       dtype: compute type.
+      packed: computes stage 1 on pairs of pixels, for TPUs: see ops/packed.py.
     """
 
     pad_first: int = 1
@@ -81,6 +82,7 @@ class VGG16(nn.Module):
     bn_momentum: float = 0.9
     bn_unbiased: bool = False
     dtype: str = "float32"
+    packed: bool = False
 
     @nn.compact
     def __call__(
@@ -99,8 +101,12 @@ class VGG16(nn.Module):
             x = framed.grow(x, count)
             for i in range(1, count + 1):
                 name = f"conv{stage}_{i}"
-                whole = not isinstance(x, framed.Framed)
-                form = {"padding": padding} if whole else framed_layers.FORM
+                in_pairs = self.packed and stage == 1
+                form: dict[str, Any] = {"padding": padding}
+                if isinstance(x, framed.Framed):
+                    form = framed_layers.PACKED if in_pairs else framed_layers.FORM
+                elif in_pairs:
+                    form |= packed_layers.FORM
                 x = conv_bn_relu(x, name, width, **form)
                 padding = 1
                 if self.convolutions:

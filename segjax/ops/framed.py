@@ -19,13 +19,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops import geometry, pool
+from segjax.ops import geometry, packed, pool
+from segjax.ops.packed import Packed
 
 # Of the locations of a full map, the largest share worth computing in this form: what
 # grows a window is copied.
@@ -64,7 +65,7 @@ class Axis(NamedTuple):
 class Framed:
     """A map [N, rows.side, columns.side, C] in two parts."""
 
-    window: jax.Array  # [N, h, w, C]
+    window: jax.Array | Packed  # [N, h, w, C]
     blank: jax.Array  # [1, rows.blank, columns.blank, C]
     rows: Axis
     columns: Axis
@@ -109,7 +110,7 @@ def grow(x: Framed | jax.Array, convolutions: int) -> Framed | jax.Array:
     return Framed(window, x.blank, *axes)
 
 
-def convolve(x: Framed, layer: Callable[[jax.Array], jax.Array]) -> Framed:
+def convolve(x: Framed, layer: Callable[[Any], Any]) -> Framed:
     """The 3x3 convolution `layer`, which does not pad, of a map that it would pad by 1.
 
     The window loses a location on every side; the map keeps its size.
@@ -118,17 +119,24 @@ def convolve(x: Framed, layer: Callable[[jax.Array], jax.Array]) -> Framed:
     return Framed(layer(x.window), blank, *map(_convolved, (x.rows, x.columns)))
 
 
-def max_pool(x: Framed | jax.Array) -> Framed | jax.Array:
+def max_pool(x: Framed | Packed | jax.Array) -> Framed | jax.Array:
     """Maximum over 2x2 windows of stride 2, an incomplete last one included (Caffe)."""
-    run = functools.partial(pool.max_pool, kernel=2, stride=2, ceil=True)
+
+    def run(x: jax.Array | Packed) -> jax.Array:
+        if isinstance(x, Packed):
+            return packed.max_pool(x)
+        return pool.max_pool(x, 2, stride=2, ceil=True)
+
     if not isinstance(x, Framed):
         return run(x)
     axes = map(_pooled, (x.rows, x.columns))
     return Framed(run(x.window), run(x.blank), *axes)
 
 
-def expand(x: Framed | jax.Array) -> jax.Array:
-    """The full map [N, H, W, C]."""
+def expand(x: Framed | Packed | jax.Array) -> jax.Array:
+    """The full map [N, H, W, C], plain."""
+    if isinstance(x, Packed):
+        return packed.unpack(x)
     if not isinstance(x, Framed):
         return x
     return _region(x, (0, x.rows.side), (0, x.columns.side))
@@ -225,14 +233,15 @@ def _grown(rows: Axis, columns: Axis, convolutions: int) -> tuple[Axis, Axis] | 
 def _region(x: Framed, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
     """The rows and columns from .. to of the full map, the window among them."""
     height, width = (x.rows.start, x.rows.stop), (x.columns.start, x.columns.stop)
+    window = packed.unpack(x.window) if isinstance(x.window, Packed) else x.window
     # By way of float32, in which gradients of equal locations are then summed.
     blank = x.blank.astype(jnp.float32)
 
     def frame(down, right):
         part = _stretched(blank, 1, x.rows, bounds=down)
         part = _stretched(part, 2, x.columns, bounds=right)
-        part = jnp.broadcast_to(part, (x.window.shape[0], *part.shape[1:]))
-        return part.astype(x.window.dtype)
+        part = jnp.broadcast_to(part, (window.shape[0], *part.shape[1:]))
+        return part.astype(window.dtype)
 
     left = frame(height, (columns[0], width[0]))
     right = frame(height, (width[1], columns[1]))
@@ -240,7 +249,7 @@ def _region(x: Framed, rows: tuple[int, int], columns: tuple[int, int]) -> jax.A
         frame((rows[0], height[0]), columns),
         frame((height[1], rows[1]), columns),
     )
-    middle = jnp.concatenate([left, x.window, right], axis=2)
+    middle = jnp.concatenate([left, window, right], axis=2)
     return jnp.concatenate([top, middle, bottom], axis=1)
 
 

@@ -1,0 +1,187 @@
+"""Pairs of pixels in the channels: maps of 64 channels that fill the lanes of a TPU.
+
+A map [N, H, W, C] is stored as [N, H, W / 2, 2 C], two neighbours of a row in one
+location. The matrix units of a TPU multiply 128 x 128 channels, and its vectors have
+128 lanes: of 64 channels they multiply at a quarter of their speed, and every
+elementwise operation leaves half of the lanes empty. On pairs both are full. A padded
+3x3 convolution reads three pairs where it needs four pixels, so half of its kernel is
+zero: twice the multiply-adds for the same sums, in half of the cycles on a TPU
+(docs/benchmark.md). Elsewhere it is slower.
+
+With an odd width the last pair has a pixel outside of the map, which is zero, as the
+padding is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax.ops import conv, geometry, pool
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("pairs",), meta_fields=("width",)
+)
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A map of `width` columns in pairs."""
+
+    pairs: jax.Array  # [N, H, (width + 1) // 2, 2 C]
+    width: int
+
+
+def pack(x: jax.Array) -> Packed:
+    """The pairs of a map [N, H, W, C]."""
+    n, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, width % 2), (0, 0)))
+    return Packed(x.reshape(n, height, -1, 2 * channels), width)
+
+
+def unpack(x: Packed) -> jax.Array:
+    """The map [N, H, W, C] of pairs."""
+    n, height, count, channels = x.pairs.shape
+    return x.pairs.reshape(n, height, 2 * count, channels // 2)[:, :, : x.width]
+
+
+def cleared(x: Packed) -> Packed:
+    """Zeros in the pixel of the last pair that is outside of the map, if there is one.
+
+    To be called after whatever does not map zero to zero.
+    """
+    count, channels = x.pairs.shape[2:]
+    if x.width == 2 * count:
+        return x
+    outside = np.zeros((count, channels), bool)
+    outside[-1, channels // 2 :] = True
+    return Packed(jnp.where(outside, 0, x.pairs), x.width)
+
+
+def crop(x: Packed, start: tuple[int, int], size: tuple[int, int]) -> Packed:
+    """The window of `size` rows and columns that begins at `start`."""
+    (top, left), (height, width) = start, size
+    if left % 2:
+        cut = unpack(x)[:, top : top + height, left : left + width]
+        return pack(cut)
+    count = (width + 1) // 2
+    pairs = x.pairs[:, top : top + height, left // 2 : left // 2 + count]
+    return cleared(Packed(pairs, width))
+
+
+def _pairs_kernel(kernel: jax.Array, columns: int, first: int, step: int) -> jax.Array:
+    """The kernel [k, k, I, O] of both outputs of a pair, [k, columns, I, 2 O].
+
+    It reads `columns` columns, the first output from column `first` on and the second
+    `step` columns later.
+    """
+    free = columns - kernel.shape[1]
+    no = (0, 0)
+    both = [
+        jnp.pad(kernel, (no, (start, free - start), no, no))
+        for start in (first, first + step)
+    ]
+    return jnp.concatenate(both, axis=3)
+
+
+def conv_to_pairs(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0
+) -> Packed:
+    """``conv.conv2d`` of a plain map `x` [N, H, W, I] with `kernel` [k, k, I, O].
+
+    It computes both outputs of a pair at once, with twice the stride along the rows:
+    for maps of few channels, such as images.
+    """
+    size = kernel.shape[0]
+    width = geometry.conv_size(x.shape[2], size, stride=stride, padding=padding)
+    reach = (width - 1) // 2 * 2 * stride + size + stride
+    edges = padding, max(0, reach - padding - x.shape[2])
+
+    def product(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            _pairs_kernel(kernel, size + stride, 0, stride),
+            (stride, 2 * stride),
+            ((padding, padding), edges),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    pairs = conv.with_kernel(product, x, kernel)[:, :, : (width + 1) // 2]
+    return cleared(Packed(pairs, width))
+
+
+def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> Packed:
+    """``conv.conv2d`` of the concatenation of `maps` with `kernel` [3, 3, C, O].
+
+    Raises:
+      ValueError: `padding` is not 0 or 1.
+    """
+    if padding not in (0, 1):
+        raise ValueError(f"padding {padding}, expected 0 or 1")
+    columns = 4 + 2 * padding  # that the pairs in reach of a pair of outputs hold
+    stops = np.cumsum([x.pairs.shape[-1] // 2 for x in maps])[:-1].tolist()
+
+    def product(x, kernel):
+        parts = [
+            _pairs_kernel(part, columns, padding, 1).reshape(
+                3, columns // 2, -1, 2 * kernel.shape[3]
+            )
+            for part in jnp.split(kernel, stops, axis=2)
+        ]
+        return jax.lax.conv_general_dilated(
+            x,
+            jnp.concatenate(parts, axis=2),
+            (1, 1),
+            ((padding, padding), (padding, padding)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    pairs = jnp.concatenate([x.pairs for x in maps], axis=-1)
+    pairs = conv.with_kernel(product, pairs, kernel)
+    return cleared(Packed(pairs, maps[0].width + 2 * padding - 2))
+
+
+def conv1x1(x: Packed, kernel: jax.Array) -> Packed:
+    """``conv.conv2d`` with `kernel` [1, 1, C, O]."""
+
+    def product(x, kernel):
+        both = jnp.kron(jnp.eye(2, dtype=kernel.dtype), kernel[0, 0])
+        return jnp.einsum("nhwi,io->nhwo", x, both)
+
+    return Packed(conv.with_kernel(product, x.pairs, kernel), x.width)
+
+
+def doubled(x: jax.Array, kernel: jax.Array) -> Packed:
+    """``conv.conv_transpose`` of stride 2 with `kernel` [2, 2, I, O], of a plain map.
+
+    The two outputs of a row are a pair, so nothing moves between columns.
+    """
+
+    def product(x, kernel):
+        both = jnp.concatenate([kernel[::-1, 0], kernel[::-1, 1]], axis=-1)
+        return jax.lax.conv_general_dilated(
+            x,
+            both[:, None],
+            (1, 1),
+            ((1, 1), (0, 0)),
+            lhs_dilation=(2, 1),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    return Packed(conv.with_kernel(product, x, kernel), 2 * x.shape[2])
+
+
+def max_pool(x: Packed) -> jax.Array:
+    """``pool.max_pool`` 2x2 of stride 2, ceil-mode, of a map that is nowhere negative.
+
+    The plain map; rows first, as pool.py does, so that ties share gradients alike. A
+    zero shares its gradient with the pixel outside of the map, which makes no
+    difference behind a ReLU.
+    """
+    pairs = x.pairs
+    half = pairs.shape[-1] // 2
+    pairs = jnp.pad(pairs, ((0, 0), (0, pairs.shape[1] % 2), (0, 0), (0, 0)))
+    rows = pool.maximum(pairs[:, ::2], pairs[:, 1::2])
+    return pool.maximum(rows[..., :half], rows[..., half:])
