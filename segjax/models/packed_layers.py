@@ -27,15 +27,13 @@ def _with_bias(x: Packed, bias: jax.Array) -> Packed:
 class Conv(nn.Module):
     """``layers.Conv`` to pairs: of a plain map, or of the concatenation of packed ones.
 
-    Packed maps are padded by 0 or 1 and not strided; the kernel is 3x3, or 1x1 for one
-    map.
+    Packed maps are padded by 0 or 1; the kernel is 3x3, or 1x1 for one map.
 
     Attributes: see layers.Conv.
     """
 
     features: int
     size: int = 3
-    stride: int = 1
     padding: int = 0
     use_bias: bool = True
     kernel_init: Callable[..., jax.Array] = layers.he_normal
@@ -52,9 +50,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         maps = jax.tree.map(lambda y: y.astype(self.dtype), maps)
         if not isinstance(maps, list):
-            y = packed.conv_to_pairs(
-                maps, kernel, stride=self.stride, padding=self.padding
-            )
+            y = packed.conv_to_pairs(maps, kernel, padding=self.padding)
         elif self.size == 1:
             (only,) = maps
             y = packed.conv1x1(only, kernel)

@@ -56,8 +56,6 @@ class PSPNet(nn.Module):
       bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py.
       dtype: compute type; class scores are computed in float32.
-      packed: computes a deep stem on pairs of pixels, for TPUs: see ops/packed.py. The
-        same parameters, and the same scores but for rounding; no effect on others.
 
     Endpoints: those of the backbone, pyramid (the concatenation), conv5_4, conv6
     (scores before resizing) and, with `aux` in training, aux_logits [N, H, W, K].
@@ -91,12 +89,10 @@ class PSPNet(nn.Module):
     bn_unbiased: bool = False
     image_stats: str = "imagenet"
     dtype: str = "float32"
-    packed: bool = False
 
     def __post_init__(self) -> None:
         backbones.check(self, backbones.PYRAMID)
         layers.check_choice(self, "pool", ("avg", "max"))
-        layers.check_choice(self, "packed", (False, True))
         layers.check_positive(self, "bins")
         layers.check_integers(self, "pyramid_channels", "head_channels")
         if len(set(self.bins)) != len(self.bins):

@@ -17,9 +17,9 @@ import jax
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models import layers, packed_layers
+from segjax.models import layers
 from segjax.models.backbone import Backbone, Dilated, DilatedStep, dilate
-from segjax.ops import geometry, packed, pool
+from segjax.ops import geometry, pool
 
 # Blocks per stage.
 STAGE_SIZES: dict[str, tuple[int, ...]] = {
@@ -175,7 +175,6 @@ class ResNet(nn.Module):
       bn_momentum: fraction of the old running statistics kept at a step.
       bn_unbiased: see layers.batch_norm.
       dtype: compute type.
-      packed: computes a deep stem on pairs of pixels, for TPUs: see ops/packed.py.
     """
 
     stage_sizes: tuple[int, ...] = STAGE_SIZES["resnet50"]
@@ -190,12 +189,10 @@ class ResNet(nn.Module):
     bn_momentum: float = 0.9
     bn_unbiased: bool = False
     dtype: str = "float32"
-    packed: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         unit = layers.bind_conv_bn_relu(self, train)
-        pairs = packed_layers.FORM if self.packed and self.stem == "deep" else {}
         stem: tuple[tuple[str, int, int, int], ...]
         if self.stem == "plain":
             stem = (("1", self.width, 7, 2),)
@@ -208,12 +205,10 @@ class ResNet(nn.Module):
         padding = self.pad_first
         for suffix, features, size, stride in stem:
             padding = size // 2 if padding is None else padding
-            window = dict(stride=stride, padding=padding, **pairs)
+            window = dict(stride=stride, padding=padding)
             name, norm_name = f"conv{suffix}", f"bn{suffix}"
             x = unit(x, name, features, size, norm_name=norm_name, **window)
             padding = None
-        if isinstance(x, packed.Packed):
-            x = packed.unpack(x)
         endpoints = {"conv1": x}
         x = pool.max_pool(x, 3, stride=2, padding=1, ceil=self.ceil_pool)
         endpoints["pool1"] = x

@@ -71,45 +71,41 @@ def crop(x: Packed, start: tuple[int, int], size: tuple[int, int]) -> Packed:
     return cleared(Packed(pairs, width))
 
 
-def _pairs_kernel(kernel: jax.Array, columns: int, first: int, step: int) -> jax.Array:
+def _pairs_kernel(kernel: jax.Array, columns: int, first: int) -> jax.Array:
     """The kernel [k, k, I, O] of both outputs of a pair, [k, columns, I, 2 O].
 
     It reads `columns` columns, the first output from column `first` on and the second
-    `step` columns later.
+    from the next one.
     """
     free = columns - kernel.shape[1]
     no = (0, 0)
     both = [
         jnp.pad(kernel, (no, (start, free - start), no, no))
-        for start in (first, first + step)
+        for start in (first, first + 1)
     ]
     return jnp.concatenate(both, axis=3)
 
 
-def conv_to_pairs(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0
-) -> Packed:
+def conv_to_pairs(x: jax.Array, kernel: jax.Array, *, padding: int = 0) -> Packed:
     """``conv.conv2d`` of a plain map `x` [N, H, W, I] with `kernel` [k, k, I, O].
 
-    It computes both outputs of a pair at once, with twice the stride along the rows:
-    for maps of few channels, such as images.
+    It computes both outputs of a pair at once, with a stride of 2 along the rows: for
+    maps of few channels, such as images.
     """
     size = kernel.shape[0]
-    width = geometry.conv_size(x.shape[2], size, stride=stride, padding=padding)
-    reach = (width - 1) // 2 * 2 * stride + size + stride
-    edges = padding, max(0, reach - padding - x.shape[2])
+    width = geometry.conv_size(x.shape[2], size, padding=padding)
+    edges = padding, padding + width % 2
 
     def product(x, kernel):
         return jax.lax.conv_general_dilated(
             x,
-            _pairs_kernel(kernel, size + stride, 0, stride),
-            (stride, 2 * stride),
+            _pairs_kernel(kernel, size + 1, 0),
+            (1, 2),
             ((padding, padding), edges),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    pairs = conv.with_kernel(product, x, kernel)[:, :, : (width + 1) // 2]
-    return cleared(Packed(pairs, width))
+    return cleared(Packed(conv.with_kernel(product, x, kernel), width))
 
 
 def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> Packed:
@@ -125,7 +121,7 @@ def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> P
 
     def product(x, kernel):
         parts = [
-            _pairs_kernel(part, columns, padding, 1).reshape(
+            _pairs_kernel(part, columns, padding).reshape(
                 3, columns // 2, -1, 2 * kernel.shape[3]
             )
             for part in jnp.split(kernel, stops, axis=2)

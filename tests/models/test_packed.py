@@ -7,7 +7,6 @@ import pytest
 
 from segjax.models import layers
 from segjax.models.fcn import FCN
-from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
 
 UNET = dict(num_classes=3, widths=(4, 5, 6))
@@ -21,18 +20,6 @@ FCN8 = dict(
     framed=False,
 )
 FRAMED = FCN8 | dict(framed=True, norm="batch", only="pool5", skips=32)
-PSP = dict(
-    num_classes=2,
-    stage_sizes=(1, 1, 0, 0),
-    output_stride=8,
-    width=4,
-    stem="deep",
-    pyramid_channels=5,
-    head_channels=6,
-    bins=(2,),
-    aux=False,
-    dropout=0.0,
-)
 CASES = {
     "valid": (UNet, UNET, (2, 44, 60, 1)),
     "same, batch": (UNet, UNET | dict(padding="same", norm="batch"), (2, 16, 20, 3)),
@@ -47,7 +34,6 @@ CASES = {
     "fcn, framed": (FCN, FRAMED, (2, 34, 37, 3)),
     "fcn": (FCN, FCN8 | dict(norm="batch", bn_unbiased=True), (2, 34, 37, 3)),
     "fcn, even": (FCN, FCN8, (1, 33, 34, 3)),
-    "pspnet": (PSPNet, PSP | dict(bn_unbiased=True), (2, 36, 41, 3)),
 }
 
 
