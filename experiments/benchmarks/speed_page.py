@@ -93,8 +93,8 @@ _TPU = """
 ## The TPU compiler's estimates
 
 ```
-python -m experiments.plan --config configs/NAME_camvid.py:v5e_16 --topology v5e:4x4 \\
-    --weak_scaling=NAME.png --json=experiments/benchmarks/measured/plan_NAME.json
+python -m experiments.plan --config configs/unet_camvid.py:v5e_16 --topology v5e:4x4 \\
+    --weak_scaling=unet.png --json=experiments/benchmarks/measured/plan_unet.json
 ```
 
 Training steps for TPU v5e, 8 images per chip, bfloat16 ([plan.md](plan.md) explains
