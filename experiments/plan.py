@@ -273,7 +273,9 @@ def report(
         "state_gib": step_costs.state_bytes(net.state, to, config.state_sharding) / GIB,
         "available_gib": to.available,
         "warnings": plan_text.padding_warnings(
-            net.layers, per_chip // grad_accum_steps
+            net.layers,
+            per_chip // grad_accum_steps,
+            packed=getattr(net.model, "packed", None),
         ),
     }
     if to.devices is None:

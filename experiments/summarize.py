@@ -161,7 +161,7 @@ network.
 * **MACs computed**: what the program computes, fixed interpolation included. PSPNet has
   fewer, because its `conv5_4` is computed on the pooled levels before they are resized
   (`--config.model.folded`), and FCN on VGG16, because most of its padding is computed
-  once per batch (`--config.model.framed`).
+  once per batch (`--config.model.framed`). `--config.model.packed` has more.
 * **FLOPs** are 2 x MACs. Many numbers published as FLOPs are MACs.
 * **Stride**: image pixels per location of the class scores, before their last
   interpolation.

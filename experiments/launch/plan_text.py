@@ -10,10 +10,24 @@ from segjax.analysis.summary import Layer
 LANES, SUBLANES = 128, 8  # of the TPU's vector registers, and of its matrix units
 
 
-def padding_warnings(layers: Sequence[Layer], per_chip: int) -> list[str]:
+_PACKED = {
+    None: "",
+    False: "; --config.model.packed=True fills them in the layers of 64 channels",
+    True: "; without regard to --config.model.packed, which fills some",
+}
+
+
+def padding_warnings(
+    layers: Sequence[Layer], per_chip: int, *, packed: bool | None = None
+) -> list[str]:
     """What pads badly, if channels lie on the lanes and the batch on the sublanes.
 
     The compiler may lay arrays out differently; a rule of thumb.
+
+    Args:
+      layers: of the plain form.
+      per_chip: images.
+      packed: the field of the model, None if it has none.
     """
     warnings = []
     if per_chip % SUBLANES:
@@ -39,7 +53,7 @@ def padding_warnings(layers: Sequence[Layer], per_chip: int) -> list[str]:
         more = f" and {len(bad) - 6} more" if len(bad) > 6 else ""
         warnings.append(
             f"channels fill {LANES} lanes badly in {names}{more}: all layers together "
-            f"do {after / total:.2f} x their multiply-adds"
+            f"do {after / total:.2f} x their multiply-adds" + _PACKED[packed]
         )
     return warnings
 

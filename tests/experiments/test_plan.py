@@ -221,6 +221,9 @@ def test_padding_counts_lanes_by_hand():
     assert batch.startswith("12 per chip is not a multiple of 8 sublanes")
     assert "1.33 x" in batch
     assert plan_text.padding_warnings(layers[2:], 8) == []
+    assert "packed" not in text
+    for form, said in ((False, "packed=True fills"), (True, "without regard to")):
+        assert said in plan_text.padding_warnings(layers, 16, packed=form)[0]
 
 
 def tiny(**overrides):
