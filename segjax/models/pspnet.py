@@ -132,9 +132,11 @@ class PSPNet(nn.Module):
         size = geometry.sides(features)
 
         levels, resized = [features], [features]
-        adaptive = {"avg": pool.adaptive_avg_pool, "max": pool.adaptive_max_pool}
-        for bins in self.bins:
-            level = adaptive[self.pool](features, bins)
+        if self.pool == "avg":
+            pooled = pool.adaptive_avg_pools(features, self.bins)
+        else:
+            pooled = [pool.adaptive_max_pool(features, bins) for bins in self.bins]
+        for bins, level in zip(self.bins, pooled, strict=True):
             if self.reduce:
                 name, channels = f"pyramid{bins}", self.pyramid_channels
                 several = level.shape[0] * bins * bins > 1

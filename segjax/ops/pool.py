@@ -12,14 +12,14 @@ fusion, with other roundings, finds none, and 0 / 0 is NaN.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops import geometry, resize
+from segjax.ops import geometry
 
 
 @jax.custom_jvp
@@ -192,15 +192,42 @@ def adaptive_bins(side: int, bins: int) -> list[tuple[int, int]]:
     return [(i * side // bins, -((i + 1) * side // -bins)) for i in range(bins)]
 
 
+def adaptive_avg_pools(x: jax.Array, bins: Sequence[int]) -> list[jax.Array]:
+    """Means of `x` [N, H, W, C] over b x b parts, [N, b, b, C] for each b of `bins`.
+
+    Any H, W. Float32 sums, type kept. The rows of all of them are added in one product,
+    which reads `x` once, with weights of 0 and 1, which no type rounds.
+    """
+    height, width = geometry.sides(x)
+
+    def parts(side: int, number: int) -> np.ndarray:
+        """Whether a location lies in a bin: [number, side]."""
+        bounds = np.asarray(adaptive_bins(side, number))
+        location = np.arange(side)
+        return (location >= bounds[:, :1]) & (location < bounds[:, 1:])
+
+    if not bins:
+        return []
+    exact: dict[str, Any] = dict(
+        precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+    rows = [parts(height, number) for number in bins]
+    stacked = np.concatenate(rows).astype(x.dtype)
+    sums = jnp.einsum("oh,nhwc->nowc", stacked, x, **exact)
+    pooled = []
+    stops = np.cumsum(bins)[:-1].tolist()
+    for number, down, y in zip(bins, rows, jnp.split(sums, stops, axis=1), strict=True):
+        across = parts(width, number)
+        counts = down.sum(1)[:, None] * across.sum(1)
+        y = jnp.einsum("pw,nowc->nopc", across.astype(np.float32), y, **exact)
+        pooled.append((y / counts[None, :, :, None].astype(np.float32)).astype(x.dtype))
+    return pooled
+
+
 def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
     """Mean of `x` [N, H, W, C] over bins x bins parts: [N, bins, bins, C], any H, W."""
-    matrices = []
-    for side in x.shape[1:3]:
-        matrix = np.zeros((bins, side))
-        for i, (low, high) in enumerate(adaptive_bins(side, bins)):
-            matrix[i, low:high] = 1 / (high - low)
-        matrices.append(matrix)
-    return resize.separable_product(x, *matrices)
+    (pooled,) = adaptive_avg_pools(x, (bins,))
+    return pooled
 
 
 def adaptive_max_pool(x: jax.Array, bins: int) -> jax.Array:

@@ -280,6 +280,19 @@ def test_adaptive_pools(bins):
     )
 
 
+def test_adaptive_averages_of_several_bins():
+    x = random(2, 5, 8, 2)
+    assert pool.adaptive_avg_pools(x, ()) == []
+    found = pool.adaptive_avg_pools(x, (3, 1, 9))
+    for bins, y in zip((3, 1, 9), found, strict=True):
+        assert y.shape == (2, bins, bins, 2)
+        np.testing.assert_allclose(y, pool.adaptive_avg_pool(x, bins), atol=1e-6)
+    # The weights of 1 / 7 would be rounded to 8 bits.
+    wide = jnp.ones((1, 7, 7, 1), jnp.bfloat16) * 3
+    (mean,) = pool.adaptive_avg_pools(wide, (1,))
+    assert mean.dtype == jnp.bfloat16 and mean.item() == 3
+
+
 # --- resizing -------------------------------------------------------------------------
 
 SIZES = [(13, 15), (10, 14), (3, 2), (1, 9)]
