@@ -31,27 +31,43 @@ class Plan(NamedTuple):
     """A file of ``experiments.plan --json``."""
 
     title: str
-    config: str
+    config: str  # in configs/
     flags: str = ""  # beside the config
 
 
+# Of the paper's form, which has no variant for pods.
+_UNET = (
+    "--config.augment.crop=572,572 --config.model.dtype=bfloat16 "
+    "--config.batch_size=128"
+)
 PLANS = {
-    "plan_pspnet50": Plan("PSPNet-50, 353x473, conv5_4 on the levels", "pspnet50"),
+    "plan_pspnet50": Plan(
+        "PSPNet-50, 353x473, conv5_4 on the levels", "pspnet50_camvid.py:v5e_16"
+    ),
     "plan_fcn8s_plain": Plan(
         "FCN-8s, 360x480",
-        "fcn8s",
+        "fcn8s_camvid.py:v5e_16",
         "--config.model.framed=False --config.model.packed=False",
     ),
     "plan_fcn8s_framed": Plan(
         "FCN-8s, 360x480, padding once per batch",
-        "fcn8s",
+        "fcn8s_camvid.py:v5e_16",
         "--config.model.packed=False",
     ),
     "plan_fcn8s": Plan(
-        "FCN-8s, 360x480, padding once per batch, pairs of pixels", "fcn8s"
+        "FCN-8s, 360x480, padding once per batch, pairs of pixels",
+        "fcn8s_camvid.py:v5e_16",
     ),
-    "plan_unet_plain": Plan("U-Net, 352x480", "unet", "--config.model.packed=False"),
-    "plan_unet": Plan("U-Net, 352x480, pairs of pixels", "unet"),
+    "plan_unet_plain": Plan(
+        "U-Net, 352x480", "unet_camvid.py:v5e_16", "--config.model.packed=False"
+    ),
+    "plan_unet": Plan("U-Net, 352x480, pairs of pixels", "unet_camvid.py:v5e_16"),
+    "plan_unet572_plain": Plan("U-Net, 572x572, unpadded", "unet_isbi2012.py", _UNET),
+    "plan_unet572": Plan(
+        "U-Net, 572x572, unpadded, pairs of pixels",
+        "unet_isbi2012.py",
+        f"{_UNET} --config.model.packed=True",
+    ),
 }
 # Of the table of plans: (slice, number of slices).
 SLICES = (("4x4", 1), ("8x8", 1), ("16x16", 1), ("8x8", 2))
@@ -160,9 +176,7 @@ def page(folder: Path) -> str:
             values = files.read_json(path, "the plan of experiments.plan", _PLAN)
             rows.append(plan_row(plan, values[""]))
             options = f" with `{plan.flags}`" if plan.flags else ""
-            commands.append(
-                f"* {plan.title}: `configs/{plan.config}_camvid.py`{options}"
-            )
+            commands.append(f"* {plan.title}: `configs/{plan.config}`{options}")
     return (
         _HEAD
         + _torch_table(folder / "against_torch.json")

@@ -9,7 +9,7 @@ from experiments.benchmarks import speed_page
 from segjax.errors import UserError
 
 ROOT = Path(speed_page.__file__).parents[2]
-PLAN = speed_page.Plan("a network", "unet")
+PLAN = speed_page.Plan("a network", "unet_camvid.py")
 NUMBERS = {
     "needed_gib": 1.234,
     "seconds": 0.05,
