@@ -28,6 +28,11 @@ FOLDER = "proposals"
 """Inside ``config.data.data_dir``."""
 
 
+# np.load parses the header of a file with `ast`, which Python 3.11 cannot do in several
+# threads at once ("SystemError: AST constructor recursion depth mismatch").
+_READING = threading.Lock()
+
+
 def folder_of(data_dir: str) -> Path:
     """Where the proposals are kept, in ``config.data.data_dir``."""
     return files.local_folder("--config.data.data_dir", data_dir) / FOLDER
@@ -46,7 +51,8 @@ def boxes(image: np.ndarray, settings: Settings, folder: Path) -> np.ndarray:
     """
     path = _path(image, settings, folder)
     with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged
-        found = np.load(path, allow_pickle=False)
+        with _READING:
+            found = np.load(path, allow_pickle=False)
         if found.dtype == np.int32 and found.ndim == 2 and found.shape[1] == 4:
             return found
     found = propose(image, settings)

@@ -1,6 +1,8 @@
 """Boxes, EdgeBoxes, selective search and their files, on drawn images."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -201,6 +203,28 @@ def test_boxes_are_kept_and_found_again(image, tmp_path, monkeypatch):
     found = stored.boxes(image, settings, tmp_path / "file")
     np.testing.assert_array_equal(found, first[0])
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_files_are_read_by_one_thread_at_a_time(image, tmp_path, monkeypatch):
+    settings, load, reading, most = Settings(number=3), np.load, [], []
+    stored.boxes(image, settings, tmp_path)
+
+    def counted(*arguments, **options):
+        reading.append(1)
+        most.append(len(reading))
+        time.sleep(0.02)
+        try:
+            return load(*arguments, **options)
+        finally:
+            reading.pop()
+
+    monkeypatch.setattr(np, "load", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda _: stored.boxes(image, settings, tmp_path), range(8))
+        )
+    assert len(most) == 8 and max(most) == 1
+    assert all(len(boxes) == 3 for boxes in found)
 
 
 def test_opencv_has_the_contributed_modules():
