@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from segjax.models import layers, packed_layers
+from segjax.models import layers, moments, packed_layers
 from segjax.ops import framed
 from segjax.ops.framed import Framed
 from segjax.ops.packed import Packed
@@ -52,22 +52,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Framed) -> Framed:
-        shape = x.blank.shape[-1:]
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        running = {
-            name: self.variable("batch_stats", name, start, None, shape)
-            for name, start in (("mean", zeros), ("var", ones))
-        }
-        scale = self.param("scale", ones, shape)
-        bias = self.param("bias", zeros, shape)
-        mean, variance = running["mean"].value, running["var"].value
-        if self.train:
-            mean, variance, count = _moments(x)
-            kept = variance * (count / max(count - 1, 1)) if self.unbiased else variance
-            for name, new in (("mean", mean), ("var", kept)):
-                old = self.momentum * running[name].value
-                running[name].value = old + (1 - self.momentum) * new
-        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+        mean, factor, bias = moments.normalization(
+            self, x.blank.shape[-1], lambda: _moments(x)
+        )
 
         def normalize(y):
             shift, times, plus = (_per_channel(v, y) for v in (mean, factor, bias))

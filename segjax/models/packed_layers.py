@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.models import layers
+from segjax.models import layers, moments
 from segjax.ops import packed
 from segjax.ops.packed import Packed
 
@@ -101,30 +101,19 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, pairs: jax.Array) -> jax.Array:
-        channels = (pairs.shape[-1] // 2,)
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        running = {
-            name: self.variable("batch_stats", name, start, None, channels)
-            for name, start in (("mean", zeros), ("var", ones))
-        }
-        scale = self.param("scale", ones, channels)
-        bias = self.param("bias", zeros, channels)
-        mean, variance = running["mean"].value, running["var"].value
         wide = pairs.astype(jnp.float32)
-        if self.train:
-            count = pairs.shape[0] * pairs.shape[1] * self.width
+        count = pairs.shape[0] * pairs.shape[1] * self.width
 
-            def average(x: jax.Array) -> jax.Array:
-                return x.sum((0, 1, 2)).reshape(2, -1).sum(0) / count
+        def average(x: jax.Array) -> jax.Array:
+            return x.sum((0, 1, 2)).reshape(2, -1).sum(0) / count
 
+        def of_map() -> moments.Moments:
             mean = average(wide)
-            variance = jnp.maximum(average(jnp.square(wide)) - jnp.square(mean), 0)
-            kept = variance * (count / max(count - 1, 1)) if self.unbiased else variance
-            if not self.is_initializing():
-                for name, new in (("mean", mean), ("var", kept)):
-                    old = self.momentum * running[name].value
-                    running[name].value = old + (1 - self.momentum) * new
-        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+            variance = average(jnp.square(wide)) - jnp.square(mean)
+            return mean, jnp.maximum(variance, 0), count
+
+        channels = pairs.shape[-1] // 2
+        mean, factor, bias = moments.normalization(self, channels, of_map)
         y = (wide - jnp.tile(mean, 2)) * jnp.tile(factor, 2) + jnp.tile(bias, 2)
         return y.astype(self.dtype)
 
