@@ -7,28 +7,39 @@
     python -m experiments.sweep --config configs/sweeps/context.py:stages --seeds 3 \\
         --workdir runs/context_stages \\
         --config.init_from=$(echo runs/context/context=none-*/seed0)
+    python -m experiments.sweep --config configs/sweeps/context.py:camvid_cpu --seeds 3 \\
+        --workdir runs/context_camvid_cpu --config.data.root=/path/to/CamVid
 
 The full form is on CamVid at 360x480.  It trains front end and context module together
 and from scratch, with batch normalization, where the paper trains the front end from
 ImageNet weights first.  Rates: those of table 1, the shorter ones of the network for
 KITTI, and as many layers without dilation.  quick has 96x96 scenes, narrow layers and
 the rates of table 1 alone; stages trains the context module on the front end of a quick
-run, which stays as it is.
+run, which stays as it is.  camvid_cpu and camvid_cpu_stages are the same on CamVid at
+180x240.
 """
 
 from experiments.shared import recipes
 from segjax.config import make, variant
 
-_QUICK = {
+_NARROW = {
     "model": {
         "widths": (8, 16, 16, 24, 24),
         "fc_channels": 32,
         "fc6_rate": 1,
         "norm": "batch",
         "dropout": 0.0,
-    },
-    **recipes.quick(8),
+    }
 }
+_QUICK = _NARROW | recipes.quick(8)
+_CAMVID_CPU = _NARROW | recipes.camvid_cpu(crop=(144, 192), steps=500)
+_FRONT_END_FIXED = ("^(?!context)=0",)
+
+
+def _stages(recipe):
+    return recipe | {"optim": recipe["optim"] | {"lr_mult": _FRONT_END_FIXED}}
+
+
 VARIANTS = {
     "camvid": {
         "model": {"norm": "batch", "dtype": "bfloat16"},
@@ -43,7 +54,9 @@ VARIANTS = {
         "save_every": 500,
     },
     "quick": _QUICK,
-    "stages": _QUICK | {"optim": _QUICK["optim"] | {"lr_mult": ("^(?!context)=0",)}},
+    "stages": _stages(_QUICK),
+    "camvid_cpu": _CAMVID_CPU,
+    "camvid_cpu_stages": _stages(_CAMVID_CPU),
 }
 
 
@@ -54,7 +67,7 @@ def get_config(arg: str = ""):
 def sweep(arg: str = ""):
     for context in ("none", "basic", "large"):
         yield {"model.context": context}
-    if arg in ("quick", "stages"):
+    if arg not in ("", "camvid"):
         return
     for rates in ((1, 1, 2, 4, 8, 1), (1, 1, 1, 1, 1, 1, 1)):
         yield {"model.context": "basic", "model.context_rates": rates}

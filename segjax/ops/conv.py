@@ -124,7 +124,7 @@ def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    form = conv_forms.cpu_form(kernel.shape, window)
+    form = conv_forms.cpu_form(x, kernel.shape, window)
     if form is conv_forms.native:
         return form(x, kernel, window)
     return jax.lax.platform_dependent(
@@ -153,10 +153,12 @@ def _on_cpu() -> bool:
 
 def _backward(window, saved, gradient):
     x, kernel = saved
-    form = conv_forms.cpu_form(kernel.shape, window) if _on_cpu() else conv_forms.native
-    if form in (conv_forms.by_rows, conv_forms.products_first) or not _on_cpu():
+    form = conv_forms.native
+    if _on_cpu():
+        form = conv_forms.cpu_form(x, kernel.shape, window)
+    if form in conv_forms.DIFFERENTIATED or not _on_cpu():
         return jax.vjp(lambda x, w: form(x, w, window), x, kernel)[1](gradient)
-    (dx,) = jax.vjp(lambda x: conv_forms.native(x, kernel, window), x)[1](gradient)
+    dx = conv_forms.cpu_map_gradient(x, kernel, gradient, window)
     dkernel = conv_forms.cpu_kernel_gradient(
         x, gradient, shape=kernel.shape, window=window
     )

@@ -1,19 +1,23 @@
 """The forms of a convolution and of its gradients: the same sums in another order.
 
-Arrays are [N, H, W, C], kernels [kh, kw, I, O]. :func:`cpu_form` and
-:func:`cpu_kernel_gradient` are the table of what is faster on CPUs than the operations
-of XLA, and from which shapes on; docs/benchmark.md has the measurements. Elsewhere a
-convolution is always :func:`native`, a transposed one :func:`transposed_native`.
+Arrays are [N, H, W, C], kernels [kh, kw, I, O]. :func:`cpu_form`,
+:func:`cpu_map_gradient` and :func:`cpu_kernel_gradient` are the table of what is faster
+on CPUs than the operations of XLA, and from which shapes on; docs/benchmark.md has the
+measurements. Elsewhere a convolution is always :func:`native`, a transposed one
+:func:`transposed_native`.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from segjax.ops import winograd as winograd_tiles
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -25,6 +29,17 @@ _CHANNELS_OF_ROWS = 128  # products per row, for kernels larger than 3x3
 # bytes of a band: it has to stay in the cache of a core.
 _CHANNELS_OF_BANDS = 48, 128
 _BAND_BYTES = 3 * 2**19
+# In tiles: at least so many channels, fewer in maps of at most so many bytes, and so
+# many tiles, or the transforms cost more than they save; and at most this share of the
+# products of the plain sums.
+_CHANNELS_OF_TILES = 96
+_FEWER_CHANNELS_OF_TILES = 48
+_BYTES_OF_FEWER = 8 * 2**20
+_FEWEST_TILES = 64
+_SHARE_OF_TILES = 0.6
+# Patches: at most so many outputs, and at least so many channels.
+_OUTPUTS_OF_PATCHES = 200
+_CHANNELS_OF_PATCHES = 256
 
 
 class Window(NamedTuple):
@@ -33,6 +48,16 @@ class Window(NamedTuple):
     stride: int = 1
     padding: int = 0
     dilation: int = 1
+
+
+def _output_sides(
+    sides: tuple[int, ...], kernel: tuple[int, ...], window: Window
+) -> list[int]:
+    stride, padding, dilation = window
+    return [
+        (side + 2 * padding - dilation * (size - 1) - 1) // stride + 1
+        for side, size in zip(sides, kernel)
+    ]
 
 
 # (x, kernel, window) -> y
@@ -65,6 +90,26 @@ def with_column(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return _native(x, kernel, window, more=1)[:, :, :-1]
 
 
+def by_patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """One matrix product of the patches; its gradients are products as well.
+
+    For few pixels of many channels, where most of the time is that of the kernel: it is
+    read once, and never copied to turn it around.
+    """
+    stride, padding, dilation = window
+    rows, columns, _, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    window = window._replace(padding=0)
+    height, width = _output_sides(x.shape[1:3], kernel.shape, window)
+    patches = [
+        x[:, dilation * a :: stride, dilation * b :: stride][:, :height, :width]
+        for a, b in itertools.product(range(rows), range(columns))
+    ]
+    y = jnp.concatenate(patches, axis=-1).reshape(-1, kernel[..., 0].size)
+    y = y @ kernel.reshape(-1, features)
+    return y.reshape(len(x), height, width, features)
+
+
 def by_rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """One matrix product per row of the kernel.
 
@@ -73,9 +118,10 @@ def by_rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     stride, padding, dilation = window
     rows, columns, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    window = window._replace(padding=0)
     height, width = (
-        (side - dilation * (size - 1) - 1) // stride * stride + 1
-        for side, size in zip(x.shape[1:3], kernel.shape)
+        stride * (side - 1) + 1
+        for side in _output_sides(x.shape[1:3], kernel.shape, window)
     )
     x = jnp.concatenate(
         [x[:, :, dilation * b : dilation * b + width : stride] for b in range(columns)],
@@ -134,10 +180,39 @@ def products_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array
     return functools.reduce(jnp.add, parts).astype(x.dtype)
 
 
-def cpu_form(kernel: tuple[int, ...], window: Window) -> Form:
+def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """In tiles of 2x2 outputs, for 3x3 kernels of stride 1: see winograd.py."""
+    _, padding, dilation = window
+    return winograd_tiles.convolution(x, kernel, padding=padding, dilation=dilation)
+
+
+def _in_tiles(x: jax.Array, kernel: tuple[int, ...], window: Window) -> bool:
+    """Whether tiles are faster than the plain sums on a CPU, for the gradients too."""
+    stride, padding, dilation = window
+    if x.dtype != jnp.float32 or kernel[:2] != (3, 3) or stride != 1:
+        return False
+    sides = _output_sides(x.shape[1:3], kernel, window)
+    products = winograd_tiles.products(len(x), sides, dilation)
+    pixels = len(x) * max(math.prod(sides), math.prod(x.shape[1:3]))
+    small = pixels * max(kernel[2:]) * x.dtype.itemsize <= _BYTES_OF_FEWER
+    channels = _FEWER_CHANNELS_OF_TILES if small else _CHANNELS_OF_TILES
+    return (
+        0 <= padding <= 2 * dilation
+        and min(kernel[2:]) >= channels
+        and products >= 16 * _FEWEST_TILES
+        and products <= _SHARE_OF_TILES * 9 * len(x) * sides[0] * sides[1]
+    )
+
+
+def cpu_form(x: jax.Array, kernel: tuple[int, ...], window: Window) -> Form:
     """The fastest form of a convolution with a kernel of this shape on a CPU."""
     rows, columns, channels, features = kernel
     fewest = min(channels, features)
+    outputs = len(x) * math.prod(_output_sides(x.shape[1:3], kernel, window))
+    if outputs <= _OUTPUTS_OF_PATCHES and fewest >= _CHANNELS_OF_PATCHES:
+        return by_patches
+    if _in_tiles(x, kernel, window):
+        return winograd
     if window.stride == 1 and rows * columns * features <= channels:
         return products_first
     if max(rows, columns) > 3 and fewest >= _CHANNELS_OF_ROWS:
@@ -147,7 +222,27 @@ def cpu_form(kernel: tuple[int, ...], window: Window) -> Form:
     return native
 
 
-# --- gradients of the kernel ----------------------------------------------------------
+# Their gradients are those of their operations; the others have forms of their own.
+DIFFERENTIATED = by_patches, by_rows, products_first
+
+
+# --- gradients ------------------------------------------------------------------------
+
+
+def cpu_map_gradient(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, window: Window
+) -> jax.Array:
+    """Gradient of the map `x`, from that of the output, on a CPU.
+
+    Of the same kernels as :func:`cpu_kernel_gradient`.
+    """
+    stride, padding, dilation = window
+    back = Window(stride, 2 * dilation - padding, dilation)
+    if _in_tiles(gradient, kernel.shape, back):
+        return winograd_tiles.convolution(
+            gradient, kernel, padding=back.padding, dilation=dilation, transposed=True
+        )
+    return jax.vjp(lambda x: native(x, kernel, window), x)[1](gradient)[0]
 
 
 def cpu_kernel_gradient(
@@ -155,9 +250,13 @@ def cpu_kernel_gradient(
 ) -> jax.Array:
     """Gradient of a kernel of `shape`, from that of the output, on a CPU.
 
-    Of the kernels whose form is :func:`native` or :func:`with_column`; the other forms
-    are differentiated as they are.
+    Of the kernels whose form is not in DIFFERENTIATED.
     """
+    if _in_tiles(x, shape, window):
+        _, padding, dilation = window
+        return winograd_tiles.kernel_gradient(
+            x, gradient, padding=padding, dilation=dilation
+        )
     narrow, wide = sorted(shape[2:])
     if narrow < _CHANNELS_OF_TAPS:
         pull = jax.vjp(

@@ -17,10 +17,10 @@ from helpers.convolutions import (
     with_gradients,
 )
 
-from segjax.ops import conv, conv_forms
+from segjax.ops import conv, conv_forms, winograd
 from segjax.ops.conv_forms import Window
 
-FORMS = ("native", "with_column", "by_rows", "products_first")
+FORMS = ("native", "with_column", "by_patches", "by_rows", "products_first")
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("bfloat16", 2e-2)])
@@ -85,25 +85,109 @@ def test_kernel_gradient_by_bands(shape, window, rows, dtype, tolerance, monkeyp
     assert_close([found], [expected], tolerance)
 
 
+# Rows, columns and channels of a map; the form of its convolution.
 @pytest.mark.parametrize(
-    "kernel, window, form",
+    "sides, kernel, window, form",
     [
-        ((3, 3, 512, 512), Window(1, 1, 1), conv_forms.native),
-        ((3, 3, 64, 128), Window(), conv_forms.with_column),
-        ((3, 3, 64, 128), Window(2, 0, 1), conv_forms.native),
-        ((3, 3, 64, 128), Window(1, 0, 2), conv_forms.with_column),
-        ((3, 3, 3, 64), Window(), conv_forms.native),
-        ((7, 7, 512, 1024), Window(), conv_forms.by_rows),
-        ((7, 7, 512, 1024), Window(1, 0, 4), conv_forms.by_rows),
-        ((3, 3, 2048, 21), Window(1, 12, 12), conv_forms.products_first),
-        ((3, 3, 2048, 21), Window(2, 1, 1), conv_forms.native),
-        ((3, 3, 64, 8), Window(1, 1, 1), conv_forms.native),
-        ((3, 3, 64, 7), Window(), conv_forms.products_first),
+        ((30, 30), (3, 3, 512, 512), Window(1, 1, 1), conv_forms.winograd),
+        ((30, 30), (3, 3, 512, 512), Window(1, 4, 4), conv_forms.winograd),
+        # of 30 / 12 outputs, a phase has 3, and two tiles in each direction
+        ((30, 30), (3, 3, 512, 512), Window(1, 12, 12), conv_forms.native),
+        ((30, 30), (3, 3, 512, 512), Window(2, 1, 1), conv_forms.native),
+        ((30, 30), (5, 3, 96, 96), Window(1, 1, 1), conv_forms.native),
+        ((14, 14), (3, 3, 96, 96), Window(1, 1, 1), conv_forms.native),  # 49 tiles
+        ((15, 16), (3, 3, 96, 96), Window(1, 1, 1), conv_forms.winograd),
+        ((30, 30), (3, 3, 96, 64), Window(1, 1, 1), conv_forms.winograd),
+        ((200, 200), (3, 3, 96, 64), Window(1, 1, 1), conv_forms.native),  # 15 MB
+        ((200, 200), (3, 3, 64, 96), Window(1, 1, 1), conv_forms.native),
+        ((200, 200), (3, 3, 96, 96), Window(1, 1, 1), conv_forms.winograd),
+        ((30, 30), (3, 3, 47, 96), Window(1, 1, 1), conv_forms.native),
+        ((30, 30), (3, 3, 96, 96), Window(1, 3, 1), conv_forms.native),
+        ((14, 14), (3, 3, 512, 256), Window(1, 1, 1), conv_forms.by_patches),
+        ((27, 28), (3, 3, 512, 256), Window(2, 1, 1), conv_forms.by_patches),
+        ((15, 14), (3, 3, 512, 256), Window(1, 1, 1), conv_forms.native),  # 56 tiles
+        ((13, 18), (7, 7, 512, 1024), Window(), conv_forms.by_patches),
+        ((14, 14), (3, 3, 512, 255), Window(1, 1, 1), conv_forms.native),
+        ((190, 190), (3, 3, 64, 128), Window(), conv_forms.with_column),
+        ((190, 190), (3, 3, 64, 128), Window(2, 0, 1), conv_forms.native),
+        ((190, 190), (3, 3, 64, 128), Window(1, 0, 2), conv_forms.with_column),
+        ((190, 190), (3, 3, 3, 64), Window(), conv_forms.native),
+        ((30, 30), (7, 7, 512, 1024), Window(), conv_forms.by_rows),
+        ((40, 40), (7, 7, 512, 1024), Window(1, 0, 4), conv_forms.by_rows),
+        ((30, 30), (3, 3, 2048, 21), Window(1, 12, 12), conv_forms.products_first),
+        ((30, 30), (3, 3, 2048, 21), Window(2, 1, 1), conv_forms.native),
+        ((30, 30), (3, 3, 64, 8), Window(1, 1, 1), conv_forms.native),
+        ((30, 30), (3, 3, 64, 7), Window(), conv_forms.products_first),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_the_form_that_a_cpu_takes(kernel, window, form):
-    assert conv_forms.cpu_form(kernel, window) is form
+def test_the_form_that_a_cpu_takes(sides, kernel, window, form):
+    x = jax.ShapeDtypeStruct((1, *sides, kernel[2]), jnp.float32)
+    assert conv_forms.cpu_form(x, kernel, window) is form
+
+
+def test_tiles_are_for_float32_and_count_those_of_all_images():
+    shape, window = (3, 3, 96, 96), Window(1, 1, 1)
+
+    def form(n, side, dtype=jnp.float32):
+        x = jax.ShapeDtypeStruct((n, side, side, 96), dtype)
+        return conv_forms.cpu_form(x, shape, window)
+
+    assert form(1, 30) is form(3, 9) is conv_forms.winograd
+    assert form(1, 30, jnp.bfloat16) is form(2, 9) is conv_forms.native
+
+
+@pytest.mark.parametrize(
+    "shape, window",
+    [
+        ((2, 8, 6), Window(1, 1, 1)),
+        ((1, 7, 9), Window()),
+        ((1, 9, 6), Window(1, 2, 1)),
+        ((2, 8, 7), Window(1, 2, 2)),
+        ((1, 15, 13), Window(1, 4, 4)),
+        ((1, 9, 11), Window(1, 0, 3)),
+        ((1, 7, 7), Window(1, 1, 3)),
+        ((1, 3, 3), Window()),
+    ],
+    ids=str,
+)
+def test_winograd_is_the_same_convolution_with_its_gradients(shape, window):
+    x, kernel = random(*shape, 5), random(3, 3, 5, 4, seed=1)
+    y, dx, dkernel = naive_conv(x, kernel, *window)
+    pulled = jnp.asarray(cotangent(*y.shape))
+    how = dict(padding=window.padding, dilation=window.dilation)
+    back = how | dict(padding=2 * window.dilation - window.padding)
+    run = jax.jit(
+        lambda x, kernel, pulled: (
+            conv_forms.winograd(x, kernel, window),
+            winograd.convolution(pulled, kernel, **back, transposed=True),
+            winograd.kernel_gradient(x, pulled, **how),
+        )
+    )
+    assert_close(run(x, kernel, pulled), (y, dx, dkernel), 2e-6)
+
+
+def test_winograd_is_as_exact_as_the_plain_sums():
+    """The factors of larger tiles are not: F(4x4, 3x3) loses a digit."""
+    x, kernel = random(1, 32, 32, 128), random(3, 3, 128, 32, seed=1)
+    window = Window(1, 1, 1)
+    exact = naive_conv(x, kernel, *window)[0]
+
+    def error(form):
+        return np.std(np.asarray(form(x, kernel, window), np.float64) - exact)
+
+    assert error(conv_forms.winograd) < 2 * error(conv_forms.native)
+
+
+@pytest.mark.parametrize("side", [16, 30], ids=["native", "winograd"])
+@pytest.mark.parametrize("padding, dilation", [(1, 1), (0, 1), (2, 2)])
+def test_gradients_of_a_convolution_that_a_cpu_takes(side, padding, dilation):
+    """Through the operator that the networks call: each gradient has its own form."""
+    window = Window(1, padding, dilation)
+    x, kernel = random(1, side, side, 48), random(3, 3, 48, 49, seed=1)
+    run = functools.partial(conv.conv2d, padding=padding, dilation=dilation)
+    actual = with_gradients(run, x, kernel, "float32")
+    assert_close(actual, naive_conv(x, kernel, *window), 2e-6)
 
 
 @pytest.mark.parametrize(
