@@ -119,7 +119,27 @@ def _conv2d(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
 
 def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """`conv2d` for a kernel [1, 1, I, O], as a matrix product over the channels."""
-    return jnp.einsum("nhwi,io->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
+    return _channel_product(x[:, ::stride, ::stride], kernel[0, 0])
+
+
+@jax.custom_vjp
+def _channel_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, H, W, I], [I, O] -> [N, H, W, O]."""
+    return jnp.einsum("nhwi,io->nhwo", x, kernel)
+
+
+def _channel_product_backward(saved, gradient):
+    x, kernel = saved
+    if not _on_cpu():
+        return jax.vjp(_channel_product.fun, x, kernel)[1](gradient)
+    # Over three axes of pixels, XLA would copy a factor to turn it around.
+    rows, pulled = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
+    return (pulled @ kernel.T).reshape(x.shape), rows.T @ pulled
+
+
+_channel_product.defvjp(
+    lambda *saved: (_channel_product(*saved), saved), _channel_product_backward
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -153,7 +173,7 @@ def _on_cpu() -> bool:
 
 def _backward(window, saved, gradient):
     x, kernel = saved
-    form = conv_forms.native
+    form: conv_forms.Form = conv_forms.native
     if _on_cpu():
         form = conv_forms.cpu_form(x, kernel.shape, window)
     if form in conv_forms.DIFFERENTIATED or not _on_cpu():

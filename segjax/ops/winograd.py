@@ -11,6 +11,7 @@ Maps are float32 [N, H, W, C], kernels [3, 3, I, O]. conv_forms.py decides where
 forms are used.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,20 +53,27 @@ def products(batch: int, sides: Sequence[int], dilation: int) -> int:
     return 16 * batch * dilation**2 * rows * columns
 
 
-def _combine(factors: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The matrix `factors` times the arrays, without the terms of factor 0."""
-    results = []
-    for row in factors:
-        terms = [
-            array if factor == 1 else array * np.float32(factor)
-            for factor, array in zip(row, arrays, strict=True)
-            if factor
-        ]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        results.append(total)
-    return results
+def _combine(factors: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
+    """The matrix `factors` times the arrays, stacked: [rows of factors, ...].
+
+    One operation, which compiles faster than one per row, although it multiplies by
+    zeros.
+    """
+    columns = factors.T.astype(np.float32).reshape(
+        len(arrays), -1, *(1 for _ in arrays[0].shape)
+    )
+    terms = (c * array for c, array in zip(columns, arrays, strict=True))
+    return functools.reduce(jnp.add, terms)
+
+
+def _sums(factors: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """The same as separate sums, for results that are not beside one another."""
+    return [
+        functools.reduce(
+            jnp.add, [float(f) * a for f, a in zip(row, arrays, strict=True) if f]
+        )
+        for row in factors
+    ]
 
 
 def _phases(x: jax.Array, dilation: int) -> jax.Array:
@@ -89,35 +97,30 @@ def _merge(x: jax.Array, dilation: int) -> jax.Array:
     )
 
 
-def _transformed(
-    x: jax.Array, factors: np.ndarray, *, count: tuple[int, int], reach: int
-) -> list[list[jax.Array]]:
-    """Tiles of `x` [N, H, W, C], transformed in both directions: matrices [tiles, C].
+def _transformed(x: jax.Array, factors: np.ndarray, grid: _Grid) -> jax.Array:
+    """Tiles of `x` [N, H, W, C], transformed in both directions: [16, tiles, C].
 
-    `count` tiles, which start every second pixel and have `reach` pixels.
+    Of the 16 values, the first index is that of the columns. A tile starts every second
+    pixel and has as many as `factors` has columns.
     """
-    rows, columns = count
-    lines = _combine(factors, [x[:, a::_STEP][:, :rows] for a in range(reach)])
-    # Otherwise every one of the 16 results computes its line again.
+    reach = factors.shape[1]
+    lines = _combine(factors, [x[:, a::_STEP][:, : grid.rows] for a in range(reach)])
+    # Otherwise every one of the four columns computes its lines again.
     lines = jax.lax.optimization_barrier(lines)
-    return [
-        [
-            tile.reshape(-1, x.shape[-1])
-            for tile in _combine(
-                factors, [line[:, :, b::_STEP][:, :, :columns] for b in range(reach)]
-            )
-        ]
-        for line in lines
-    ]
+    tiles = _combine(
+        factors,
+        [lines[:, :, :, b::_STEP][:, :, :, : grid.columns] for b in range(reach)],
+    )
+    return tiles.reshape(16, -1, x.shape[-1])
 
 
-def _tiles(x: jax.Array, grid: _Grid, padding: int) -> list[list[jax.Array]]:
+def _tiles(x: jax.Array, grid: _Grid, padding: int) -> jax.Array:
     """B^T d B of all tiles of the map."""
     sides = zip(grid.padded(), x.shape[1:3], strict=True)
     # Pixels behind the last tile, which the output does not need, are cut off.
     edges = [(padding, whole - padding - side, 0) for whole, side in sides]
     x = jax.lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    return _transformed(_phases(x, grid.dilation), _TILE, count=grid[1:], reach=4)
+    return _transformed(_phases(x, grid.dilation), _TILE, grid)
 
 
 def convolution(
@@ -137,33 +140,19 @@ def convolution(
         kernel = kernel[::-1, ::-1]
     height, width = (side + 2 * (padding - dilation) for side in x.shape[1:3])
     grid = _grid((height, width), dilation)
-    features = kernel.shape[2 if transposed else 3]
-    axes = (1,), (1 if transposed else 0,)
-    kernels = [
-        _combine(_KERNEL, [line[b] for b in range(3)])
-        for line in _combine(_KERNEL, [kernel[a] for a in range(3)])
-    ]
-    lines = [
-        _combine(
-            _OUTPUT,
-            [
-                jax.lax.dot_general(tile, factor, (axes, ((), ())))
-                for tile, factor in zip(*pair, strict=True)
-            ],
-        )
-        for pair in zip(_tiles(x, grid, padding), kernels, strict=True)
-    ]
-    # [output row][output column], and then both beside their tiles.
-    columns = [_combine(_OUTPUT, column) for column in zip(*lines, strict=True)]
-    shape = -1, grid.rows, grid.columns, features
-    y = jnp.stack(
-        [
-            jnp.stack([column[a].reshape(shape) for column in columns], axis=3)
-            for a in range(_STEP)
-        ],
-        axis=2,
+    lines = jax.lax.optimization_barrier(_combine(_KERNEL, list(kernel)))
+    kernels = _combine(_KERNEL, [lines[:, b] for b in range(3)])
+    y = jax.lax.dot_general(
+        _tiles(x, grid, padding),
+        kernels.reshape(16, *kernel.shape[2:]),
+        (((2,), (2 if transposed else 1,)), ((0,), (0,))),
     )
-    y = y.reshape(-1, _STEP * grid.rows, _STEP * grid.columns, features)
+    y = y.reshape(4, 4, -1, grid.rows, grid.columns, y.shape[-1])
+    columns = [_sums(_OUTPUT, list(column)) for column in y]
+    # [output row][output column], and then both beside their tiles.
+    outputs = [_sums(_OUTPUT, row) for row in zip(*columns, strict=True)]
+    y = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
+    y = y.reshape(-1, _STEP * grid.rows, _STEP * grid.columns, y.shape[-1])
     return _merge(y, dilation)[:, :height, :width]
 
 
@@ -176,10 +165,11 @@ def kernel_gradient(
     multiple = [_STEP * dilation * count for count in grid[1:]]
     edges = [(0, more - side) for more, side in zip(multiple, sides, strict=True)]
     gradient = _phases(jnp.pad(gradient, ((0, 0), *edges, (0, 0))), dilation)
-    pulled = _transformed(gradient, _OUTPUT.T, count=grid[1:], reach=_STEP)
-    lines = [
-        _combine(_KERNEL.T, [tile.T @ pull for tile, pull in zip(*pair, strict=True)])
-        for pair in zip(_tiles(x, grid, padding), pulled, strict=True)
-    ]
-    columns = [_combine(_KERNEL.T, column) for column in zip(*lines, strict=True)]
-    return jnp.stack([jnp.stack(row) for row in zip(*columns, strict=True)])
+    pulled = _transformed(gradient, _OUTPUT.T, grid)
+    y = jax.lax.dot_general(
+        _tiles(x, grid, padding), pulled, (((1,), (1,)), ((0,), (0,)))
+    )
+    y = y.reshape(4, 4, *y.shape[1:])
+    lines = _combine(_KERNEL.T, [y[:, a] for a in range(4)])  # [3 rows, 4, I, O]
+    lines = jax.lax.optimization_barrier(lines)
+    return _combine(_KERNEL.T, [lines[:, b] for b in range(4)]).swapaxes(0, 1)
