@@ -111,8 +111,10 @@ OPERATORS = {
     "conv 1x1, stride 2": _conv2d(((1, 64, 64, 256), (1, 1, 256, 512)), dict(stride=2)),
     "conv 3x3, 3 channels": _conv2d(((1, 224, 224, 3), (3, 3, 3, 64)), _SAME),
     "conv 3x3, 64 channels": _conv2d(((1, 112, 112, 64), (3, 3, 64, 64)), _SAME),
+    "conv 3x3, 128 channels": _conv2d(((1, 60, 60, 128), (3, 3, 128, 128)), _SAME),
     "conv 3x3, 256 channels": _conv2d(((1, 64, 64, 256), (3, 3, 256, 256)), _SAME),
     "conv 3x3, 512 channels": _conv2d(((1, 28, 28, 512), (3, 3, 512, 512)), _SAME),
+    "conv 3x3 of 8x8, 1024 channels": _conv2d(((1, 8, 8, 1024), (3, 3, 1024, 1024))),
     "conv 3x3, batch 8": _conv2d(((8, 32, 32, 64), (3, 3, 64, 64)), _SAME),
     "conv 3x3, stride 2": _conv2d(
         ((1, 64, 64, 128), (3, 3, 128, 128)), dict(stride=2, padding=1)

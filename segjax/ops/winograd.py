@@ -53,21 +53,21 @@ def products(batch: int, sides: Sequence[int], dilation: int) -> int:
     return 16 * batch * dilation**2 * rows * columns
 
 
-def _combine(factors: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
-    """The matrix `factors` times the arrays, stacked: [rows of factors, ...].
+def _stacked(factors: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
+    """The matrix `factors` times the arrays: [rows of factors, ...].
 
-    One operation, which compiles faster than one per row, although it multiplies by
-    zeros.
+    As one operation, which compiles faster than one per row, although it multiplies by
+    zeros; kept, so that what reads it does not compute it again.
     """
     columns = factors.T.astype(np.float32).reshape(
         len(arrays), -1, *(1 for _ in arrays[0].shape)
     )
     terms = (c * array for c, array in zip(columns, arrays, strict=True))
-    return functools.reduce(jnp.add, terms)
+    return jax.lax.optimization_barrier(functools.reduce(jnp.add, terms))
 
 
 def _sums(factors: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The same as separate sums, for results that are not beside one another."""
+    """The same as an operation per row."""
     return [
         functools.reduce(
             jnp.add, [float(f) * a for f, a in zip(row, arrays, strict=True) if f]
@@ -97,30 +97,33 @@ def _merge(x: jax.Array, dilation: int) -> jax.Array:
     )
 
 
-def _transformed(x: jax.Array, factors: np.ndarray, grid: _Grid) -> jax.Array:
-    """Tiles of `x` [N, H, W, C], transformed in both directions: [16, tiles, C].
+def _transformed(x: jax.Array, factors: np.ndarray, grid: _Grid) -> list[jax.Array]:
+    """Tiles of `x` [N, H, W, C], transformed in both directions.
 
-    Of the 16 values, the first index is that of the columns. A tile starts every second
-    pixel and has as many as `factors` has columns.
+    Per column of the transformed tiles, [rows, tiles, C]: four at a time, so that they
+    are still in the cache when they are multiplied. A tile starts every second pixel
+    and has as many as `factors` has columns.
     """
     reach = factors.shape[1]
-    lines = _combine(factors, [x[:, a::_STEP][:, : grid.rows] for a in range(reach)])
-    # Otherwise every one of the four columns computes its lines again.
-    lines = jax.lax.optimization_barrier(lines)
-    tiles = _combine(
-        factors,
-        [lines[:, :, :, b::_STEP][:, :, :, : grid.columns] for b in range(reach)],
-    )
-    return tiles.reshape(16, -1, x.shape[-1])
+    lines = _stacked(factors, [x[:, a::_STEP][:, : grid.rows] for a in range(reach)])
+    starts = [lines[:, :, :, b::_STEP][:, :, :, : grid.columns] for b in range(reach)]
+    columns = _sums(factors, starts)
+    return [column.reshape(len(column), -1, x.shape[-1]) for column in columns]
 
 
-def _tiles(x: jax.Array, grid: _Grid, padding: int) -> jax.Array:
+def _tiles(x: jax.Array, grid: _Grid, padding: int) -> list[jax.Array]:
     """B^T d B of all tiles of the map."""
     sides = zip(grid.padded(), x.shape[1:3], strict=True)
     # Pixels behind the last tile, which the output does not need, are cut off.
     edges = [(padding, whole - padding - side, 0) for whole, side in sides]
     x = jax.lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
     return _transformed(_phases(x, grid.dilation), _TILE, grid)
+
+
+def _products(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """A matrix product per row of the tiles, over these axes."""
+    contracted = (axes[0],), (axes[1],)
+    return jax.lax.dot_general(left, right, (contracted, ((0,), (0,))))
 
 
 def convolution(
@@ -140,18 +143,19 @@ def convolution(
         kernel = kernel[::-1, ::-1]
     height, width = (side + 2 * (padding - dilation) for side in x.shape[1:3])
     grid = _grid((height, width), dilation)
-    lines = jax.lax.optimization_barrier(_combine(_KERNEL, list(kernel)))
-    kernels = _combine(_KERNEL, [lines[:, b] for b in range(3)])
-    y = jax.lax.dot_general(
-        _tiles(x, grid, padding),
-        kernels.reshape(16, *kernel.shape[2:]),
-        (((2,), (2 if transposed else 1,)), ((0,), (0,))),
-    )
-    y = y.reshape(4, 4, -1, grid.rows, grid.columns, y.shape[-1])
-    columns = [_sums(_OUTPUT, list(column)) for column in y]
+    lines = _stacked(_KERNEL, list(kernel))
+    kernels = _sums(_KERNEL, [lines[:, b] for b in range(3)])
+    columns = []
+    for tile, factor in zip(_tiles(x, grid, padding), kernels, strict=True):
+        column = _products(tile, factor, (2, 2 if transposed else 1))
+        # Half as large; without the barrier all columns would be kept until the end.
+        columns.append(jax.lax.optimization_barrier(_sums(_OUTPUT, list(column))))
     # [output row][output column], and then both beside their tiles.
     outputs = [_sums(_OUTPUT, row) for row in zip(*columns, strict=True)]
-    y = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
+    shape = -1, grid.rows, grid.columns, outputs[0][0].shape[-1]
+    y = jnp.stack(
+        [jnp.stack([a.reshape(shape) for a in row], axis=3) for row in outputs], axis=2
+    )
     y = y.reshape(-1, _STEP * grid.rows, _STEP * grid.columns, y.shape[-1])
     return _merge(y, dilation)[:, :height, :width]
 
@@ -166,10 +170,7 @@ def kernel_gradient(
     edges = [(0, more - side) for more, side in zip(multiple, sides, strict=True)]
     gradient = _phases(jnp.pad(gradient, ((0, 0), *edges, (0, 0))), dilation)
     pulled = _transformed(gradient, _OUTPUT.T, grid)
-    y = jax.lax.dot_general(
-        _tiles(x, grid, padding), pulled, (((1,), (1,)), ((0,), (0,)))
-    )
-    y = y.reshape(4, 4, *y.shape[1:])
-    lines = _combine(_KERNEL.T, [y[:, a] for a in range(4)])  # [3 rows, 4, I, O]
-    lines = jax.lax.optimization_barrier(lines)
-    return _combine(_KERNEL.T, [lines[:, b] for b in range(4)]).swapaxes(0, 1)
+    columns = []
+    for pair in zip(_tiles(x, grid, padding), pulled, strict=True):
+        columns.append(_stacked(_KERNEL.T, list(_products(*pair, (1, 1)))))
+    return jnp.stack(_sums(_KERNEL.T, columns), axis=1)
