@@ -9,6 +9,7 @@ The same images are segmented and written, in turns, by
                 is compiled the first time it occurs
     files       the loop of experiments.predict with a program that answers at once:
                 what reading and writing take, the bound of the first one
+    pytorch     with --torch: a plain loop in PyTorch, of a network of the same layers
 
 after one round of each that compiles.  Prints a table; docs/segment.md has results.
 """
@@ -24,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from experiments import predict
+from experiments.benchmarks import torch_predict
 from experiments.shared import (
     cli,
     predict_flags,
@@ -46,8 +48,14 @@ def benchmark(
     padding: float,
     threads: int,
     rounds: int,
+    torch: bool = False,
 ) -> dict[str, dict]:
-    """Seconds of the first and of the other rounds, and shapes compiled, by way."""
+    """Seconds of the first and of the other rounds, and shapes compiled, by way.
+
+    Raises:
+      UserError: an image is bad or too large, or `torch` asks for a network that
+        PyTorch does not have.
+    """
     plan = collection.plan(segmenter, paths, padding=padding)
     for error in plan.errors.values():
         raise error
@@ -102,6 +110,9 @@ def benchmark(
         "one by one": one_by_one,
         "files": lambda results: batches(idle, results),
     }
+    if torch:
+        peer = torch_predict.loop(segmenter)
+        ways["pytorch"] = lambda results: peer(paths, results.folder)
     measured = {way: {"seconds": [], "programs": []} for way in ways}
     for _ in range(rounds + 1):
         for way, run in ways.items():
@@ -135,6 +146,11 @@ def table(measured: dict[str, dict], count: int) -> str:
         f"{first['one by one'] / first['batches']:.2f} "
         "times one by one"
     )
+    if "pytorch" in rates:
+        lines.append(
+            f"batches: {rates['batches'] / rates['pytorch']:.2f} times pytorch; first "
+            f"round {first['pytorch'] / first['batches']:.2f} times pytorch"
+        )
     return "\n".join(lines)
 
 
@@ -173,6 +189,7 @@ def main(argv) -> None:
         padding=values.padding,
         threads=values.config.threads,
         rounds=values.rounds,
+        torch=values.torch,
     )
     channels = segmenter.info.channels
     sizes = {image_files.image_header(path, channels)[0] for path in paths}
@@ -185,6 +202,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("outputs", ["labels", "overlays"], "As of experiments.predict.")
     flags.DEFINE_float("padding", batching.PADDING, "As of experiments.predict.")
     flags.DEFINE_integer("rounds", 3, "After the first one.", lower_bound=1)
+    flags.DEFINE_boolean("torch", False, "Also a plain loop in PyTorch.")
     predict_flags.define(crf=False)
     flags.adopt_module_key_flags(predict_flags)  # for --help
     cli.run(main, positional=True)

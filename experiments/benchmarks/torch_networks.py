@@ -188,12 +188,14 @@ class _Bottleneck(nn.Module):
 class _ResNet(nn.Module):
     """Stride 8; returns the maps of the last two stages."""
 
-    def __init__(self, stem, channels, blocks):
+    def __init__(self, stem, channels, blocks, width=64):
         super().__init__()
         self.stem = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1))
         stages = []
-        plan = zip(blocks, (64, 128, 256, 512), (1, 2, 1, 1), (1, 1, 2, 4), strict=True)
-        for count, width, stride, rate in plan:
+        widths = [width * 2**stage for stage in range(4)]
+        for count, width, stride, rate in zip(
+            blocks, widths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True
+        ):
             parts = []
             for index in range(count):
                 parts.append(_Bottleneck(channels, width, 1 if index else stride, rate))
@@ -209,15 +211,21 @@ class _ResNet(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """DeepLab v2: ResNet-101 and ASPP, one scale."""
+    """DeepLab v2: a ResNet and ASPP, one scale."""
 
-    def __init__(self):
+    def __init__(
+        self,
+        blocks=(3, 4, 23, 3),
+        width=64,
+        rates=(6, 12, 18, 24),
+        classes=CLASSES,
+    ):
         super().__init__()
-        stem = [_conv_bn(3, 64, 7, stride=2)]
-        self.backbone = _ResNet(stem, 64, (3, 4, 23, 3))
+        stem = [_conv_bn(3, width, 7, stride=2)]
+        self.backbone = _ResNet(stem, width, blocks, width)
         self.branches = nn.ModuleList(
-            nn.Conv2d(2048, CLASSES, 3, padding=rate, dilation=rate)
-            for rate in (6, 12, 18, 24)
+            nn.Conv2d(32 * width, classes, 3, padding=rate, dilation=rate)
+            for rate in rates
         )
 
     def forward(self, x):

@@ -349,9 +349,18 @@ def read_all(results: Path) -> list[tuple[Claim, list[Data]]]:
 
 
 def _data(claim: Claim, folder: Path) -> list[Data]:
-    """Of the folders of a claim, and of those that its orderings name beside them."""
+    """Of the folders of a claim, and of those that its orderings name beside them.
+
+    Raises:
+      UserError: an arm has a row for a folder that is neither; or see :func:`hold`.
+    """
     found = {path.name: hold(claim, path) for path in folder.glob("*") if path.is_dir()}
     named = {name for ordering in claim.orderings for name in ordering.data}
+    for arm, values in claim.arms.items():
+        for name in values.on:
+            if name not in found.keys() | named:
+                where = f"{folder / 'claim.toml'}: arms.{arm}.on: folder"
+                raise errors.unknown(where, name, found.keys() | named)
     return [
         found.get(name, Data(name, [], [])) for name in sorted(found.keys() | named)
     ]

@@ -647,6 +647,26 @@ def test_blocks_show_what_one_warp_shows(monkeypatch, border, elastic, size):
     assert (whole[1] == 255).any() and (whole[1] != 255).any()
 
 
+@pytest.mark.parametrize("nodes", [None, np.array([[[3.0, -2], [0, 1]]] * 2)])
+def test_three_channels_are_warped_as_the_first_of_four(nodes):
+    """OpenCV warps three as four; its own warp of three gives the same bits."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (20, 24, 4), np.uint8)
+    label = np.zeros((20, 24), np.uint8)
+    matrix = np.array([[0.6, 0.2, 3], [-0.2, 0.6, -4]])
+    how = dict(matrix=matrix, size=(30, 26), nodes=nodes)
+    four = warping.warp(image, label, fill=(9, 8, 7, 200), **how)[0]
+    three = warping.warp(image[..., :3], label, fill=(9, 8, 7), **how)[0]
+    np.testing.assert_array_equal(three, four[..., :3])
+    if nodes is None:
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        pixels = np.ascontiguousarray(image[..., :3])
+        plain = cv2.warpAffine(
+            pixels, matrix, (26, 30), flags=flags, borderValue=(9, 8, 7)
+        )
+        np.testing.assert_array_equal(three, plain)
+
+
 def test_boxes_far_outside_the_image(monkeypatch):
     """A crop many times as large as the image, mirrored again and again."""
     example = noise_example()

@@ -82,7 +82,7 @@ orderings = [
 ]
 [arms]
 few = "bins=1,pool=avg"
-some = { row = "bins=1,2", on = { camvid = "bins=3" } }
+some = { row = "bins=1,2" }
 many = "bins=1,2,3"
 """
 REPORT = """\
@@ -146,7 +146,11 @@ def test_arms_may_be_gains(tmp_path):
 
 
 def test_data_sets_may_have_other_rows_and_may_be_missing(tmp_path):
-    write_row(tmp_path / "bins", CLAIM.replace('merged"', 'merged", data = ["isbi"]'))
+    claim = CLAIM.replace('merged"', 'merged", data = ["isbi"]')
+    row = 'row = "bins=1,2"'
+    write_row(
+        tmp_path / "bins", claim.replace(row, row + ', on = { camvid = "bins=3" }')
+    )
     other = REPORT.replace("bins=1,2,pool", "bins=3,pool").replace(" failed", " x")
     (tmp_path / "bins" / "camvid").mkdir()
     (tmp_path / "bins" / "camvid" / "report.csv").write_text(other)
@@ -174,6 +178,11 @@ def test_data_sets_may_have_other_rows_and_may_be_missing(tmp_path):
             "key: unknown value 'untis'; did you mean 'u",
         ),
         (("row = ", "rwo = "), "", "key: unknown value 'rwo'; did you mean 'row'"),
+        (
+            ('row = "bins=1,2"', 'row = "bins=1,2", on = { scnes = "bins=3" }'),
+            "",
+            "arms.some.on: folder: unknown value 'scnes'; did you mean 'scenes'",
+        ),
         (("place = 2", ""), "", r"claim.toml: the file: 'place' is a required"),
         (("few < some", "few < soem"), "", "unknown value 'soem'; did you mean 'some'"),
         (
