@@ -16,7 +16,7 @@ ImageNet weights first.  Rates: those of table 1, the shorter ones of the networ
 KITTI, and as many layers without dilation.  quick has 96x96 scenes, narrow layers and
 the rates of table 1 alone; stages trains the context module on the front end of a quick
 run, which stays as it is.  camvid_cpu and camvid_cpu_stages are the same on CamVid at
-180x240.
+180x240, for two CPU cores.
 """
 
 from experiments.shared import recipes
