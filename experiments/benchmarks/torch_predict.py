@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 from experiments.benchmarks import against_torch
 from segjax import inference
@@ -24,9 +25,6 @@ def loop(segmenter: inference.Segmenter) -> Callable[[Sequence[str], Path], None
       UserError: the segmenter is none of one DeepLab v2 with a ResNet, or PyTorch is
         missing.
     """
-    from PIL import Image
-
-    torch, peers = against_torch.load_torch()
     model, *others = segmenter.models
     backbone = getattr(model, "backbone", "")
     if others or type(model).__name__ != "DeepLab" or backbone not in _BLOCKS:
@@ -34,6 +32,7 @@ def loop(segmenter: inference.Segmenter) -> Callable[[Sequence[str], Path], None
             "--torch: only DeepLab v2 with a ResNet has a counterpart, such as that of "
             f"configs/deeplab_camvid_cpu.py; found {type(model).__name__} {backbone}"
         )
+    torch, peers = against_torch.load_torch()
     network = peers.DeepLab(
         blocks=model.stage_sizes or _BLOCKS[backbone],
         width=model.width,

@@ -208,8 +208,9 @@ def cpu_form(x: jax.Array, kernel: tuple[int, ...], window: Window) -> Form:
     """The fastest form of a convolution with a kernel of this shape on a CPU."""
     rows, columns, channels, features = kernel
     fewest = min(channels, features)
-    outputs = len(x) * math.prod(_output_sides(x.shape[1:3], kernel, window))
-    if outputs <= _OUTPUTS_OF_PATCHES and fewest >= _CHANNELS_OF_PATCHES:
+    sides = _output_sides(x.shape[1:3], kernel, window)
+    few = min(sides) > 0 and len(x) * math.prod(sides) <= _OUTPUTS_OF_PATCHES
+    if few and fewest >= _CHANNELS_OF_PATCHES:
         return by_patches
     if _in_tiles(x, kernel, window):
         return winograd

@@ -4,8 +4,10 @@ import builtins
 import types
 
 import pytest
+from ml_collections import ConfigDict
 
-from experiments.benchmarks import against_torch
+from experiments.benchmarks import against_torch, torch_predict
+from segjax import models
 from segjax.errors import UserError
 
 
@@ -39,3 +41,16 @@ def test_unknown_networks_are_found_first(monkeypatch):
     monkeypatch.setattr(against_torch.flags, "FLAGS", values)
     with pytest.raises(UserError, match="did you mean 'unet'"):
         against_torch.main([])
+
+
+@pytest.mark.parametrize(
+    "config, found",
+    [
+        ({"model_name": "unet"}, "found UNet $"),
+        ({"model_name": "deeplab", "model": {"backbone": "vgg16"}}, "DeepLab vgg16$"),
+    ],
+)
+def test_networks_without_a_loop_in_pytorch(config, found):
+    model = models.build(ConfigDict({"model": {}} | config), 3)
+    with pytest.raises(UserError, match=f"only DeepLab v2 with a ResNet .*{found}"):
+        torch_predict.loop(types.SimpleNamespace(models=(model,)))
