@@ -7,8 +7,8 @@
     python -m experiments.sweep --config configs/sweeps/context.py:stages --seeds 3 \\
         --workdir runs/context_stages \\
         --config.init_from=$(echo runs/context/context=none-*/seed0)
-    python -m experiments.sweep --config configs/sweeps/context.py:camvid_cpu --seeds 3 \\
-        --workdir runs/context_camvid_cpu --config.data.root=/path/to/CamVid
+    python -m experiments.sweep --config configs/sweeps/context.py:camvid_cpu \\
+        --workdir runs/context_camvid_cpu --seeds 3 --config.data.root=/path/to/CamVid
 
 The full form is on CamVid at 360x480.  It trains front end and context module together
 and from scratch, with batch normalization, where the paper trains the front end from
