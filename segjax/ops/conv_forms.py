@@ -107,7 +107,7 @@ def by_patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     ]
     y = jnp.concatenate(patches, axis=-1).reshape(-1, kernel[..., 0].size)
     y = y @ kernel.reshape(-1, features)
-    return y.reshape(len(x), height, width, features)
+    return y.reshape(x.shape[0], height, width, features)
 
 
 def by_rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -186,21 +186,28 @@ def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return winograd_tiles.convolution(x, kernel, padding=padding, dilation=dilation)
 
 
+def _images(x: jax.Array) -> int:
+    """Images of a batch; 1 in a program that is exported for batches of any size."""
+    batch = x.shape[0]
+    return batch if isinstance(batch, int) else 1
+
+
 def _in_tiles(x: jax.Array, kernel: tuple[int, ...], window: Window) -> bool:
     """Whether tiles are faster than the plain sums on a CPU, for the gradients too."""
     stride, padding, dilation = window
     if x.dtype != jnp.float32 or kernel[:2] != (3, 3) or stride != 1:
         return False
     sides = _output_sides(x.shape[1:3], kernel, window)
-    products = winograd_tiles.products(len(x), sides, dilation)
-    pixels = len(x) * max(math.prod(sides), math.prod(x.shape[1:3]))
+    batch = _images(x)
+    products = winograd_tiles.products(batch, sides, dilation)
+    pixels = batch * max(math.prod(sides), math.prod(x.shape[1:3]))
     small = pixels * max(kernel[2:]) * x.dtype.itemsize <= _BYTES_OF_FEWER
     channels = _FEWER_CHANNELS_OF_TILES if small else _CHANNELS_OF_TILES
     return (
         0 <= padding <= 2 * dilation
         and min(kernel[2:]) >= channels
         and products >= 16 * _FEWEST_TILES
-        and products <= _SHARE_OF_TILES * 9 * len(x) * sides[0] * sides[1]
+        and products <= _SHARE_OF_TILES * 9 * batch * sides[0] * sides[1]
     )
 
 
@@ -209,7 +216,7 @@ def cpu_form(x: jax.Array, kernel: tuple[int, ...], window: Window) -> Form:
     rows, columns, channels, features = kernel
     fewest = min(channels, features)
     sides = _output_sides(x.shape[1:3], kernel, window)
-    few = min(sides) > 0 and len(x) * math.prod(sides) <= _OUTPUTS_OF_PATCHES
+    few = min(sides) > 0 and _images(x) * math.prod(sides) <= _OUTPUTS_OF_PATCHES
     if few and fewest >= _CHANNELS_OF_PATCHES:
         return by_patches
     if _in_tiles(x, kernel, window):

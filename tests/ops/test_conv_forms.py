@@ -214,6 +214,29 @@ def test_an_exported_program_takes_the_form_of_its_platform(features, options, h
 
 
 @pytest.mark.parametrize(
+    "side, channels, options",
+    [
+        (30, 96, dict(padding=1)),  # winograd
+        (30, 96, dict(padding=2, dilation=2)),
+        (6, 256, dict(padding=1)),  # by_patches
+        (30, 32, dict(padding=1)),  # native
+    ],
+    ids=str,
+)
+def test_forms_are_exported_for_any_batch(side, channels, options):
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.float32)
+    kernel = random(3, 3, channels, channels, seed=1)
+    run = jax.jit(functools.partial(conv.conv2d, **options))
+    exported = jax.export.export(run, platforms=["cpu", "tpu"])(x, kernel)
+    images = random(3, side, side, channels)
+    expected = naive_conv(
+        images, kernel, 1, options["padding"], options.get("dilation", 1)
+    )[0]
+    assert_close([exported.call(images, kernel)], [expected], 2e-6)
+
+
+@pytest.mark.parametrize(
     "channels, features, window, name",
     [
         (64, 64, Window(1, 1, 1), "_gradient_by_bands"),
