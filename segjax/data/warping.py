@@ -210,7 +210,8 @@ def _resample(
 
     if pixels.ndim == 2:
         return run(pixels, outside)
-    if pixels.shape[2] == 3 and pixels.dtype == np.uint8 and interpolation:
+    linear = interpolation == cv2.INTER_LINEAR
+    if pixels.shape[2] == 3 and pixels.dtype == np.uint8 and linear:
         # OpenCV warps four channels faster than three, to the same bits.
         four = run(cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA), (*outside, 0))
         return cv2.cvtColor(four, cv2.COLOR_RGBA2RGB)
