@@ -129,19 +129,24 @@ def _labels(frame: Frame) -> tuple[Path, ...]:
 
 
 def record_of(layout: Layout, frame: Frame) -> Record:
-    """The record of a frame: the image file as it is where one file is one image."""
+    """The record of a frame: the image file as it is where one file is one image.
+
+    Small data sets are not compressed: they are read in every epoch, and fit the disk.
+    """
     example = read_frame(layout, frame, instances=True)
-    if layout.read_image is Layout._field_defaults["read_image"]:
+    encode = functools.partial(encode_png, compressed=not layout.small)
+    whole = layout.read_image is Layout._field_defaults["read_image"]
+    if whole and not layout.small:
         image = frame.image.read_bytes()
     else:
-        image = encode_png(example["image"])
+        image = encode(example["image"])
     record: Record = {
         "image": image,
-        "label": encode_png(example["label"]),
+        "label": encode(example["label"]),
         "id": example["id"],
     }
     if "instance" in example:
-        record["instance"] = encode_png(example["instance"])
+        record["instance"] = encode(example["instance"])
     if not layout.small:  # small ones are always read from records
         record["identity"] = _identity(frame, example["image"].shape[:2])
     return record

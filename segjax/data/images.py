@@ -153,11 +153,19 @@ def image_header(
     return header.shown, header.gray
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Lossless PNG of uint8 [H, W], [H, W, 1] (gray) or [H, W, 3] (RGB)."""
+def encode_png(image: np.ndarray, *, compressed: bool = True) -> bytes:
+    """Lossless PNG of uint8 [H, W], [H, W, 1] (gray) or [H, W, 3] (RGB).
+
+    Without compression it takes a byte per sample, and a fifth of the time to decode.
+    """
     if image.ndim == 3 and image.shape[2] == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".png", image)[1].tobytes()
+    how = []
+    if not compressed:
+        how = [cv2.IMWRITE_PNG_COMPRESSION, 0]
+        if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # not in the oldest versions
+            how += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    return cv2.imencode(".png", image, how)[1].tobytes()
 
 
 def write_ids_png(path: str | os.PathLike, label: np.ndarray) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from segjax.data import decoding
@@ -130,10 +131,15 @@ def to_train_ids(
     """
     if values.ndim != 2:
         raise UserError(f"{name}: {path} is a color image; expected {expected}")
-    ids = np.full(max(int(values.max()), *table) + 1, -1, np.int16)
+    ids = np.full(max(int(values.max()), 255, *table) + 1, -1, np.int16)
     ids[list(table)] = list(table.values())
-    mapped = ids[values]
-    if mapped.min() < 0:
-        odd = values[mapped < 0][0]
-        raise UserError(f"{name}: {path} holds the value {odd}; expected {expected}")
-    return mapped.astype(np.uint8)
+    if values.dtype == np.uint8:  # an eighth of the time of indexing
+        mapped = cv2.LUT(values, ids[:256].astype(np.uint8))
+        odd = cv2.LUT(values, (ids[:256] < 0).view(np.uint8))
+    else:
+        mapped = ids[values]
+        odd = mapped < 0
+    if odd.any():
+        value = values[odd.astype(bool)][0]
+        raise UserError(f"{name}: {path} holds the value {value}; expected {expected}")
+    return mapped.astype(np.uint8, copy=False)

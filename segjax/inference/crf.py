@@ -1,9 +1,7 @@
 """The fully connected CRF as the last stage of a prediction (ops/mean_field.py)."""
 
-import concurrent.futures
 import functools
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,7 +93,7 @@ def _refine_on_cpu(
     settings: mean_field.Settings,
     mesh: jax.sharding.Mesh,
 ) -> jax.Array:
-    """``refine`` image by image, as many at once as there are cores."""
+    """``refine`` by ``crf_points.py``."""
     split = sharding.split(mesh)
     probabilities, images = jax.device_put((probabilities, images), split)
     shards = sorted(probabilities.addressable_shards, key=_first_row)
@@ -108,14 +106,12 @@ def _refine_on_cpu(
     if sizes is None:
         sizes = [row.shape[:2] for row in rows]
 
-    def refine_one(row: np.ndarray, image: np.ndarray, size: tuple[int, int]) -> None:
-        height, width = size
-        if height and width:
-            own = row[:height, :width]
-            own[:] = crf_points.dense_crf(own, image[:height, :width], settings)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(refine_one, rows, itertools.chain(*pixels), sizes))
+    whole = zip(rows, itertools.chain(*pixels), sizes, strict=True)
+    # Views of the rows: what is refined takes their place.
+    parts = [(row[:h, :w], image[:h, :w]) for row, image, (h, w) in whole if h and w]
+    given, seen = [part for part, _ in parts], [image for _, image in parts]
+    for part, found in zip(given, crf_points.dense_crfs(given, seen, settings)):
+        part[:] = found
     arrays = [
         jax.device_put(array, shard.device)
         for array, shard in zip(refined, shards, strict=True)

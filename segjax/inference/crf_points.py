@@ -9,8 +9,10 @@ Potts compatibility is all that ``mean_field.Settings`` has, so only differences
 classes matter: of two classes a single channel is filtered, Q_0 - Q_1.
 """
 
+import concurrent.futures
 import functools
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,6 +82,20 @@ def dense_crf(
         iterations=settings.iterations,
         relaxation=settings.relaxation,
     ).reshape(probabilities.shape)
+
+
+def dense_crfs(
+    probabilities: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
+    settings: mean_field.Settings,
+) -> list[np.ndarray]:
+    """:func:`dense_crf` of images of any sizes, as many at once as there are cores.
+
+    An image uses one core, so a batch takes half the time on two.
+    """
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        one = functools.partial(dense_crf, settings=settings)
+        return list(pool.map(one, probabilities, images))
 
 
 @functools.lru_cache(4)

@@ -9,7 +9,7 @@ import pytest
 from image_folders import error_of, rgb, write
 
 from segjax.data import datasets, frames, inventory, pipeline, prepare, transforms
-from segjax.data.images import decode_mask
+from segjax.data.images import decode_image, decode_mask
 from segjax.data.layout import Format, Frame, Layout
 from segjax.data.source import Dataset
 from segjax.errors import UserError
@@ -98,6 +98,17 @@ def test_records_hold_what_is_read_in_place(data):
         without, _ = datasets.load(data | {"instances": False}, split)
         assert without[0].keys() == {"image", "label", "id"}
     assert one["instance"].max() == 0 and one["label"].min() == 255  # unlabeled
+
+
+def test_records_of_small_data_sets_are_not_compressed(data):
+    write(Path(data["root"]) / "a.png", np.zeros((64, 64, 3), np.uint8))
+    frame = find(data)[1]["test"][0]
+    path = Path(frame.image)
+    assert frames.record_of(LAYOUT, frame)["image"] == path.read_bytes()
+    record = frames.record_of(LAYOUT._replace(small=True), frame)
+    assert len(record["image"]) > 3 * 64 * 64 > len(path.read_bytes())
+    assert len(record["label"]) > 64 * 64
+    assert decode_image(record["image"]).shape == (64, 64, 3)
 
 
 def test_records_of_two_folders_are_no_answer_to_an_empty_root(data, tmp_path):

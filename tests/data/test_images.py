@@ -100,6 +100,12 @@ def test_png_round_trip():
         data = images.encode_png(array)
         found = images.decode_image(data, array.shape[2])
         np.testing.assert_array_equal(found, array)
+        stored = images.encode_png(array, compressed=False)
+        found = images.decode_image(stored, array.shape[2])
+        np.testing.assert_array_equal(found, array)
+    blank = np.zeros((64, 64), np.uint8)
+    assert len(images.encode_png(blank)) < 500
+    assert len(images.encode_png(blank, compressed=False)) > blank.size
 
 
 def test_list_images(tmp_path):

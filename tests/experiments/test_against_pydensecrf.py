@@ -79,12 +79,14 @@ def test_settings_that_the_peer_lacks(fake):
 
 
 def test_rounds_and_labels_are_counted(fake):
-    images = [np.full((8, 8, 3), 90, np.uint8)] * 2
+    images = [np.full((8, 8, 3), 90, np.uint8)] * 3
     found = against_pydensecrf.measure(
         images,
         classes=2,
         settings=SETTINGS._replace(smoothness_weight=0.0, appearance_weight=0.0),
         rounds=2,
+        batch=2,
     )
     assert len(found["ours"]) == len(found["pydensecrf"]) == 3
     assert found["later"] == 0 and found["different"] == 0
+    assert sum(call[0] == "size" for call in fake) == 9  # every image in every round
