@@ -7,6 +7,8 @@ The same images are segmented and written, in turns, by
     batches     the loop of experiments.predict: padded shapes, batches, threads
     one by one  a plain loop: read, predict at the image's own size, write; every size
                 is compiled the first time it occurs
+    plain jax   the same loop with the convolutions of XLA, which a network that is
+                written with flax.linen.Conv has
     files       the loop of experiments.predict with a program that answers at once:
                 what reading and writing take, the bound of the first one
     pytorch     with --torch: a plain loop in PyTorch, of a network of the same layers
@@ -14,6 +16,7 @@ The same images are segmented and written, in turns, by
 after one round of each that compiles.  Prints a table; docs/segment.md has results.
 """
 
+import functools
 import statistics
 import tempfile
 import time
@@ -38,6 +41,7 @@ from segjax.data import images as image_files
 from segjax.errors import UserError
 from segjax.inference import collection
 from segjax.inference.stored import file_version
+from segjax.ops import conv_forms
 
 
 def benchmark(
@@ -68,6 +72,9 @@ def benchmark(
     predictor = segmenter.predictor()
     labels = inference.predict_labels(predictor)
     alone = jax.jit(compilation.precision(segmenter.precision)(labels))
+    plain = jax.jit(
+        compilation.precision(segmenter.precision)(conv_forms.native_only()(labels))
+    )
 
     def batches(
         segmenter: inference.Segmenter, results: prediction_folder.PredictionFolder
@@ -78,7 +85,9 @@ def benchmark(
         for text in failures.values():
             raise UserError(text)
 
-    def one_by_one(results: prediction_folder.PredictionFolder) -> None:
+    def one_by_one(
+        alone: Callable, results: prediction_folder.PredictionFolder
+    ) -> None:
         for index, path in enumerate(paths):
             image = image_files.decode_image(
                 path, segmenter.info.channels, value_range=segmenter.value_range
@@ -107,7 +116,8 @@ def benchmark(
     )
     ways = {
         "batches": lambda results: batches(segmenter, results),
-        "one by one": one_by_one,
+        "one by one": functools.partial(one_by_one, alone),
+        "plain jax": functools.partial(one_by_one, plain),
         "files": lambda results: batches(idle, results),
     }
     if torch:
@@ -140,17 +150,12 @@ def table(measured: dict[str, dict], count: int) -> str:
             f"{count / min(seconds[1:]):.1f})  {sum(row['programs'][1:]):3}"
         )
     first = {way: row["seconds"][0] for way, row in measured.items()}
-    lines.append(
-        f"batches: {rates['batches'] / rates['one by one']:.2f} times one by one, "
-        f"{rates['batches'] / rates['files']:.2f} of files; first round "
-        f"{first['one by one'] / first['batches']:.2f} "
-        "times one by one"
-    )
-    if "pytorch" in rates:
+    for way in [way for way in rates if way not in ("batches", "files")]:
         lines.append(
-            f"batches: {rates['batches'] / rates['pytorch']:.2f} times pytorch; first "
-            f"round {first['pytorch'] / first['batches']:.2f} times pytorch"
+            f"batches: {rates['batches'] / rates[way]:.2f} times {way}; first round "
+            f"{first[way] / first['batches']:.2f} times"
         )
+    lines.append(f"batches: {rates['batches'] / rates['files']:.2f} of files")
     return "\n".join(lines)
 
 

@@ -40,6 +40,7 @@ def plan(
     padding: float = PADDING,
     devices: int = 1,
     max_pixels: float = math.inf,
+    batch_pixels: float = math.inf,
     others: Sequence[Size] = (),
 ) -> list[BatchGroup]:
     """Plans the batches of a collection; every image occurs once.
@@ -53,9 +54,11 @@ def plan(
       padding: see ``padded_shapes``.
       devices: how many devices a batch is split over; batch sizes are multiples of it.
       max_pixels: of each device's part of a batch, unless that is a single image.
+      batch_pixels: the same, without influence on the padded shapes.
       others: sizes of images that are done already; padded shapes are chosen for all,
         so that the result of an image does not depend on which ones are left.
     """
+    most = min(max_pixels, batch_pixels)
     shapes = padded_shapes([*sizes, *others], padding, max_pixels=max_pixels)
     members: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
@@ -63,7 +66,7 @@ def plan(
     groups = []
     for shape, indices in sorted(members.items()):
         per_device = math.ceil(batch_size / devices)
-        per_device = max(int(min(per_device, max_pixels / math.prod(shape))), 1)
+        per_device = max(int(min(per_device, most / math.prod(shape))), 1)
         count = math.ceil(len(indices) / (devices * per_device))
         images = math.ceil(len(indices) / count / devices) * devices
         batches = [indices[at : at + images] for at in range(0, len(indices), images)]

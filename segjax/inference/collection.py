@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import numpy as np
 
 from segjax.data import batching, images, pipeline, windows
@@ -30,6 +32,11 @@ if TYPE_CHECKING:  # that module imports this one
 
 MAX_PIXELS = 2**22
 """Maximum pixels per image, and per device and batch; larger images are tiled."""
+CPU_BATCH_PIXELS = 2**17
+"""On a CPU, maximum pixels of a batch of several images: its maps have to stay in the
+cache, and a second batch keeps the other cores busy."""
+MAX_AT_ONCE = 8
+"""Batches that a CPU computes at once, at most: their maps need memory."""
 
 Image = np.ndarray | str | os.PathLike | Stored
 Size = tuple[int, int]
@@ -126,6 +133,7 @@ def plan(
             padding=padding,
             devices=segmenter.mesh.size,
             max_pixels=max_pixels,
+            batch_pixels=CPU_BATCH_PIXELS if _at_once(segmenter) > 1 else math.inf,
             others=[(h, w) for h, w in others if h * w <= limit],
         )
     ]
@@ -151,7 +159,8 @@ def run(
     """Predicts the images of a plan, those with errors left out.
 
     Two batches are decoded ahead and one is on the devices while the caller handles
-    the results of the one before it; executables compile in threads of their own.
+    the results of the one before it; a CPU computes as many as it has cores.
+    Executables compile in threads of their own.
     Take ``parts`` of a prediction before asking for the next one.
 
     Args:
@@ -164,9 +173,11 @@ def run(
     resized = any(segmenter.input_size(size) != size for size in plan.sizes.values())
     kinds = ("scores",) if resized else tuple(outputs)
     launched: collections.deque = collections.deque()
+    at_once = _at_once(segmenter)
     with (
         concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool,
         concurrent.futures.ThreadPoolExecutor(_compile_threads()) as compiler,
+        concurrent.futures.ThreadPoolExecutor(at_once) as runner,
     ):
         compiling = [
             compiler.submit(
@@ -186,10 +197,16 @@ def run(
                     ]
                     yield group, executable, indices, futures
 
+        def launch(compiled: Callable, *arrays, **more) -> Callable[[], dict]:
+            """Starts a batch; the function waits for its results."""
+            if at_once > 1:
+                return runner.submit(lambda: _fetched(compiled(*arrays, **more))).result
+            return functools.partial(_fetched, compiled(*arrays, **more))
+
         def results() -> Iterator[Prediction]:
             """Waits for the oldest batch on the devices."""
-            decoded, arrays, waited = launched.popleft()
-            arrays = {kind: np.asarray(array) for kind, array in arrays.items()}
+            decoded, fetch, waited = launched.popleft()
+            arrays = fetch()
             futures = []
             for row, (index, one) in enumerate(decoded.items()):
                 height, width = one.input.shape[:2]
@@ -210,7 +227,7 @@ def run(
                 yield future.result()
 
         try:
-            for group, executable, indices, futures in _ahead(decoding(), 2):
+            for group, executable, indices, futures in _ahead(decoding(), 1 + at_once):
                 decoded = {}
                 for index, future in zip(indices, futures, strict=True):
                     one = future.result()
@@ -232,13 +249,14 @@ def run(
                     sizes = [one.input.shape[:2] for one in decoded.values()]
                     missing = group.batch_size - len(sizes)
                     more["sizes"] = sizes + missing * [(0, 0)]
-                launched.append((decoded, compiled(*arrays, **more), waited))
-                if len(launched) > 1:
+                launched.append((decoded, launch(compiled, *arrays, **more), waited))
+                if len(launched) > at_once:
                     yield from results()
             while launched:
                 yield from results()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            runner.shutdown(wait=False, cancel_futures=True)
             compiler.shutdown(wait=False, cancel_futures=True)
     for index in plan.large:
         yield _in_parts(segmenter, plan, index)
@@ -283,6 +301,22 @@ def _size(image: Image, segmenter: Segmenter, index: int) -> Size:
         images.to_pixels(image[:1], channels, f"images[{index}]")
         return image.shape[:2]
     return images.image_header(image, channels)[0]
+
+
+def _at_once(segmenter: Segmenter) -> int:
+    """How many batches are computed at the same time.
+
+    JAX computes one after the other, and many operations do not use all cores of a CPU.
+    """
+    device = segmenter.mesh.devices.flat[0]
+    if segmenter.mesh.size > 1 or device.platform != "cpu":
+        return 1
+    return min(os.cpu_count() or 1, MAX_AT_ONCE)
+
+
+def _fetched(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Arrays of the devices, as soon as they are computed."""
+    return {kind: np.asarray(array) for kind, array in arrays.items()}
 
 
 def _compile_threads() -> int:

@@ -108,6 +108,8 @@ def conv2d(
 
 
 def _conv2d(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
+    if conv_forms.is_native_only():
+        return conv_forms.native(x, kernel, window)
     if kernel.shape[:2] == (1, 1) and window.padding == 0:
         return conv1x1(x, kernel, window.stride)
     if kernel.shape[:2] == x.shape[1:3] and window[1:] == (0, 1):
@@ -246,6 +248,8 @@ def _conv_transpose(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, more: int
 ) -> jax.Array:
     size = kernel.shape[0]
+    if conv_forms.is_native_only():
+        return conv_forms.transposed_native(x, kernel, (stride, padding, more))
     if x.shape[1:3] == (1, 1):
         # A single location gives the same output at any stride: one matrix product.
         return conv_forms.transposed_product(x, kernel, (size, padding, more))

@@ -7,10 +7,12 @@ measurements. Elsewhere a convolution is always :func:`native`, a transposed one
 :func:`transposed_native`.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -40,6 +42,27 @@ _SHARE_OF_TILES = 0.6
 # Patches: at most so many outputs, and at least so many channels.
 _OUTPUTS_OF_PATCHES = 200
 _CHANNELS_OF_PATCHES = 256
+
+
+_native_only = contextvars.ContextVar("native_only", default=False)
+
+
+@contextlib.contextmanager
+def native_only() -> Iterator[None]:
+    """What is traced inside has XLA's convolutions, 1x1 ones and gradients too.
+
+    To compare with: a network that is written with ``flax.linen.Conv`` has these.
+    """
+    token = _native_only.set(True)
+    try:
+        yield
+    finally:
+        _native_only.reset(token)
+
+
+def is_native_only() -> bool:
+    """Whether what is being traced is inside :func:`native_only`."""
+    return _native_only.get()
 
 
 class Window(NamedTuple):
