@@ -118,6 +118,12 @@ def test_batches_of_a_shape_are_equally_full():
         2,
     )  # as many as the limit allows
     assert large.batches == [[9, 10], [11]]
+    groups = batching.plan(sizes, batch_size=8, devices=1, batch_pixels=300)
+    assert [group.batch_size for group in groups] == [3, 1]
+    near = [(10, 10), (10, 11), (11, 10), (10, 12), (12, 10)]
+    whole = batching.plan(near, batch_size=8)
+    parts = batching.plan(near, batch_size=8, batch_pixels=1)
+    assert {g.padded_shape for g in whole} == {g.padded_shape for g in parts}
     (spread,) = batching.plan([(8, 8)] * 9, batch_size=8, devices=4)
     assert spread.batch_size == 8 and [len(b) for b in spread.batches] == [8, 1]
     (alone,) = batching.plan([(100, 100)], batch_size=8, devices=4, max_pixels=1)

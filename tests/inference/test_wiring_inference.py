@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import threading
 import types
 
 import cv2
@@ -391,6 +392,35 @@ def test_tile_and_batch_of_the_saved_config_are_read(run, tmp_path):
         expected = jax.jit(by_hand)(VARIABLES[:1], image)
         np.testing.assert_allclose(found[tile], expected, atol=1e-6)
     assert np.abs(found[0] - found[9]).max() > 0.1
+
+
+def test_a_cpu_computes_several_batches_at_once(run, monkeypatch):
+    """In their order, with the same results, and of few pixels each."""
+    monkeypatch.setattr(collection.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(collection, "CPU_BATCH_PIXELS", 200)
+    images = [pixels(16, 8, 3, seed=seed) for seed in range(5)]
+    one = inference.load(run[0], checkpoint="7", mesh=one_device())
+    plan = collection.plan(one, images)
+    assert [group.batch_size for group in plan.groups] == [1]
+    meeting = threading.Barrier(2, timeout=60)
+    key = (1, 16, 8), ("labels",)
+    compiled = one.executable(*key[:1])
+
+    def together(batch):
+        if len(seen) < 4:  # five batches: the last one is alone
+            seen.append(batch)
+            meeting.wait()
+        return compiled(batch)
+
+    seen = []
+    one.executables[key] = together
+    found = list(collection.run(one, plan))
+    assert [result.image_index for result in found] == list(range(5))
+    four = inference.load(run[0], checkpoint="7")
+    (group,) = collection.plan(four, images).groups
+    assert group.batch_size == 8
+    for result, label in zip(found, four.predict(images)):
+        np.testing.assert_array_equal(result.label, label)
 
 
 def test_windows_of_a_program_stay_within_the_limit(run):

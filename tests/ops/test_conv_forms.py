@@ -266,3 +266,45 @@ def test_the_form_of_the_kernel_gradient(channels, features, window, name, monke
     )
     assert called == [name]
     assert_close([found], [expected], 2e-6)
+
+
+@pytest.mark.parametrize(
+    "size, how",
+    [
+        ((3, 3, 128, 128), dict(padding=1)),
+        ((1, 1, 128, 64), {}),
+        ((1, 1, 128, 64), dict(stride=2)),
+        ((3, 3, 128, 8), dict(padding=2, dilation=2)),
+    ],
+    ids=str,
+)
+def test_only_the_convolutions_of_xla(size, how):
+    x, kernel = random(1, 20, 18, size[2]), random(*size, seed=1)
+
+    def value(x, kernel):
+        return conv.conv2d(x, kernel, **how)
+
+    def names(function):
+        text = str(
+            jax.make_jaxpr(jax.grad(lambda *a: function(*a).sum(), (0, 1)))(x, kernel)
+        )
+        return {
+            name for name in ("conv_general_dilated", "dot_general") if name in text
+        }
+
+    assert "dot_general" in names(value)
+    with conv_forms.native_only():
+        assert names(value) == {"conv_general_dilated"}
+        native = value(x, kernel)
+    assert not conv_forms.is_native_only()
+    np.testing.assert_allclose(native, value(x, kernel), rtol=1e-4, atol=1e-3)
+
+
+def test_only_the_transposed_convolutions_of_xla():
+    x, kernel = random(1, 5, 4, 3), random(4, 4, 3, 2, seed=1)
+    with conv_forms.native_only():
+        native = functools.partial(conv.conv_transpose, stride=2, padding=1)
+        assert "dot_general" not in str(jax.make_jaxpr(native)(x, kernel))
+        found = native(x, kernel)
+    expected = conv.conv_transpose(x, kernel, stride=2, padding=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
