@@ -72,7 +72,8 @@ def open_shard(path: Path) -> Iterator[ArrayRecordWriter]:
     """
     try:
         # As TFDS writes them: every record is found by itself.
-        writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+        # Images are compressed by their own formats, or not at all: see frames.py.
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         try:
             yield writer
         finally:

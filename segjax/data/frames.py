@@ -131,7 +131,8 @@ def _labels(frame: Frame) -> tuple[Path, ...]:
 def record_of(layout: Layout, frame: Frame) -> Record:
     """The record of a frame: the image file as it is where one file is one image.
 
-    Small data sets are not compressed: they are read in every epoch, and fit the disk.
+    Small data sets are decoded in every epoch and fit the disk, so theirs are not
+    compressed.
     """
     example = read_frame(layout, frame, instances=True)
     encode = functools.partial(encode_png, compressed=not layout.small)

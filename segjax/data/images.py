@@ -12,6 +12,7 @@ from PIL import Image
 from segjax import files
 from segjax.data import decoding
 from segjax.data.channel_groups import by_group
+from segjax.data.formats import png
 from segjax.data.listing import list_images
 from segjax.data.masks import decode_mask
 from segjax.errors import UserError
@@ -165,7 +166,8 @@ def encode_png(image: np.ndarray, *, compressed: bool = True) -> bytes:
         how = [cv2.IMWRITE_PNG_COMPRESSION, 0]
         if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # not in the oldest versions
             how += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
-    return cv2.imencode(".png", image, how)[1].tobytes()
+    data = cv2.imencode(".png", image, how)[1].tobytes()
+    return data if compressed else png.with_one_data_chunk(data)
 
 
 def write_ids_png(path: str | os.PathLike, label: np.ndarray) -> None:

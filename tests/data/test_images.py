@@ -1,5 +1,6 @@
 """Image files: pixels, errors, PNGs, lists of files."""
 
+import io
 import os
 from pathlib import Path
 
@@ -103,6 +104,15 @@ def test_png_round_trip():
         stored = images.encode_png(array, compressed=False)
         found = images.decode_image(stored, array.shape[2])
         np.testing.assert_array_equal(found, array)
+    large = np.random.default_rng(0).integers(0, 2**16, (300, 200), np.uint16)
+    stored = images.encode_png(large, compressed=False)
+    assert stored.count(b"IDAT") == 1
+    for read in (
+        lambda: np.array(Image.open(io.BytesIO(stored))),
+        lambda: cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_UNCHANGED),
+        lambda: images.decode_mask(stored)[0],
+    ):
+        np.testing.assert_array_equal(read(), large)
     blank = np.zeros((64, 64), np.uint8)
     assert len(images.encode_png(blank)) < 500
     assert len(images.encode_png(blank, compressed=False)) > blank.size
