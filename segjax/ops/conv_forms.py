@@ -35,7 +35,7 @@ _BAND_BYTES = 3 * 2**19
 # many tiles, or the transforms cost more than they save; and at most this share of the
 # products of the plain sums.
 _CHANNELS_OF_TILES = 96
-_FEWER_CHANNELS_OF_TILES = 64
+_FEWER_CHANNELS_OF_TILES = 48
 _BYTES_OF_FEWER = 8 * 2**20
 _FEWEST_TILES = 64
 _SHARE_OF_TILES = 0.6
