@@ -6,6 +6,7 @@ Parameters are float32 ("kernel" HWIO, "bias"); the computation runs in `dtype`.
 import contextlib
 import contextvars
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from flax import linen as nn
 
 from segjax import errors, image_stats
 from segjax.errors import UserError
-from segjax.ops import conv, geometry, pool, resized_conv
+from segjax.ops import activation, conv, geometry, pool, resized_conv
 
 # He et al. 2015: Gaussian of variance 2 / fan-in, for layers followed by a ReLU.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -59,6 +60,10 @@ def in_groups(images: int) -> bool:
 class Conv(nn.Module):
     """Convolution of [N, H, W, C] with explicit symmetric padding (zeros).
 
+    Of several maps of one size, it is the convolution of their concatenation, as a sum
+    of one convolution each (without groups): a TPU then neither copies them nor splits
+    their gradient.
+
     Attributes:
       features: output channels.
       size: side of the kernel [size, size, C / groups, features].
@@ -79,17 +84,25 @@ class Conv(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+    def __call__(self, x: jax.Array | list[jax.Array]) -> jax.Array:
+        maps = x if isinstance(x, list) else [x]
+        channels = [part.shape[-1] for part in maps]
+        shape = (self.size, self.size, sum(channels) // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x = conv.conv2d(
-            x.astype(self.dtype),
-            kernel,
+        stops = list(itertools.accumulate(channels))[:-1]
+        parts = jnp.split(kernel, stops, axis=2)
+        convolution = functools.partial(
+            conv.conv2d,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
         )
+        products = [
+            convolution(part.astype(self.dtype), kernel)
+            for part, kernel in zip(maps, parts, strict=True)
+        ]
+        x = functools.reduce(jnp.add, products)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -285,7 +298,9 @@ def conv_bn_relu(
             unbiased=bn_unbiased,
             dtype=dtype,
         )
-    return jax.tree.map(nn.relu, x) if relu else x
+    if not relu:
+        return x
+    return jax.tree.map(nn.relu if batch else activation.relu, x)
 
 
 def bind_conv_bn_relu(model: nn.Module, train: bool) -> Callable[..., Any]:

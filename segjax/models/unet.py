@@ -218,7 +218,7 @@ class UNet(nn.Module):
                 return [jax.tree.map(nn.relu, x), skip] if released else [skip, x]
             skip = skip[:, crop : crop + x.shape[1], crop : crop + x.shape[2]]
             both = [nn.relu(x), skip] if released else [skip, x]
-            return jnp.concatenate(both, axis=-1)
+            return both if self.packed else jnp.concatenate(both, axis=-1)
 
         def unpacked(x):
             return packed.unpack(x) if isinstance(x, packed.Packed) else x

@@ -121,27 +121,56 @@ def _conv2d(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
 
 def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """`conv2d` for a kernel [1, 1, I, O], as a matrix product over the channels."""
-    return _channel_product(x[:, ::stride, ::stride], kernel[0, 0])
+    return channel_product(x[:, ::stride, ::stride], kernel[0, 0])
 
 
 @jax.custom_vjp
-def _channel_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def channel_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[N, H, W, I], [I, O] -> [N, H, W, O]."""
+    if kernel.shape[1] < _FEW_OUTPUTS:
+        return _product(x, kernel)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=_product, default=_product_as_convolution
+    )
+
+
+# A TPU stores the maps of convolutions in another order of axes than those of matrix
+# products, so that next to convolutions a convolution saves copies. Those of few
+# outputs would have the images of a batch in the 128 lanes.
+_FEW_OUTPUTS = 64
+
+
+def _product(x, kernel):
     return jnp.einsum("nhwi,io->nhwo", x, kernel)
+
+
+def _product_as_convolution(x, kernel):
+    return conv_forms.native(x, kernel[None, None], Window())
+
+
+def _channel_product_forward(x, kernel):
+    y = channel_product(x, kernel)
+    if kernel.shape[1] < _FEW_OUTPUTS:
+        # Or what follows, such as a loss, would get the order of the gradient.
+        y = jax.lax.platform_dependent(
+            y, cpu=lambda y: y, default=jax.lax.optimization_barrier
+        )
+    return y, (x, kernel)
 
 
 def _channel_product_backward(saved, gradient):
     x, kernel = saved
-    if not _on_cpu():
-        return jax.vjp(_channel_product.fun, x, kernel)[1](gradient)
-    # Over three axes of pixels, XLA would copy a factor to turn it around.
-    rows, pulled = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
-    return (pulled @ kernel.T).reshape(x.shape), rows.T @ pulled
+    if _on_cpu():
+        # Over three axes of pixels, XLA would copy a factor to turn it around.
+        rows, pulled = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
+        return (pulled @ kernel.T).reshape(x.shape), rows.T @ pulled
+    dx, dkernel = jax.vjp(_product_as_convolution, x, kernel)[1](gradient)
+    if kernel.shape[1] < _FEW_OUTPUTS:
+        dx = jnp.einsum("nhwo,io->nhwi", gradient, kernel)
+    return dx, dkernel
 
 
-_channel_product.defvjp(
-    lambda *saved: (_channel_product(*saved), saved), _channel_product_backward
-)
+channel_product.defvjp(_channel_product_forward, _channel_product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

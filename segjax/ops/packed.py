@@ -89,27 +89,41 @@ def _pairs_kernel(kernel: jax.Array, columns: int, first: int) -> jax.Array:
 def conv_to_pairs(x: jax.Array, kernel: jax.Array, *, padding: int = 0) -> Packed:
     """``conv.conv2d`` of a plain map `x` [N, H, W, I] with `kernel` [k, k, I, O].
 
-    It computes both outputs of a pair at once, with a stride of 2 along the rows: for
-    maps of few channels, such as images.
+    It computes both outputs of a pair at once, as one matrix product: for maps of few
+    channels, such as images.
     """
-    size = kernel.shape[0]
-    width = geometry.conv_size(x.shape[2], size, padding=padding)
-    edges = padding, padding + width % 2
+    size, channels = kernel.shape[0], x.shape[3]
+    height, width = (
+        geometry.conv_size(side, size, padding=padding) for side in x.shape[1:3]
+    )
+    count = (width + 1) // 2
 
     def product(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            _pairs_kernel(kernel, size + 1, 0),
-            (1, 2),
-            ((padding, padding), edges),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        edges = (padding, padding), (padding, padding + width % 2)
+        x = jnp.pad(x, ((0, 0), *edges, (0, 0))).transpose(1, 2, 3, 0)
+        # What a pair of outputs reads, one after the other: rows of few channels would
+        # have each of them in a row of 128 lanes.
+        patches = [
+            x[row : row + height, column::2, channel][:, :count]
+            for row in range(size)
+            for column in range(size + 1)
+            for channel in range(channels)
+        ]
+        kernel = _pairs_kernel(kernel, size + 1, 0)
+        # Axes are not merged: that would move the images between chips.
+        pairs = jnp.einsum(
+            "thwn,to->hwno", jnp.stack(patches), kernel.reshape(len(patches), -1)
         )
+        return pairs.transpose(2, 0, 1, 3)
 
     return cleared(Packed(conv.with_kernel(product, x, kernel), width))
 
 
 def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> Packed:
     """``conv.conv2d`` of the concatenation of `maps` with `kernel` [3, 3, C, O].
+
+    As a sum of one convolution each: a TPU then neither copies the maps nor splits
+    their gradient.
 
     Raises:
       ValueError: `padding` is not 0 or 1.
@@ -120,22 +134,20 @@ def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> P
     stops = np.cumsum([x.pairs.shape[-1] // 2 for x in maps])[:-1].tolist()
 
     def product(x, kernel):
-        parts = [
-            _pairs_kernel(part, columns, padding).reshape(
-                3, columns // 2, -1, 2 * kernel.shape[3]
-            )
-            for part in jnp.split(kernel, stops, axis=2)
-        ]
+        pairs = _pairs_kernel(kernel, columns, padding)
         return jax.lax.conv_general_dilated(
             x,
-            jnp.concatenate(parts, axis=2),
+            pairs.reshape(3, columns // 2, -1, pairs.shape[3]),
             (1, 1),
             ((padding, padding), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    pairs = jnp.concatenate([x.pairs for x in maps], axis=-1)
-    pairs = conv.with_kernel(product, pairs, kernel)
+    parts = [
+        conv.with_kernel(product, x.pairs, part)
+        for x, part in zip(maps, jnp.split(kernel, stops, axis=2), strict=True)
+    ]
+    pairs = functools.reduce(jnp.add, parts)
     return cleared(Packed(pairs, maps[0].width + 2 * padding - 2))
 
 
@@ -144,7 +156,7 @@ def conv1x1(x: Packed, kernel: jax.Array) -> Packed:
 
     def product(x, kernel):
         both = jnp.kron(jnp.eye(2, dtype=kernel.dtype), kernel[0, 0])
-        return jnp.einsum("nhwi,io->nhwo", x, both)
+        return conv.channel_product(x, both)
 
     return Packed(conv.with_kernel(product, x.pairs, kernel), x.width)
 

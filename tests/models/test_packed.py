@@ -32,7 +32,7 @@ CASES = {
     ),
     "one level": (UNet, UNET | dict(padding="same", widths=(4,)), (1, 7, 9, 1)),
     "fcn, framed": (FCN, FRAMED, (2, 34, 37, 3)),
-    "fcn": (FCN, FCN8 | dict(norm="batch", bn_unbiased=True), (2, 34, 37, 3)),
+    "fcn": (FCN, FCN8 | dict(norm="batch", bn_unbiased=True), (6, 34, 37, 3)),
     "fcn, even": (FCN, FCN8, (1, 33, 34, 3)),
 }
 
@@ -72,8 +72,8 @@ def test_same_numbers(name):
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     plain, pairs = make(**fields), make(**fields, packed=True)
     variables = variables_of(plain, images)
-    # fc6 of this FCN normalizes over two values, which amplifies rounding.
-    tolerance = 5e-3 if name == "fcn" else 2e-4
+    # fc6 of this FCN normalizes over six values, which amplifies rounding.
+    tolerance = 1e-3 if name == "fcn" else 2e-4
     shapes = [
         jax.eval_shape(lambda model=model: variables_of(model, images))
         for model in (plain, pairs)
