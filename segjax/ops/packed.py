@@ -89,32 +89,25 @@ def _pairs_kernel(kernel: jax.Array, columns: int, first: int) -> jax.Array:
 def conv_to_pairs(x: jax.Array, kernel: jax.Array, *, padding: int = 0) -> Packed:
     """``conv.conv2d`` of a plain map `x` [N, H, W, I] with `kernel` [k, k, I, O].
 
-    It computes both outputs of a pair at once, as one matrix product: for maps of few
-    channels, such as images.
+    Of the pairs of `x`: for maps of few channels, such as images.
     """
-    size, channels = kernel.shape[0], x.shape[3]
-    height, width = (
-        geometry.conv_size(side, size, padding=padding) for side in x.shape[1:3]
-    )
-    count = (width + 1) // 2
+    size = kernel.shape[0]
+    width = geometry.conv_size(x.shape[2], size, padding=padding)
+    columns = size + 1 + (size + 1) % 2  # that the pairs hold that both outputs read
 
     def product(x, kernel):
         edges = (padding, padding), (padding, padding + width % 2)
-        x = jnp.pad(x, ((0, 0), *edges, (0, 0))).transpose(1, 2, 3, 0)
-        # What a pair of outputs reads, one after the other: rows of few channels would
-        # have each of them in a row of 128 lanes.
-        patches = [
-            x[row : row + height, column::2, channel][:, :count]
-            for row in range(size)
-            for column in range(size + 1)
-            for channel in range(channels)
-        ]
-        kernel = _pairs_kernel(kernel, size + 1, 0)
-        # Axes are not merged: that would move the images between chips.
-        pairs = jnp.einsum(
-            "thwn,to->hwno", jnp.stack(patches), kernel.reshape(len(patches), -1)
+        x = jnp.pad(x, ((0, 0), *edges, (0, 0)))
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0)))
+        pairs = jnp.concatenate([x[:, :, ::2], x[:, :, 1::2]], axis=-1)
+        kernel = _pairs_kernel(kernel, columns, 0)
+        return jax.lax.conv_general_dilated(
+            pairs,
+            kernel.reshape(size, columns // 2, -1, kernel.shape[3]),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return pairs.transpose(2, 0, 1, 3)
 
     return cleared(Packed(conv.with_kernel(product, x, kernel), width))
 

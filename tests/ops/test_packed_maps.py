@@ -88,6 +88,17 @@ def test_convolution_to_pairs(width, padding):
     np.testing.assert_array_equal(packed.cleared(pairs).pairs, pairs.pairs)
 
 
+@pytest.mark.parametrize("size", (1, 2, 5))
+def test_kernels_of_other_sizes_to_pairs(size):
+    for width in (7, 8):
+        assert_same(
+            lambda x, kernel: packed.unpack(packed.conv_to_pairs(x, kernel)),
+            conv.conv2d,
+            some(1, 6, width, 3),
+            some(size, size, 3, 4),
+        )
+
+
 def test_1x1_convolution():
     assert_same(
         lambda x, kernel: packed.unpack(packed.conv1x1(packed.pack(x), kernel)),
