@@ -130,7 +130,7 @@ def channel_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if kernel.shape[1] < _FEW_OUTPUTS:
         return _product(x, kernel)
     return jax.lax.platform_dependent(
-        x, kernel, cpu=_product, default=_product_as_convolution
+        x, kernel, tpu=_product_as_convolution, default=_product
     )
 
 
@@ -153,7 +153,7 @@ def _channel_product_forward(x, kernel):
     if kernel.shape[1] < _FEW_OUTPUTS:
         # Or what follows, such as a loss, would get the order of the gradient.
         y = jax.lax.platform_dependent(
-            y, cpu=lambda y: y, default=jax.lax.optimization_barrier
+            y, tpu=jax.lax.optimization_barrier, default=lambda y: y
         )
     return y, (x, kernel)
 
@@ -164,9 +164,10 @@ def _channel_product_backward(saved, gradient):
         # Over three axes of pixels, XLA would copy a factor to turn it around.
         rows, pulled = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
         return (pulled @ kernel.T).reshape(x.shape), rows.T @ pulled
-    dx, dkernel = jax.vjp(_product_as_convolution, x, kernel)[1](gradient)
-    if kernel.shape[1] < _FEW_OUTPUTS:
-        dx = jnp.einsum("nhwo,io->nhwi", gradient, kernel)
+    dx, dkernel = jax.vjp(_product, x, kernel)[1](gradient)
+    if _platform() == "tpu":
+        wide, dkernel = jax.vjp(_product_as_convolution, x, kernel)[1](gradient)
+        dx = dx if kernel.shape[1] < _FEW_OUTPUTS else wide
     return dx, dkernel
 
 
@@ -190,8 +191,8 @@ def _forward(x, kernel, window):
     return _conv(x, kernel, window), (x, kernel)
 
 
-def _on_cpu() -> bool:
-    """Whether the gradient that is being traced is for CPUs.
+def _platform() -> str:
+    """The platform for which a gradient is being traced.
 
     That is where this process computes, or the device of ``jax.default_device``: a
     program may be compiled for devices that are elsewhere. Not platform_dependent,
@@ -199,7 +200,11 @@ def _on_cpu() -> bool:
     """
     # A device, the name of a platform, or None; JAX adds its options at run time.
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
+    return getattr(chosen, "platform", chosen) or jax.default_backend()
+
+
+def _on_cpu() -> bool:
+    return _platform() == "cpu"
 
 
 def _backward(window, saved, gradient):

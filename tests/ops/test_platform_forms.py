@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.convolutions import (
     assert_close,
+    naive_conv,
     naive_conv_transpose,
     random,
     with_gradients,
@@ -126,3 +127,28 @@ def test_transposed_gradients_are_those_of_the_device(on_cpu, monkeypatch):
     run = functools.partial(conv.conv_transpose, stride=2)
     actual = with_gradients(run, x, kernel)
     assert_close(actual, naive_conv_transpose(x, kernel, 2, 0), 2e-6)
+
+
+# [N, H, W, I] and [1, 1, I, O]: few outputs and many.
+PRODUCTS = [((2, 3, 4, 5), (1, 1, 5, 3)), ((2, 3, 4, 5), (1, 1, 5, 64))]
+
+
+@pytest.mark.parametrize("shapes", PRODUCTS, ids=str)
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_products_over_channels_of_every_device(shapes, platform, monkeypatch):
+    """On a TPU convolutions; with few outputs only the gradient of the kernel."""
+    monkeypatch.setattr(conv, "_platform", lambda: platform)
+
+    def loss(x, kernel):
+        return jnp.square(conv.conv2d(x, kernel)).sum()
+
+    forward = text(conv.conv2d, platform, *shapes)
+    both = text(jax.grad(loss, (0, 1)), platform, *shapes)
+    wide, tpu = shapes[1][3] == 64, platform == "tpu"
+    assert forward.count("stablehlo.convolution") == int(wide and tpu)
+    assert both.count("stablehlo.convolution") == (0 if not tpu else 3 if wide else 1)
+    assert both.count("stablehlo.optimization_barrier") == int(tpu and not wide)
+    x, kernel = (random(*shape, seed=i) for i, shape in enumerate(shapes))
+    assert_close(
+        with_gradients(conv.conv2d, x, kernel), naive_conv(x, kernel, 1, 0, 1), 2e-6
+    )
