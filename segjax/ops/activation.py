@@ -1,28 +1,30 @@
-"""ReLU whose gradient needs its output only."""
+"""ReLU, on TPUs with a gradient that needs its output only."""
 
 import jax
 import jax.numpy as jnp
 
+from segjax.ops import platforms
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """``jax.nn.relu``: max(x, 0), with the gradient 0 at 0.
+
+    On a TPU, the gradient reads the output. That of ``jax.nn.relu`` reads the input
+    there, so that a convolution in front of it writes two maps. Not for use behind a
+    normalization, whose output is computed again anyway.
+    """
+    return _by_output(x) if platforms.traced_for() == "tpu" else jax.nn.relu(x)
+
 
 @jax.custom_vjp
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), with the gradient 0 at 0, as ``jax.nn.relu``.
-
-    The gradient reads the output. Of ``jax.nn.relu`` it reads the input, so that a
-    convolution in front of it keeps two maps. For use behind convolutions: behind a
-    normalization the input is computed again anyway.
-    """
+def _by_output(x):
     return jnp.maximum(x, 0)
 
 
 def _forward(x):
-    y = jnp.maximum(x, 0)
-    # Or XLA would see that y > 0 where x > 0, and keep x as well. A CPU keeps it in
-    # any case, and the barrier would end a fusion.
-    y = jax.lax.platform_dependent(
-        y, cpu=lambda y: y, default=jax.lax.optimization_barrier
-    )
+    # Without the barrier XLA sees that y > 0 where x > 0, and keeps x as well.
+    y = jax.lax.optimization_barrier(jnp.maximum(x, 0))
     return y, y
 
 
-relu.defvjp(_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
+_by_output.defvjp(_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops import conv_forms, geometry, resize
+from segjax.ops import conv_forms, geometry, platforms, resize
 from segjax.ops.conv_forms import Window
 
 # (x, kernel) -> y
@@ -165,7 +165,7 @@ def _channel_product_backward(saved, gradient):
         rows, pulled = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
         return (pulled @ kernel.T).reshape(x.shape), rows.T @ pulled
     dx, dkernel = jax.vjp(_product, x, kernel)[1](gradient)
-    if _platform() == "tpu":
+    if platforms.traced_for() == "tpu":
         wide, dkernel = jax.vjp(_product_as_convolution, x, kernel)[1](gradient)
         dx = dx if kernel.shape[1] < _FEW_OUTPUTS else wide
     return dx, dkernel
@@ -191,20 +191,8 @@ def _forward(x, kernel, window):
     return _conv(x, kernel, window), (x, kernel)
 
 
-def _platform() -> str:
-    """The platform for which a gradient is being traced.
-
-    That is where this process computes, or the device of ``jax.default_device``: a
-    program may be compiled for devices that are elsewhere. Not platform_dependent,
-    which would trace both forms of the gradient of every convolution.
-    """
-    # A device, the name of a platform, or None; JAX adds its options at run time.
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return getattr(chosen, "platform", chosen) or jax.default_backend()
-
-
 def _on_cpu() -> bool:
-    return _platform() == "cpu"
+    return platforms.traced_for() == "cpu"
 
 
 def _backward(window, saved, gradient):

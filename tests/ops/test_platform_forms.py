@@ -14,7 +14,7 @@ from helpers.convolutions import (
     with_gradients,
 )
 
-from segjax.ops import conv, conv_forms, pool
+from segjax.ops import conv, conv_forms, platforms, pool
 
 
 def naive_max_pool(x, kernel, stride, padding, ceil):
@@ -137,7 +137,7 @@ PRODUCTS = [((2, 3, 4, 5), (1, 1, 5, 3)), ((2, 3, 4, 5), (1, 1, 5, 64))]
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_products_over_channels_of_every_device(shapes, platform, monkeypatch):
     """On a TPU convolutions; with few outputs only the gradient of the kernel."""
-    monkeypatch.setattr(conv, "_platform", lambda: platform)
+    monkeypatch.setattr(platforms, "traced_for", lambda: platform)
 
     def loss(x, kernel):
         return jnp.square(conv.conv2d(x, kernel)).sum()
