@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     title: str
     config: str  # in configs/
     flags: str = ""  # beside the config
-    earlier: bool = False  # compiled before the forms for TPUs, by an earlier libtpu
+    earlier: bool = False  # compiled before the forms for TPUs
 
 
 # Of the paper's form, which has no variant for pods.
@@ -128,7 +128,7 @@ the numbers; nothing has run on a TPU). The share is that of the chip's peak, by
 FLOPs of the form that the paper writes down, so that fewer operations for the same
 numbers raise it. Images/s are without overlap of collectives, at 16, 64 and 256 chips
 and on two slices of 64. Rows with "earlier" were compiled before the
-[forms for TPUs](benchmark.md#forms-for-tpus), by an earlier libtpu; the others by
+[forms for TPUs](benchmark.md#forms-for-tpus), perhaps by an earlier libtpu; the others by
 libtpu 0.0.52.
 
 """

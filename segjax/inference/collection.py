@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
 from segjax.data import batching, images, pipeline, windows
@@ -27,7 +26,9 @@ from segjax.inference.proposals import stack_regions
 from segjax.inference.resizing import resized_rows
 from segjax.inference.stored import Stored, file_version
 
-if TYPE_CHECKING:  # that module imports this one
+if TYPE_CHECKING:  # the module trained imports this one
+    import jax
+
     from segjax.inference.trained import Segmenter
 
 MAX_PIXELS = 2**22
