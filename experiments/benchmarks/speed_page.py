@@ -128,8 +128,8 @@ the numbers; nothing has run on a TPU). The share is that of the chip's peak, by
 FLOPs of the form that the paper writes down, so that fewer operations for the same
 numbers raise it. Images/s are without overlap of collectives, at 16, 64 and 256 chips
 and on two slices of 64. Rows with "earlier" were compiled before the
-[forms for TPUs](benchmark.md#forms-for-tpus), perhaps by an earlier libtpu; the others by
-libtpu 0.0.52.
+[forms for TPUs](benchmark.md#forms-for-tpus), perhaps by an earlier libtpu; the
+others by libtpu 0.0.52.
 
 """
 
