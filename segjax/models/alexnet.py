@@ -16,6 +16,7 @@ from flax import linen as nn
 from segjax.errors import UserError
 from segjax.models import layers
 from segjax.models.backbone import Backbone
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, norm
 
 
@@ -124,7 +125,7 @@ class AlexNet(nn.Module):
                 endpoints[name] = x
         for name, size in (("fc6", 6), ("fc7", 1)):
             x = conv_bn_relu(x, name, self.fc_channels, size)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
             endpoints[name] = x
         return endpoints
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import backbones, layers, vgg, zoomout
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, hierarchy, image, segment_pool, superpixels
 
 _FEATURES = "conv5_3"
@@ -164,7 +165,7 @@ class CFM(nn.Module):
                 y = layers.Conv(
                     self.fc_channels, 1, dtype=self.dtype, name=f"{path}_{name}"
                 )(y)
-                y = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(y))
+                y = Dropout(self.dropout, deterministic=not train)(nn.relu(y))
             return y
 
         whole, masked = pyramids(

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import backbones, googlenet, layers
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, image, pool
 
 # GoogLeNet's auxiliary heads: name and the endpoint they read.
@@ -106,7 +107,7 @@ class Classifier(nn.Module):
             x = endpoints["pool5"] = pool.avg_pool(x, entry.average, stride=1)
 
         def dropped(x, rate):
-            return nn.Dropout(rate, deterministic=not train)(x)
+            return Dropout(rate, deterministic=not train)(x)
 
         def classify(x, name):
             init = layers.score_normal

@@ -28,6 +28,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import backbones, layers, network, vgg
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, image, pool, resize
 
 # Where the multi-scale features branch off.
@@ -73,7 +74,7 @@ class Head(nn.Module):
         def hidden(x, name, size, padding=0, rate=1):
             window = dict(padding=padding, dilation=rate)
             x = conv_bn_relu(x, name, self.channels, size, **window)
-            return nn.Dropout(self.dropout, deterministic=not train)(x)
+            return Dropout(self.dropout, deterministic=not train)(x)
 
         branches = []
         for index, rate in enumerate(self.rates, start=1):

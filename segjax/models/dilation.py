@@ -24,6 +24,7 @@ from flax import linen as nn
 
 from segjax.models import layers, network, vgg
 from segjax.models.backbone import dilate
+from segjax.models.dropout import Dropout
 from segjax.ops import conv, geometry, image, pool, resize
 
 # Poolings 4 and 5 are removed; what follows them dilates by the strides it lost.
@@ -245,7 +246,7 @@ class Dilation(nn.Module):
         conv_bn_relu = layers.bind_conv_bn_relu(self, train)
         for name, kernel, rate in (("fc6", 7, self.fc6_rate), ("fc7", 1, 1)):
             x = conv_bn_relu(x, name, self.fc_channels, kernel, dilation=rate)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
             endpoints[name] = x
         scores = layers.Conv(
             self.num_classes,

@@ -23,6 +23,7 @@ from flax import traverse_util
 
 from segjax.errors import UserError
 from segjax.models import backbones, layers
+from segjax.models.dropout import Dropout
 from segjax.ops import conv, geometry, image
 
 _PIXELS = geometry.Grid()
@@ -240,7 +241,7 @@ class FCN(nn.Module):
                 f"too small for {top}; increase --config.model.pad"
             )
         if entry.dropout:
-            features = nn.Dropout(self.dropout, deterministic=not train)(features)
+            features = Dropout(self.dropout, deterministic=not train)(features)
         grids = entry.grids(self.pad)
 
         def score(features, name):

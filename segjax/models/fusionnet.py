@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import layers
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, image, pool, resize
 
 # He's for a 3x3 transposed convolution of stride 2, where an output has (3 / 2)^2
@@ -154,7 +155,7 @@ class FusionNet(nn.Module):
             return shortcut + x
 
         def drop(x):
-            return nn.Dropout(self.dropout, deterministic=not train)(x)
+            return Dropout(self.dropout, deterministic=not train)(x)
 
         def up(x, name, features):
             if released:

@@ -21,6 +21,7 @@ from flax import linen as nn
 
 from segjax.errors import UserError
 from segjax.models import backbones, layers
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, image, pool, resize
 
 
@@ -119,7 +120,7 @@ class PSPNet(nn.Module):
         )
 
         def classify(x, name):
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
             return layers.Conv(
                 self.num_classes, 1, kernel_init=layers.score_normal, name=name
             )(x)

@@ -17,7 +17,7 @@ import jax
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models import layers
+from segjax.models import expansion_layers, layers
 from segjax.models.backbone import Backbone, Dilated, DilatedStep, dilate
 from segjax.ops import geometry, pool
 
@@ -132,14 +132,19 @@ class Bottleneck(nn.Module):
             name, norm_name = f"conv{index}", f"bn{index}"
             return conv_bn_relu(x, name, features, size, norm_name=norm_name, **options)
 
+        def expand(x, index, **options):
+            features = 4 * self.channels
+            form = expansion_layers.form(x, features, train=train)
+            return unit(x, index, features, 1, relu=False, **form, **options)
+
         in_1x1, in_3x3 = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         wide = dict(padding=self.rate, dilation=self.rate)
         y = unit(x, 1, self.channels, 1, stride=in_1x1)
         y = unit(y, 2, self.channels, 3, stride=in_3x3, **wide)
-        y = unit(y, 3, 4 * self.channels, 1, relu=False)
+        y = expand(y, 3)
         if self.stride > 1 or x.shape[-1] != 4 * self.channels:
             # "conv0", "bn0": the projection shortcut.
-            x = unit(x, 0, 4 * self.channels, 1, stride=self.stride, relu=False)
+            x = expand(x, 0, stride=self.stride)
         return nn.relu(x + y)
 
 

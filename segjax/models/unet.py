@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.models import layers, packed_layers
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, image, packed, pool, resize
 
 
@@ -232,7 +233,7 @@ class UNet(nn.Module):
                 x = pool.max_pool(x, 2, stride=2)
             x = pair(x, "enc", level)
             if level >= depth - 2:
-                x = nn.Dropout(self.dropout, deterministic=not train)(unpacked(x))
+                x = Dropout(self.dropout, deterministic=not train)(unpacked(x))
                 if level == 0 and self.packed:
                     x = packed.pack(x)
             skips.append(x)

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from segjax.models import framed_layers, layers, packed_layers
 from segjax.models.backbone import Backbone, Dilated, dilate
+from segjax.models.dropout import Dropout
 from segjax.ops import framed, geometry, pool
 
 # Number of 3x3 convolutions in each of the five stages.
@@ -119,7 +120,7 @@ class VGG16(nn.Module):
         top = framed.expand(x)
         for name, size, padding in (("fc6", 7, self.fc6_padding), ("fc7", 1, 0)):
             top = conv_bn_relu(top, name, self.fc_channels, size, padding=padding)
-            top = nn.Dropout(self.dropout, deterministic=not train)(top)
+            top = Dropout(self.dropout, deterministic=not train)(top)
             endpoints[name] = top
         return endpoints
 

@@ -20,6 +20,7 @@ from flax import linen as nn
 from segjax import errors
 from segjax.errors import UserError
 from segjax.models import backbones, layers, vgg
+from segjax.models.dropout import Dropout
 from segjax.ops import geometry, image, resize, segment_pool, superpixels
 
 LEVELS = (*vgg.CONVOLUTIONS, "subscene", "scene")
@@ -158,7 +159,7 @@ class Zoomout(nn.Module):
         endpoints = {"superpixels": ids[..., None], "features": x}
         for index, width in enumerate(self.hidden, start=1):
             x = nn.relu(layers.Conv(width, 1, name=f"hidden{index}")(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
         scores = layers.Conv(
             self.num_classes, 1, kernel_init=layers.score_normal, name="score"
         )(x)

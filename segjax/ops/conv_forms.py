@@ -21,7 +21,7 @@ import numpy as np
 
 from segjax.ops import winograd as winograd_tiles
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 # From this many channels on, of both the input and the output:
 _CHANNELS_OF_TAPS = 16  # the kernel's gradient as a product per tap
@@ -100,7 +100,7 @@ def _native(x: jax.Array, kernel: jax.Array, window: Window, more: int) -> jax.A
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding + more)),
         rhs_dilation=(dilation, dilation),
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=LAYOUT,
     )
 
 
@@ -389,7 +389,7 @@ def transposed_native(
         window_strides=(1, 1),
         padding=[(edge + cut, edge + cut + more)] * 2,
         lhs_dilation=(stride, stride),
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=LAYOUT,
     )
     return y[:, cut : y.shape[1] - cut, cut : y.shape[2] - cut]
 

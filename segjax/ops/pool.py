@@ -12,6 +12,7 @@ fusion, with other roundings, finds none, and 0 / 0 is NaN.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -211,17 +212,18 @@ def adaptive_avg_pools(x: jax.Array, bins: Sequence[int]) -> list[jax.Array]:
     exact: dict[str, Any] = dict(
         precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
-    rows = [parts(height, number) for number in bins]
-    stacked = np.concatenate(rows).astype(x.dtype)
-    sums = jnp.einsum("oh,nhwc->nowc", stacked, x, **exact)
-    pooled = []
-    stops = np.cumsum(bins)[:-1].tolist()
-    for number, down, y in zip(bins, rows, jnp.split(sums, stops, axis=1), strict=True):
-        across = parts(width, number)
-        counts = down.sum(1)[:, None] * across.sum(1)
-        y = jnp.einsum("pw,nowc->nopc", across.astype(np.float32), y, **exact)
-        pooled.append((y / counts[None, :, :, None].astype(np.float32)).astype(x.dtype))
-    return pooled
+    down, across = (
+        np.concatenate([parts(side, number) for number in bins])
+        for side in (height, width)
+    )
+    y = jnp.einsum("oh,nhwc->nowc", down.astype(x.dtype), x, **exact)
+    # Of all pairs of bins; a split into levels first would copy the large map.
+    y = jnp.einsum("pw,nowc->nopc", across.astype(np.float32), y, **exact)
+    counts = down.sum(1)[:, None] * across.sum(1)
+    y = y / counts[None, :, :, None].astype(np.float32)
+    stops = itertools.accumulate(bins)
+    own = [slice(stop - number, stop) for number, stop in zip(bins, stops, strict=True)]
+    return [y[:, part, part].astype(x.dtype) for part in own]
 
 
 def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
