@@ -5,6 +5,7 @@ field `packed` is set.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,15 @@ def _with_bias(x: Packed, bias: jax.Array) -> Packed:
 class Conv(nn.Module):
     """``layers.Conv`` to pairs: of a plain map, or of the concatenation of packed ones.
 
-    Packed maps are padded by 0 or 1; the kernel is 3x3, or 1x1 for one map.
+    Packed maps are padded by 0 or 1; the kernel is 3x3, or 1x1 for one map. A plain
+    map may have a stride of 2.
 
     Attributes: see layers.Conv.
     """
 
     features: int
     size: int = 3
+    stride: int = 1
     padding: int = 0
     use_bias: bool = True
     kernel_init: Callable[..., jax.Array] = layers.he_normal
@@ -50,7 +53,9 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         maps = jax.tree.map(lambda y: y.astype(self.dtype), maps)
         if not isinstance(maps, list):
-            y = packed.conv_to_pairs(maps, kernel, padding=self.padding)
+            strided = packed.strided_to_pairs if self.stride == 2 else None
+            convolution = strided or packed.conv_to_pairs
+            y = convolution(maps, kernel, padding=self.padding)
         elif self.size == 1:
             (only,) = maps
             y = packed.conv1x1(only, kernel)
@@ -87,9 +92,15 @@ class BatchNorm(nn.Module):
 
     A pixel outside of the map is zero when it comes in, and counts for nothing.
 
+    With `pool`, a maximum over windows, also the normalized pooled map. What is pooled
+    is the map itself, negated in channels whose factor is negative: normalization is
+    monotonic, also in its roundings, and gives the same numbers behind the pooling, of
+    fewer pixels. Its gradient may differ where roundings make ties.
+
     Attributes:
       width: columns of the map.
       train, momentum, unbiased, dtype: see layers.batch_norm.
+      pool: pairs -> plain map.
     """
 
     width: int
@@ -98,31 +109,52 @@ class BatchNorm(nn.Module):
     unbiased: bool
     dtype: str
     epsilon: float = 1e-5
+    pool: Callable[[Packed], jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, pairs: jax.Array) -> jax.Array:
-        wide = pairs.astype(jnp.float32)
-        count = pairs.shape[0] * pairs.shape[1] * self.width
+    def __call__(self, pairs: jax.Array) -> Any:
+        mean, factor, bias = moments.normalization(
+            self, pairs.shape[-1] // 2, lambda: _moments(pairs, self.width)
+        )
 
-        def average(x: jax.Array) -> jax.Array:
-            return x.sum((0, 1, 2)).reshape(2, -1).sum(0) / count
+        def normalize(y: jax.Array, pixels: int) -> jax.Array:
+            shift, times, plus = (jnp.tile(v, pixels) for v in (mean, factor, bias))
+            return ((y - shift) * times + plus).astype(self.dtype)
 
-        def of_map() -> moments.Moments:
-            mean = average(wide)
-            variance = average(jnp.square(wide)) - jnp.square(mean)
-            return mean, jnp.maximum(variance, 0), count
+        if self.pool is None:
+            return normalize(pairs, 2)
+        sign = jnp.where(factor < 0, -1, 1).astype(pairs.dtype)
+        pooled = self.pool(Packed(pairs * jnp.tile(sign, 2), self.width))
+        return normalize(pairs, 2), normalize(pooled * sign, 1)
 
-        channels = pairs.shape[-1] // 2
-        mean, factor, bias = moments.normalization(self, channels, of_map)
-        y = (wide - jnp.tile(mean, 2)) * jnp.tile(factor, 2) + jnp.tile(bias, 2)
-        return y.astype(self.dtype)
+
+def _moments(pairs: jax.Array, width: int) -> moments.Moments:
+    wide = pairs.astype(jnp.float32)
+    count = pairs.shape[0] * pairs.shape[1] * width
+
+    def average(x: jax.Array) -> jax.Array:
+        return x.sum((0, 1, 2)).reshape(2, -1).sum(0) / count
+
+    mean = average(wide)
+    variance = average(jnp.square(wide)) - jnp.square(mean)
+    return mean, jnp.maximum(variance, 0), count
 
 
 def batch_norm(
-    x: Packed, name: str, *, train: bool, momentum: float, dtype: str, unbiased: bool
-) -> Packed:
-    """``layers.batch_norm`` of a packed map."""
-    layer = BatchNorm(
+    x: Packed,
+    name: str,
+    *,
+    train: bool,
+    momentum: float,
+    dtype: str,
+    unbiased: bool,
+    pool: Callable[[Packed], jax.Array] | None = None,
+) -> Any:
+    """``layers.batch_norm`` of a packed map; with `pool`, also the pooled plain map.
+
+    A ReLU may follow.
+    """
+    fields: dict[str, Any] = dict(
         width=x.width,
         train=train,
         momentum=momentum,
@@ -130,9 +162,12 @@ def batch_norm(
         dtype=dtype,
         name=name,
     )
-    return packed.cleared(
-        Packed(layers.by_groups(layer, x.pairs, train=train), x.width)
-    )
+    if pool and not layers.in_groups(len(x.pairs)):
+        pairs, pooled = BatchNorm(pool=pool, **fields)(x.pairs)
+        return packed.cleared(Packed(pairs, x.width)), pooled
+    pairs = layers.by_groups(BatchNorm(**fields), x.pairs, train=train)
+    y = packed.cleared(Packed(pairs, x.width))
+    return (y, pool(y)) if pool else y
 
 
 # What layers.conv_bn_relu is told for packed maps.

@@ -38,6 +38,8 @@ class PSPNet(nn.Module):
       stage_sizes: blocks per stage, 0 for none; () takes the backbone's.
       width: channels of the backbone's first layer, 64.
       stem: "deep" (the paper) or "plain".
+      packed: computes the stem of a ResNet on pairs of pixels, for TPUs: see
+        ops/packed.py. The same parameters, and the same scores but for rounding.
       output_stride: of the backbone: 8 (the paper), 16 or 32.
       stride_in_1x1, first_block_dilation: see resnet.ResNet.
       bins: pyramid levels, each pooled to b x b; () is the dilated baseline.
@@ -74,6 +76,7 @@ class PSPNet(nn.Module):
     stage_sizes: tuple[int, ...] = ()
     width: int = 64
     stem: str = "deep"
+    packed: bool = False
     output_stride: int = 8
     stride_in_1x1: bool = False
     first_block_dilation: bool = True
@@ -94,6 +97,7 @@ class PSPNet(nn.Module):
     def __post_init__(self) -> None:
         backbones.check(self, backbones.PYRAMID)
         layers.check_choice(self, "pool", ("avg", "max"))
+        layers.check_choice(self, "packed", (False, True))
         layers.check_positive(self, "bins")
         layers.check_integers(self, "pyramid_channels", "head_channels")
         if len(set(self.bins)) != len(self.bins):

@@ -11,15 +11,17 @@ The released networks differ among themselves; fields choose, and one choice is 
   authors' has no padding and is ceil-mode, which puts locations between the pixels.
 """
 
+import functools
 from fractions import Fraction
+from typing import Any
 
 import jax
 from flax import linen as nn
 
 from segjax.errors import UserError
-from segjax.models import expansion_layers, layers
+from segjax.models import expansion_layers, layers, packed_layers
 from segjax.models.backbone import Backbone, Dilated, DilatedStep, dilate
-from segjax.ops import geometry, pool
+from segjax.ops import geometry, packed, pool
 
 # Blocks per stage.
 STAGE_SIZES: dict[str, tuple[int, ...]] = {
@@ -168,6 +170,8 @@ class ResNet(nn.Module):
       width: channels of the stem and the first stage (64); stages double it.
       stem: "plain" 7x7 convolution, or "deep" three 3x3 ones ending in 2 * width.
       output_stride: 32, 16 or 8.
+      packed: computes the stem on pairs of pixels, for TPUs: see ops/packed.py. The
+        same parameters, and the same features but for rounding.
       ceil_pool: the pooling behind the stem keeps an incomplete last window
         (deeplab-pytorch), which maps of even sides have.
       stride_in_1x1: the stride of a bottleneck in its first 1x1 (Caffe) or its 3x3
@@ -188,6 +192,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem: str = "plain"
     output_stride: int = 32
+    packed: bool = False
     ceil_pool: bool = False
     stride_in_1x1: bool = False
     first_block_dilation: bool = False
@@ -207,15 +212,27 @@ class ResNet(nn.Module):
                 ("1_2", self.width, 3, 1),
                 ("1_3", 2 * self.width, 3, 1),
             )
+        form: dict[str, Any] = packed_layers.FORM if self.packed else {}
         padding = self.pad_first
         for suffix, features, size, stride in stem:
             padding = size // 2 if padding is None else padding
             window = dict(stride=stride, padding=padding)
-            name, norm_name = f"conv{suffix}", f"bn{suffix}"
-            x = unit(x, name, features, size, norm_name=norm_name, **window)
+            norm: dict[str, Any] = dict(norm_name=f"bn{suffix}")
+            if self.packed and suffix == stem[-1][0]:
+                norm["normalize"] = functools.partial(
+                    packed_layers.batch_norm,
+                    pool=functools.partial(
+                        packed.overlapping_max_pool, ceil=self.ceil_pool
+                    ),
+                )
+            x = unit(x, f"conv{suffix}", features, size, **{**form, **norm}, **window)
             padding = None
-        endpoints = {"conv1": x}
-        x = pool.max_pool(x, 3, stride=2, padding=1, ceil=self.ceil_pool)
+        if self.packed:
+            pairs, x = x
+            endpoints = {"conv1": packed.unpack(pairs)}
+        else:
+            endpoints = {"conv1": x}
+            x = pool.max_pool(x, 3, stride=2, padding=1, ceil=self.ceil_pool)
         endpoints["pool1"] = x
 
         for number, (stage, blocks) in enumerate(

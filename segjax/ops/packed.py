@@ -14,13 +14,14 @@ padding is.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops import conv, geometry, pool
+from segjax.ops import conv, conv_forms, geometry, pool
 
 
 @functools.partial(
@@ -47,17 +48,17 @@ def unpack(x: Packed) -> jax.Array:
     return x.pairs.reshape(n, height, 2 * count, channels // 2)[:, :, : x.width]
 
 
-def cleared(x: Packed) -> Packed:
+def cleared(x: Packed, fill: float = 0) -> Packed:
     """Zeros in the pixel of the last pair that is outside of the map, if there is one.
 
-    To be called after whatever does not map zero to zero.
+    To be called after whatever does not map zero to zero. Or `fill` instead of zeros.
     """
     count, channels = x.pairs.shape[2:]
     if x.width == 2 * count:
         return x
     outside = np.zeros((count, channels), bool)
     outside[-1, channels // 2 :] = True
-    return Packed(jnp.where(outside, 0, x.pairs), x.width)
+    return Packed(jnp.where(outside, fill, x.pairs), x.width)
 
 
 def crop(x: Packed, start: tuple[int, int], size: tuple[int, int]) -> Packed:
@@ -106,10 +107,50 @@ def conv_to_pairs(x: jax.Array, kernel: jax.Array, *, padding: int = 0) -> Packe
             kernel.reshape(size, columns // 2, -1, kernel.shape[3]),
             (1, 1),
             "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=conv_forms.LAYOUT,
         )
 
     return cleared(Packed(conv.with_kernel(product, x, kernel), width))
+
+
+def strided_to_pairs(x: jax.Array, kernel: jax.Array, *, padding: int = 0) -> Packed:
+    """``conv.conv2d`` of stride 2 of a plain map `x`, as :func:`conv_to_pairs`.
+
+    Of blocks of 2 x 4 pixels of `x`, the strides of a pair of outputs.
+    """
+    size = kernel.shape[0]
+    sides = [
+        geometry.conv_size(side, size, stride=2, padding=padding)
+        for side in geometry.sides(x)
+    ]
+    # In blocks: those that an output, or a pair of them, reads, and those of the map.
+    reads = -(-size // 2), -(-(size + 2) // 4)
+    blocks = sides[0] - 1 + reads[0], (sides[1] + 1) // 2 - 1 + reads[1]
+    starts = list(itertools.product(range(2), range(4)))
+
+    def product(x, kernel):
+        zero = np.zeros((), x.dtype)
+        edges = [  # what no output reads is cut off
+            (padding, step * count - side - padding, 0)
+            for step, count, side in zip((2, 4), blocks, x.shape[1:3], strict=True)
+        ]
+        x = jax.lax.pad(x, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+        x = jnp.concatenate([x[:, a::2, b::4] for a, b in starts], axis=-1)
+        below, right = 2 * reads[0] - size, 4 * reads[1] - size
+        both = [
+            jnp.pad(kernel, ((0, below), (first, right - first), (0, 0), (0, 0)))
+            for first in (0, 2)
+        ]
+        kernel = jnp.concatenate(both, axis=3)
+        return jax.lax.conv_general_dilated(
+            x,
+            jnp.concatenate([kernel[a::2, b::4] for a, b in starts], axis=2),
+            (1, 1),
+            "VALID",
+            dimension_numbers=conv_forms.LAYOUT,
+        )
+
+    return cleared(Packed(conv.with_kernel(product, x, kernel), sides[1]))
 
 
 def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> Packed:
@@ -133,7 +174,7 @@ def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> P
             pairs.reshape(3, columns // 2, -1, pairs.shape[3]),
             (1, 1),
             ((padding, padding), (padding, padding)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=conv_forms.LAYOUT,
         )
 
     parts = [
@@ -168,7 +209,7 @@ def doubled(x: jax.Array, kernel: jax.Array) -> Packed:
             (1, 1),
             ((1, 1), (0, 0)),
             lhs_dilation=(2, 1),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=conv_forms.LAYOUT,
         )
 
     return Packed(conv.with_kernel(product, x, kernel), 2 * x.shape[2])
@@ -186,3 +227,26 @@ def max_pool(x: Packed) -> jax.Array:
     pairs = jnp.pad(pairs, ((0, 0), (0, pairs.shape[1] % 2), (0, 0), (0, 0)))
     rows = pool.maximum(pairs[:, ::2], pairs[:, 1::2])
     return pool.maximum(rows[..., :half], rows[..., half:])
+
+
+def overlapping_max_pool(x: Packed, *, ceil: bool = False) -> jax.Array:
+    """``pool.max_pool`` 3x3 of stride 2, padded by 1. The plain map.
+
+    A window of columns is a pair and the second pixel of the pair in front of it.
+    """
+    lowest = -np.inf
+    height, width = (
+        pool.output_side(side, 3, stride=2, padding=1, ceil=ceil)
+        for side in (x.pairs.shape[1], x.width)
+    )
+    pairs = cleared(x, lowest).pairs
+    half = pairs.shape[-1] // 2
+    below, right = 2 * height - pairs.shape[1], width - pairs.shape[2]
+    edges = ((0, 0), (1, below), (0, right), (0, 0))
+    pairs = jnp.pad(pairs, edges, constant_values=lowest)
+    rows = [pairs[:, start : start + 2 * height - 1 : 2] for start in range(3)]
+    y = functools.reduce(pool.maximum, rows)
+    first, second = y[..., :half], y[..., half:]
+    edges = ((0, 0), (0, 0), (1, 0), (0, 0))
+    before = jnp.pad(second[:, :, :-1], edges, constant_values=lowest)
+    return functools.reduce(pool.maximum, (before, first, second))

@@ -52,9 +52,10 @@ def max_over_axis(x: jax.Array, axis: int) -> jax.Array:
     return x
 
 
-def _output_side(
+def output_side(
     side: int, kernel: int, *, stride: int, padding: int, ceil: bool
 ) -> int:
+    """Locations along a side of the pooled map: see :func:`max_pool`."""
     if ceil:
         return geometry.ceil_pool_size(side, kernel, stride=stride, padding=padding)
     return geometry.conv_size(side, kernel, stride=stride, padding=padding)
@@ -72,7 +73,7 @@ def _reduce_axis(
     fill: float | int,
 ) -> jax.Array:
     side = x.shape[axis]
-    out = _output_side(side, kernel, stride=stride, padding=padding, ceil=ceil)
+    out = output_side(side, kernel, stride=stride, padding=padding, ceil=ceil)
     span = (out - 1) * stride  # first position of the last window
     widths = [(0, 0)] * x.ndim
     widths[axis] = (padding, max(0, span + kernel - side - padding))
@@ -143,7 +144,7 @@ def _max_of_windows(x: jax.Array, windows: _Windows) -> jax.Array:
     kernel, stride, padding, _ = windows
     edges = [(0, 0)]
     for side in x.shape[1:3]:
-        last = (_output_side(side, **windows._asdict()) - 1) * stride
+        last = (output_side(side, **windows._asdict()) - 1) * stride
         edges.append((padding, max(0, last + kernel - side - padding)))
     return jax.lax.reduce_window(
         x,

@@ -7,6 +7,7 @@ import pytest
 
 from segjax.models import layers
 from segjax.models.fcn import FCN
+from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
 
 UNET = dict(num_classes=3, widths=(4, 5, 6))
@@ -20,7 +21,20 @@ FCN8 = dict(
     framed=False,
 )
 FRAMED = FCN8 | dict(framed=True, norm="batch", only="pool5", skips=32)
+PSP = dict(
+    num_classes=3,
+    stage_sizes=(1, 1, 0, 0),
+    width=4,
+    bins=(2,),
+    pyramid_channels=3,
+    head_channels=5,
+    dropout=0.0,
+    aux=False,
+)
 CASES = {
+    "pspnet": (PSPNet, PSP, (3, 33, 41, 3)),
+    "pspnet, even": (PSPNet, PSP | dict(bn_unbiased=True), (3, 32, 44, 3)),
+    "pspnet, plain stem": (PSPNet, PSP | dict(stem="plain"), (3, 34, 38, 3)),
     "valid": (UNet, UNET, (2, 44, 60, 1)),
     "same, batch": (UNet, UNET | dict(padding="same", norm="batch"), (2, 16, 20, 3)),
     "released": (UNet, UNET | dict(layout="released"), (1, 44, 44, 1)),

@@ -126,3 +126,34 @@ def test_max_pooling_with_ties(height, width):
         lambda x: pool.max_pool(x, 2, stride=2, ceil=True),
         x,
     )
+
+
+@pytest.mark.parametrize("sides", ((9, 13), (8, 14), (11, 15), (10, 12)))
+@pytest.mark.parametrize("size, padding", ((3, 1), (7, 3), (3, 0), (2, 0), (5, 1)))
+def test_strided_convolution_to_pairs(size, padding, sides):
+    def pairs(x, kernel):
+        return packed.strided_to_pairs(x, kernel, padding=padding)
+
+    def plain(x, kernel):
+        return conv.conv2d(x, kernel, stride=2, padding=padding)
+
+    x, kernel = some(2, *sides, 3), some(size, size, 3, 4)
+    assert_same(lambda *a: packed.unpack(pairs(*a)), plain, x, kernel)
+    y = pairs(x, kernel)
+    np.testing.assert_array_equal(packed.cleared(y).pairs, y.pairs)
+
+
+@pytest.mark.parametrize("ceil", (False, True))
+@pytest.mark.parametrize("sides", ((9, 13), (8, 14), (11, 15), (10, 12), (2, 3)))
+def test_overlapping_max_pooling(sides, ceil):
+    """Of maps that are negative somewhere, and of ties."""
+
+    def form(x):
+        return packed.overlapping_max_pool(packed.pack(x), ceil=ceil)
+
+    def plain(x):
+        return pool.max_pool(x, 3, stride=2, padding=1, ceil=ceil)
+
+    assert_same(form, plain, some(2, *sides, 3))
+    assert_same(form, plain, some(2, *sides, 3) - 10)
+    assert_same(form, plain, jnp.round(some(2, *sides, 3)))
