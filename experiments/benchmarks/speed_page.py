@@ -33,7 +33,6 @@ class Plan(NamedTuple):
     title: str
     config: str  # in configs/
     flags: str = ""  # beside the config
-    earlier: bool = False  # compiled before the forms for TPUs
 
 
 # Of the paper's form, which has no variant for pods.
@@ -43,19 +42,18 @@ _UNET = (
 )
 PLANS = {
     "plan_pspnet50": Plan(
-        "PSPNet-50, 353x473, conv5_4 on the levels", "pspnet50_camvid.py:v5e_16"
+        "PSPNet-50, 353x473, conv5_4 on the levels, stem on pairs of pixels",
+        "pspnet50_camvid.py:v5e_16",
     ),
     "plan_fcn8s_plain": Plan(
         "FCN-8s, 360x480",
         "fcn8s_camvid.py:v5e_16",
         "--config.model.framed=False --config.model.packed=False",
-        earlier=True,
     ),
     "plan_fcn8s_framed": Plan(
         "FCN-8s, 360x480, padding once per batch",
         "fcn8s_camvid.py:v5e_16",
         "--config.model.packed=False",
-        earlier=True,
     ),
     "plan_fcn8s": Plan(
         "FCN-8s, 360x480, padding once per batch, pairs of pixels",
@@ -65,14 +63,9 @@ PLANS = {
         "U-Net, 352x480",
         "unet_camvid.py:v5e_16",
         "--config.model.packed=False",
-        earlier=True,
     ),
-    "plan_unet": Plan(
-        "U-Net, 352x480, pairs of pixels", "unet_camvid.py:v5e_16", earlier=True
-    ),
-    "plan_unet572_plain": Plan(
-        "U-Net, 572x572, unpadded", "unet_isbi2012.py", _UNET, earlier=True
-    ),
+    "plan_unet": Plan("U-Net, 352x480, pairs of pixels", "unet_camvid.py:v5e_16"),
+    "plan_unet572_plain": Plan("U-Net, 572x572, unpadded", "unet_isbi2012.py", _UNET),
     "plan_unet572": Plan(
         "U-Net, 572x572, unpadded, pairs of pixels",
         "unet_isbi2012.py",
@@ -127,9 +120,8 @@ Training steps for TPU v5e, 8 images per chip, bfloat16 ([plan.md](plan.md) expl
 the numbers; nothing has run on a TPU). The share is that of the chip's peak, by the
 FLOPs of the form that the paper writes down, so that fewer operations for the same
 numbers raise it. Images/s are without overlap of collectives, at 16, 64 and 256 chips
-and on two slices of 64. Rows with "earlier" were compiled before the
-[forms for TPUs](benchmark.md#forms-for-tpus), perhaps by an earlier libtpu; the
-others by libtpu 0.0.52.
+and on two slices of 64. Compiled by libtpu 0.0.52;
+[benchmark.md](benchmark.md#forms-for-tpus) says by which forms.
 
 """
 
@@ -163,7 +155,7 @@ def plan_row(plan: Plan, numbers: Mapping[str, Any]) -> tuple[str, ...]:
         raise UserError(f"the plan of {plan.title} has no slices {missing}")
     count, size = numbers["collectives"]["all-reduce"]
     return (
-        plan.title + (", earlier" if plan.earlier else ""),
+        plan.title,
         f"{1e3 * numbers['seconds']:.1f} ms",
         f"{100 * numbers['utilisation']:.1f} %",
         f"{numbers['needed_gib']:.2f} GiB",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,49 @@ from segjax import inference
 from segjax.errors import UserError
 
 _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+def counterpart(segmenter: inference.Segmenter, flag: str) -> dict[str, Any]:
+    """The fields of a peer's DeepLab: blocks, width, rates and classes.
+
+    Raises:
+      UserError: the segmenter is none of one DeepLab v2 with a ResNet.
+    """
+    model, *others = segmenter.models
+    backbone = getattr(model, "backbone", "")
+    if others or type(model).__name__ != "DeepLab" or backbone not in _BLOCKS:
+        raise UserError(
+            f"{flag}: only DeepLab v2 with a ResNet has a counterpart, such as that of "
+            f"configs/deeplab_camvid_cpu.py; found {type(model).__name__} {backbone}"
+        )
+    return dict(
+        blocks=model.stage_sizes or _BLOCKS[backbone],
+        width=model.width,
+        rates=model.rates,
+        classes=model.num_classes,
+    )
+
+
+def check_parameters(segmenter: inference.Segmenter, flag: str, count: int) -> None:
+    """Raises a UserError unless the segmenter has as many parameters as its peer."""
+    leaves = jax.tree.leaves(segmenter.variables[0]["params"])
+    own = sum(leaf.size for leaf in leaves)
+    if own != count:
+        raise UserError(
+            f"{flag}: the network has {own:,} parameters, its counterpart {count:,}; "
+            "only the fields stage_sizes, width and rates may differ from the defaults "
+            "of DeepLab v2"
+        )
+
+
+def save(
+    folder: Path, name: str, image: Image.Image, label: np.ndarray, palette: np.ndarray
+) -> None:
+    """Writes a label map as PNG with a palette, and an overlay as JPEG."""
+    colored = Image.fromarray(label, mode="P")
+    colored.putpalette(palette.ravel().tolist())
+    colored.save(folder / f"{name}.png")
+    Image.blend(image, colored.convert("RGB"), 0.5).save(folder / f"{name}.jpg")
 
 
 def loop(segmenter: inference.Segmenter) -> Callable[[Sequence[str], Path], None]:
@@ -25,31 +69,12 @@ def loop(segmenter: inference.Segmenter) -> Callable[[Sequence[str], Path], None
       UserError: the segmenter is none of one DeepLab v2 with a ResNet, or PyTorch is
         missing.
     """
-    model, *others = segmenter.models
-    backbone = getattr(model, "backbone", "")
-    if others or type(model).__name__ != "DeepLab" or backbone not in _BLOCKS:
-        raise UserError(
-            "--torch: only DeepLab v2 with a ResNet has a counterpart, such as that of "
-            f"configs/deeplab_camvid_cpu.py; found {type(model).__name__} {backbone}"
-        )
+    fields = counterpart(segmenter, "--torch")
     torch, peers = against_torch.load_torch()
-    network = peers.DeepLab(
-        blocks=model.stage_sizes or _BLOCKS[backbone],
-        width=model.width,
-        rates=model.rates,
-        classes=model.num_classes,
-    )
+    network = peers.DeepLab(**fields)
     network = network.to(memory_format=torch.channels_last).eval()
-    parameters = (
-        sum(leaf.size for leaf in jax.tree.leaves(segmenter.variables[0]["params"])),
-        sum(p.numel() for p in network.parameters()),
-    )
-    if parameters[0] != parameters[1]:
-        raise UserError(
-            f"--torch: the network has {parameters[0]:,} parameters, its counterpart "
-            f"{parameters[1]:,}; only the fields stage_sizes, width and rates may "
-            "differ from the defaults of DeepLab v2"
-        )
+    parameters = sum(p.numel() for p in network.parameters())
+    check_parameters(segmenter, "--torch", parameters)
     palette = segmenter.info.palette
 
     @torch.inference_mode()
@@ -58,9 +83,7 @@ def loop(segmenter: inference.Segmenter) -> Callable[[Sequence[str], Path], None
             image = Image.open(path).convert("RGB")
             x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
             logits = network(x.contiguous(memory_format=torch.channels_last))[0]
-            label = Image.fromarray(logits.argmax(1)[0].byte().numpy(), mode="P")
-            label.putpalette(palette.ravel().tolist())
-            label.save(folder / f"{index}.png")
-            Image.blend(image, label.convert("RGB"), 0.5).save(folder / f"{index}.jpg")
+            label = logits.argmax(1)[0].byte().numpy()
+            save(folder, str(index), image, label, palette)
 
     return run

@@ -7,7 +7,7 @@ from flax import linen as nn
 from segjax.ops import platforms
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """Flax's Dropout (Srivastava et al., JMLR 2014): the same mask, the same numbers.
 
     A TPU's compiler would draw the random numbers again for every gradient that the
@@ -18,11 +18,8 @@ class Dropout(nn.Module):
       deterministic: returns the map as it is.
     """
 
-    rate: float
-    deterministic: bool
-
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         if self.deterministic or not self.rate:
             return x
         kept = 1 - self.rate

@@ -15,6 +15,7 @@ import scipy.signal
 
 from segjax import models
 from segjax.models import alexnet, classifier, deeplab, layers, vgg
+from segjax.models.dropout import Dropout
 
 # Unlike the defaults, so that a default in place of the field shows.
 RATE, MOMENTUM = 0.3, 0.75
@@ -172,7 +173,7 @@ def observed(name, frozen=False):
 
     @jax.jit
     def run(variables, key):
-        records = {nn.Dropout: {}, nn.BatchNorm: {}}
+        records = {Dropout: {}, nn.BatchNorm: {}}
 
         def record(call, args, kwargs, context):
             out = call(*args, **kwargs)
@@ -190,7 +191,7 @@ def observed(name, frozen=False):
                 mutable=["batch_stats"],
             )
         stats = updated.get("batch_stats", variables["batch_stats"])
-        return records[nn.Dropout], records[nn.BatchNorm], stats
+        return records[Dropout], records[nn.BatchNorm], stats
 
     drops, norms, stats = run(variables, jax.random.key(1))
     others = run(variables, jax.random.key(2))[0] if drops else {}
