@@ -132,6 +132,8 @@ class DeepLab(nn.Module):
       stage_sizes: blocks per stage of the ResNet, 0 for none; () takes the backbone's.
       width: channels of the backbone's first layer (64); not of VGG16.
       stem, stride_in_1x1, first_block_dilation: see resnet.ResNet.
+      packed: computes the stem of a ResNet on pairs of pixels, for TPUs: see
+        ops/packed.py. The same parameters, and the same scores but for rounding.
       widths: channels of the five stages of VGG16.
       pool_kernel: of VGG16's first four poolings: 3, or 2 (the first network).
       average_pool: adds the 3x3 average pooling pool5a behind VGG16's pool5.
@@ -176,6 +178,7 @@ class DeepLab(nn.Module):
     stage_sizes: tuple[int, ...] = ()
     width: int = 64
     stem: str = "plain"
+    packed: bool = False
     stride_in_1x1: bool = True
     first_block_dilation: bool = True
     widths: tuple[int, ...] = vgg.WIDTHS
@@ -228,6 +231,7 @@ class DeepLab(nn.Module):
                 f"{layers.flag(self, 'average_pool')} is for the backbone 'vgg16', not "
                 f"{self.backbone!r}"
             )
+        layers.check_choice(self, "packed", (False, True))
         layers.check_choice(self, "half_pixel", (False, True))
         if self.half_pixel and not self.backbone.startswith("resnet"):
             raise UserError(

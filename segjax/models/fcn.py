@@ -165,9 +165,9 @@ class FCN(nn.Module):
       bn_unbiased: see layers.batch_norm.
       image_stats: see ops/image.py.
       dtype: of the trunk; scores are computed in float32.
-      packed: computes stage 1 of VGG16 on pairs of pixels, for TPUs: see ops/packed.py.
-        The same parameters, and the same scores but for rounding; no effect on the
-        other backbones.
+      packed: computes stage 1 of VGG16, or the stem of a ResNet, on pairs of pixels,
+        for TPUs: see ops/packed.py. The same parameters, and the same scores but for
+        rounding; no effect on the other backbones.
 
     Endpoints: those of the trunk (pool1 .. pool5, fc6, fc7), score_fr and, per skip,
     the upsampled scores (upscore2, upscore_pool4) and the sum (fuse_pool4, fuse_pool3);

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from segjax.models import layers
+from segjax.models.deeplab import DeepLab
 from segjax.models.fcn import FCN
 from segjax.models.pspnet import PSPNet
 from segjax.models.unet import UNet
@@ -31,7 +32,18 @@ PSP = dict(
     dropout=0.0,
     aux=False,
 )
+DEEPLAB = dict(
+    num_classes=2,
+    backbone="resnet50",
+    stage_sizes=(1, 1, 0, 0),
+    width=4,
+    rates=(2,),
+    half_pixel=True,
+)
+RESNET = dict(num_classes=2, backbone="resnet18", widths=(4,), skips=32, dropout=0.0)
 CASES = {
+    "deeplab, ceil": (DeepLab, DEEPLAB, (2, 32, 44, 3)),
+    "fcn, resnet18": (FCN, RESNET, (2, 37, 70, 3)),
     "pspnet": (PSPNet, PSP, (3, 33, 41, 3)),
     "pspnet, even": (PSPNet, PSP | dict(bn_unbiased=True), (3, 32, 44, 3)),
     "pspnet, plain stem": (PSPNet, PSP | dict(stem="plain"), (3, 34, 38, 3)),
