@@ -26,4 +26,4 @@ class Dropout(nn.Dropout):
         mask = jax.random.bernoulli(self.make_rng("dropout"), kept, x.shape)
         if platforms.traced_for() == "tpu":
             mask = jax.lax.optimization_barrier(mask)
-        return jnp.where(mask, x / kept, 0)
+        return jax.lax.select(mask, x / kept, jnp.zeros_like(x))

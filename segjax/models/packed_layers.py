@@ -53,8 +53,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         maps = jax.tree.map(lambda y: y.astype(self.dtype), maps)
         if not isinstance(maps, list):
-            strided = packed.strided_to_pairs if self.stride == 2 else None
-            convolution = strided or packed.conv_to_pairs
+            strided = self.stride == 2
+            convolution = packed.strided_to_pairs if strided else packed.conv_to_pairs
             y = convolution(maps, kernel, padding=self.padding)
         elif self.size == 1:
             (only,) = maps
