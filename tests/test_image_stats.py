@@ -43,7 +43,9 @@ def test_a_network_starts_from_weights_for_another_mean():
     other = config_lib.make(model_name="unet", model=fields | {"image_stats": "caffe"})
     images = np.random.default_rng(1).integers(0, 256, (1, 20, 20, 3)).astype(np.uint8)
     model = models.build(config, 2)
-    variables = jax.device_get(model.init(jax.random.key(0), images, train=False))
+    variables = jax.device_get(
+        jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    )
     source = weights.Weights(
         weights.flatten(variables), initialization.model_info(config), "a run", 2, ()
     )

@@ -103,7 +103,7 @@ def test_a_blob_is_drawn_where_it_is():
     model = models.MODELS["fcn"](num_classes=3, **WIDTHS, fc_channels=4, norm="batch")
     images = np.full((2, 70, 90, 3), 100, np.uint8)
     images[1, 20:26, 60:66] = 255
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
     names = ("pool1", "pool2", "pool3")
     found = jax.jit(activations.run(model, names))(variables, images)
     grids = receptive_field.grids(model)

@@ -26,6 +26,6 @@ def test_variant_has_8_images_per_chip_and_as_many_epochs(name, factor, rate):
     assert 0 < pod.save_every < one.save_every
     assert 0 < pod.eval_every < one.eval_every
     assert read(name, "") == one
-    # Only U-Net has layers of 64 channels that it computes on pairs of pixels.
+    # Layers of 64 channels are on pairs of pixels.
     pairs = [config.model.get("packed", False) for config in (one, pod)]
-    assert pairs == [False, name == "unet_camvid"]
+    assert pairs == [False, True]

@@ -40,7 +40,7 @@ def run(block, variables, x):
 def example(fields):
     x = jax.random.normal(jax.random.key(0), (3, 6, 7, 12))
     block = resnet.Bottleneck(**fields)
-    variables = block.init(jax.random.key(1), x, True)
+    variables = jax.jit(lambda: block.init(jax.random.key(1), x, True))()
     keys = iter(jax.random.split(jax.random.key(3), 100))
     return (
         block,

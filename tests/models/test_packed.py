@@ -44,9 +44,7 @@ RESNET = dict(num_classes=2, backbone="resnet18", widths=(4,), skips=32, dropout
 CASES = {
     "deeplab, ceil": (DeepLab, DEEPLAB, (2, 32, 44, 3)),
     "fcn, resnet18": (FCN, RESNET, (2, 37, 70, 3)),
-    "pspnet": (PSPNet, PSP, (3, 33, 41, 3)),
-    "pspnet, even": (PSPNet, PSP | dict(bn_unbiased=True), (3, 32, 44, 3)),
-    "pspnet, plain stem": (PSPNet, PSP | dict(stem="plain"), (3, 34, 38, 3)),
+    "pspnet": (PSPNet, PSP | dict(bn_unbiased=True), (3, 33, 41, 3)),
     "valid": (UNet, UNET, (2, 44, 60, 1)),
     "same, batch": (UNet, UNET | dict(padding="same", norm="batch"), (2, 16, 20, 3)),
     "released": (UNet, UNET | dict(layout="released"), (1, 44, 44, 1)),
@@ -122,12 +120,13 @@ def test_same_numbers(name):
 def test_first_values():
     """Both forms initialize all parameters alike."""
     make, fields, shape = CASES["same, batch"]
-    first, second = (
-        make(**fields, packed=form).init(
-            jax.random.key(0), jnp.zeros(shape, jnp.uint8), train=False
-        )
-        for form in (False, True)
-    )
+    images = jnp.zeros(shape, jnp.uint8)
+
+    def start(form):
+        model = make(**fields, packed=form)
+        return jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+
+    first, second = start(False), start(True)
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -157,7 +156,7 @@ def test_bfloat16_is_as_close_as_the_plain_form():
 
     def logits(**more):
         model = make(**fields, **more)
-        return model.apply(variables, images, train=False)[0]
+        return jax.jit(lambda v: model.apply(v, images, train=False)[0])(variables)
 
     exact = logits()
     plain, pairs = (

@@ -18,11 +18,12 @@ def assert_same(form, plain, *arrays, tolerance=2e-6):
     """Both functions have the same values and the same gradients of every array."""
 
     def both(function):
-        y, pull = jax.vjp(function, *arrays)
-        weights = jnp.asarray(
-            np.random.default_rng(1).normal(size=y.shape), jnp.float32
-        )
-        return y, *pull(weights)
+        def run(*arrays):
+            y, pull = jax.vjp(function, *arrays)
+            weights = np.random.default_rng(1).normal(size=y.shape)
+            return y, *pull(jnp.asarray(weights, jnp.float32))
+
+        return jax.jit(run)(*arrays)
 
     for found, expected in zip(both(form), both(plain), strict=True):
         assert found.shape == expected.shape
@@ -128,9 +129,12 @@ def test_max_pooling_with_ties(height, width):
     )
 
 
-@pytest.mark.parametrize("sides", ((9, 13), (8, 14), (11, 15), (10, 12)))
-@pytest.mark.parametrize("size, padding", ((3, 1), (7, 3), (3, 0), (2, 0), (5, 1)))
-def test_strided_convolution_to_pairs(size, padding, sides):
+@pytest.mark.parametrize(
+    "sides, size, padding",
+    [((9, 13), 3, 1), ((8, 14), 7, 3), ((11, 15), 3, 0), ((10, 12), 2, 0)]
+    + [((9, 14), 5, 1), ((11, 12), 7, 3), ((10, 15), 3, 1)],
+)
+def test_strided_convolution_to_pairs(sides, size, padding):
     def pairs(x, kernel):
         return packed.strided_to_pairs(x, kernel, padding=padding)
 
