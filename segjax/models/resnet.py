@@ -21,7 +21,7 @@ from flax import linen as nn
 from segjax.errors import UserError
 from segjax.models import expansion_layers, layers, packed_layers
 from segjax.models.backbone import Backbone, Dilated, DilatedStep, dilate
-from segjax.ops import geometry, packed, pool
+from segjax.ops import activation, geometry, packed, pool
 
 # Blocks per stage.
 STAGE_SIZES: dict[str, tuple[int, ...]] = {
@@ -105,7 +105,7 @@ class BasicBlock(nn.Module):
         if self.stride > 1 or x.shape[-1] != self.channels:
             # "conv0", "bn0": the projection shortcut.
             x = conv_bn(x, 0, 1, stride=self.stride, relu=False)
-        return nn.relu(x + y)
+        return activation.relu_of_sum(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -147,7 +147,7 @@ class Bottleneck(nn.Module):
         if self.stride > 1 or x.shape[-1] != 4 * self.channels:
             # "conv0", "bn0": the projection shortcut.
             x = expand(x, 0, stride=self.stride)
-        return nn.relu(x + y)
+        return activation.relu_of_sum(x + y)
 
 
 class ResNet(nn.Module):

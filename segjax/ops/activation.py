@@ -1,4 +1,4 @@
-"""ReLU, on TPUs with a gradient that needs its output only."""
+"""ReLU: on TPUs with a gradient that needs its output only, on CPUs behind a sum."""
 
 import jax
 import jax.numpy as jnp
@@ -28,3 +28,14 @@ def _forward(x):
 
 
 _by_output.defvjp(_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
+
+
+def relu_of_sum(x: jax.Array) -> jax.Array:
+    """``jax.nn.relu`` of a sum along a shortcut.
+
+    On a CPU as a selection. XLA would compute a maximum again for every operation that
+    reads it, and with it all sums along the shortcuts before this one.
+    """
+    if platforms.traced_for() != "cpu":
+        return jax.nn.relu(x)
+    return jnp.where(x <= 0, 0, x)  # NaN stays NaN
