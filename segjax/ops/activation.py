@@ -36,6 +36,15 @@ def relu_of_sum(x: jax.Array) -> jax.Array:
     On a CPU as a selection. XLA would compute a maximum again for every operation that
     reads it, and with it all sums along the shortcuts before this one.
     """
-    if platforms.traced_for() != "cpu":
-        return jax.nn.relu(x)
+    return _selected(x) if platforms.traced_for() == "cpu" else jax.nn.relu(x)
+
+
+@jax.custom_jvp
+def _selected(x):
     return jnp.where(x <= 0, 0, x)  # NaN stays NaN
+
+
+# As of jax.nn.relu, so that the gradient needs what its needs.
+_selected.defjvps(
+    lambda tangent, y, x: jax.lax.select(x > 0, tangent, jnp.zeros_like(tangent))
+)

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax.ops import strided
 from segjax.ops import winograd as winograd_tiles
-
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 # From this many channels on, of both the input and the output:
 _CHANNELS_OF_TAPS = 16  # the kernel's gradient as a product per tap
@@ -42,6 +41,8 @@ _SHARE_OF_TILES = 0.6
 # Patches: at most so many outputs, and at least so many channels.
 _OUTPUTS_OF_PATCHES = 200
 _CHANNELS_OF_PATCHES = 256
+# Blocks of pixels, for stride 2: at most so many channels, and so many outputs.
+_CHANNELS_OF_BLOCKS = 4, 16
 
 
 _native_only = contextvars.ContextVar("native_only", default=False)
@@ -100,7 +101,7 @@ def _native(x: jax.Array, kernel: jax.Array, window: Window, more: int) -> jax.A
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding + more)),
         rhs_dilation=(dilation, dilation),
-        dimension_numbers=LAYOUT,
+        dimension_numbers=strided.LAYOUT,
     )
 
 
@@ -209,6 +210,11 @@ def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return winograd_tiles.convolution(x, kernel, padding=padding, dilation=dilation)
 
 
+def by_blocks(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """On blocks of 2x2 pixels, for stride 2: see strided.py."""
+    return strided.on_blocks(x, kernel, padding=window.padding)
+
+
 def _images(x: jax.Array) -> int:
     """Images of a batch; 1 in a program that is exported for batches of any size."""
     batch = x.shape[0]
@@ -246,6 +252,10 @@ def cpu_form(x: jax.Array, kernel: tuple[int, ...], window: Window) -> Form:
         return winograd
     if window.stride == 1 and rows * columns * features <= channels:
         return products_first
+    most = _CHANNELS_OF_BLOCKS
+    strided_by_2 = window.stride == 2 and window.dilation == 1 and rows == columns > 1
+    if strided_by_2 and channels <= most[0] and features <= most[1] and min(sides) > 0:
+        return by_blocks
     if max(rows, columns) > 3 and fewest >= _CHANNELS_OF_ROWS:
         return by_rows
     if window[:2] == (1, 0) and fewest >= _CHANNELS_OF_COLUMN:
@@ -389,7 +399,7 @@ def transposed_native(
         window_strides=(1, 1),
         padding=[(edge + cut, edge + cut + more)] * 2,
         lhs_dilation=(stride, stride),
-        dimension_numbers=LAYOUT,
+        dimension_numbers=strided.LAYOUT,
     )
     return y[:, cut : y.shape[1] - cut, cut : y.shape[2] - cut]
 

@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from segjax.ops import conv_forms
+from segjax.ops import strided
 
 _EXACT = jax.lax.Precision.HIGHEST
 # Channels are what is left, and everything else is summed.
@@ -103,7 +103,7 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         kernel.astype(x.dtype)[None, None],
         (1, 1),
         "VALID",
-        dimension_numbers=conv_forms.LAYOUT,
+        dimension_numbers=strided.LAYOUT,
         preferred_element_type=jnp.float32,
     )
 

@@ -14,14 +14,13 @@ padding is.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops import conv, conv_forms, geometry, pool
+from segjax.ops import conv, geometry, pool, strided
 
 
 @functools.partial(
@@ -107,7 +106,7 @@ def conv_to_pairs(x: jax.Array, kernel: jax.Array, *, padding: int = 0) -> Packe
             kernel.reshape(size, columns // 2, -1, kernel.shape[3]),
             (1, 1),
             "VALID",
-            dimension_numbers=conv_forms.LAYOUT,
+            dimension_numbers=strided.LAYOUT,
         )
 
     return cleared(Packed(conv.with_kernel(product, x, kernel), width))
@@ -118,39 +117,9 @@ def strided_to_pairs(x: jax.Array, kernel: jax.Array, *, padding: int = 0) -> Pa
 
     Of blocks of 2 x 4 pixels of `x`, the strides of a pair of outputs.
     """
-    size = kernel.shape[0]
-    sides = [
-        geometry.conv_size(side, size, stride=2, padding=padding)
-        for side in geometry.sides(x)
-    ]
-    # In blocks: those that an output, or a pair of them, reads, and those of the map.
-    reads = -(-size // 2), -(-(size + 2) // 4)
-    blocks = sides[0] - 1 + reads[0], (sides[1] + 1) // 2 - 1 + reads[1]
-    starts = list(itertools.product(range(2), range(4)))
-
-    def product(x, kernel):
-        zero = np.zeros((), x.dtype)
-        edges = [  # what no output reads is cut off
-            (padding, step * count - side - padding, 0)
-            for step, count, side in zip((2, 4), blocks, x.shape[1:3], strict=True)
-        ]
-        x = jax.lax.pad(x, zero, ((0, 0, 0), *edges, (0, 0, 0)))
-        x = jnp.concatenate([x[:, a::2, b::4] for a, b in starts], axis=-1)
-        below, right = 2 * reads[0] - size, 4 * reads[1] - size
-        both = [
-            jnp.pad(kernel, ((0, below), (first, right - first), (0, 0), (0, 0)))
-            for first in (0, 2)
-        ]
-        kernel = jnp.concatenate(both, axis=3)
-        return jax.lax.conv_general_dilated(
-            x,
-            jnp.concatenate([kernel[a::2, b::4] for a, b in starts], axis=2),
-            (1, 1),
-            "VALID",
-            dimension_numbers=conv_forms.LAYOUT,
-        )
-
-    return cleared(Packed(conv.with_kernel(product, x, kernel), sides[1]))
+    width = geometry.conv_size(x.shape[2], len(kernel), stride=2, padding=padding)
+    product = functools.partial(strided.on_blocks, padding=padding, pixels=2)
+    return cleared(Packed(conv.with_kernel(product, x, kernel), width))
 
 
 def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> Packed:
@@ -174,7 +143,7 @@ def conv3x3(maps: Sequence[Packed], kernel: jax.Array, *, padding: int = 1) -> P
             pairs.reshape(3, columns // 2, -1, pairs.shape[3]),
             (1, 1),
             ((padding, padding), (padding, padding)),
-            dimension_numbers=conv_forms.LAYOUT,
+            dimension_numbers=strided.LAYOUT,
         )
 
     parts = [
@@ -209,7 +178,7 @@ def doubled(x: jax.Array, kernel: jax.Array) -> Packed:
             (1, 1),
             ((1, 1), (0, 0)),
             lhs_dilation=(2, 1),
-            dimension_numbers=conv_forms.LAYOUT,
+            dimension_numbers=strided.LAYOUT,
         )
 
     return Packed(conv.with_kernel(product, x, kernel), 2 * x.shape[2])

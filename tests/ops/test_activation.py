@@ -44,9 +44,8 @@ def test_relu_of_a_sum(dtype, platform, monkeypatch):
     expected, pull_expected = jax.vjp(jax.nn.relu, x)
     assert y.dtype == expected.dtype
     np.testing.assert_array_equal(np.float32(y), np.float32(expected))
-    pulled = jnp.arange(1, 9, dtype=dtype)
-    found, expected = pull(pulled)[0], pull_expected(pulled)[0]
-    np.testing.assert_array_equal(found[:-1], expected[:-1])
+    pulled = jnp.arange(1, 9, dtype=dtype).at[0].set(jnp.inf)
+    np.testing.assert_array_equal(pull(pulled)[0], pull_expected(pulled)[0])
 
 
 def test_sums_along_shortcuts_are_not_computed_again(monkeypatch):

@@ -49,6 +49,21 @@ def test_all_forms_are_the_same_convolution(
     assert_close(actual, naive_conv(x, kernel, *window), tolerance)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    "sides, size, padding", [((9, 12), 7, 3), ((8, 7), 3, 1), ((6, 9), 2, 0)]
+)
+def test_blocks_of_pixels(sides, size, padding, dtype, tolerance):
+    x, kernel = random(2, *sides, 3), random(size, size, 3, 5, seed=1)
+    if dtype == "bfloat16":
+        x, kernel = (np.asarray(jnp.bfloat16(a), np.float32) for a in (x, kernel))
+    window = Window(2, padding, 1)
+    form = functools.partial(conv_forms.by_blocks, window=window)
+    actual = with_gradients(form, x, kernel, dtype)
+    assert {a.dtype for a in actual} == {jnp.dtype(dtype)}
+    assert_close(actual, naive_conv(x, kernel, *window), tolerance)
+
+
 def test_products_first_where_no_tap_sees_the_map():
     x, kernel = random(1, 1, 1, 4), random(2, 2, 4, 1)
     window = Window(1, 1, 2)
@@ -119,6 +134,13 @@ def test_kernel_gradient_by_bands(shape, window, rows, dtype, tolerance, monkeyp
         ((30, 30), (3, 3, 2048, 21), Window(2, 1, 1), conv_forms.native),
         ((30, 30), (3, 3, 64, 8), Window(1, 1, 1), conv_forms.native),
         ((30, 30), (3, 3, 64, 7), Window(), conv_forms.products_first),
+        ((90, 90), (7, 7, 3, 16), Window(2, 3, 1), conv_forms.by_blocks),
+        ((90, 90), (3, 3, 4, 16), Window(2, 1, 1), conv_forms.by_blocks),
+        ((90, 90), (7, 7, 3, 17), Window(2, 3, 1), conv_forms.native),
+        ((90, 90), (7, 7, 5, 16), Window(2, 3, 1), conv_forms.native),
+        ((90, 90), (7, 7, 3, 16), Window(1, 3, 1), conv_forms.native),
+        ((90, 90), (3, 3, 3, 16), Window(2, 3, 2), conv_forms.native),
+        ((90, 90), (3, 5, 3, 16), Window(2, 3, 1), conv_forms.native),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
